@@ -1,0 +1,51 @@
+# Every target sets up .venv by itself when it is missing or older than the lock file.
+PYTHON ?= python3
+BIN    := .venv/bin
+READY  := .venv/.ready
+N      ?= 10
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run test test-fast check format bench lock clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## Make .venv from the hash-pinned lock file
+
+$(READY): requirements-dev.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+demo: $(READY)  ## Publish 1,000 users, kill -9 and wipe the worker twice, prove that nothing was lost
+	@$(BIN)/python -m local demo
+
+run: $(READY)  ## The whole stack on this machine, until Ctrl-C, with commands to try
+	@$(BIN)/python -m local run
+
+test: $(READY)  ## Every test: unit, property, integration (real Litestream, real emulator), crash
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## The tests that start no other process
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(READY)  ## Formatter, linter, strict types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)  ## Apply the formatter and the linter's safe fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## Measure durable acknowledgements beside a no-op endpoint (needs wrk: apt-get install wrk)
+	$(BIN)/python -m bench.push
+
+lock: $(READY)  ## Resolve pyproject.toml into the two lock files again
+	$(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header -o requirements.lock pyproject.toml
+	$(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --allow-unsafe --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+
+clean:  ## Remove .venv, caches and the local stack's data
+	rm -rf .venv .run .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Publishes user-creation messages. Cheap to import: only `publisher.client` brings Pub/Sub in."""

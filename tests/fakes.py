@@ -1,0 +1,71 @@
+"""Stand-ins for what the pure parts talk to: a bucket in memory with faults, and a clock that only moves when told."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from worker.errors import Mismatch, StoreUnavailable
+
+
+@dataclass
+class Clock:
+    """Monotonic seconds that pass only by `sleep`; `on_sleep` runs at each, as the rest of the world would."""
+
+    now: float = 1000.0
+    slept: list[float] = field(default_factory=list)
+    on_sleep: Callable[["Clock"], None] | None = None
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        """Let `seconds` pass."""
+        self.slept.append(seconds)
+        self.now += seconds
+        if self.on_sleep is not None:
+            self.on_sleep(self)
+
+
+@dataclass
+class MemoryStore:
+    """Objects with generations and compare-and-swap, as the bucket has them.
+
+    `faults` maps an operation ("read", "write") to what happens to its next calls: "refuse" (not done, no answer), "lose"
+    (done, no answer) or "ok".
+    """
+
+    objects: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    faults: dict[str, list[str]] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    generation: int = 100
+
+    def __str__(self) -> str:
+        return "gs://bucket/prefix"
+
+    async def read(self, name: str, *, timeout: float) -> tuple[bytes, int] | None:
+        """See `worker.lease.Store`."""
+        if self._fault("read") != "ok":
+            raise StoreUnavailable("read: no answer")
+        return self.objects.get(name)
+
+    async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
+        """See `worker.lease.Store`."""
+        fault = self._fault("write")
+        if fault == "refuse":
+            raise StoreUnavailable("write: no answer")
+        if self.objects.get(name, (b"", 0))[1] != if_generation:
+            raise Mismatch("412")
+        self.put(name, data)
+        if fault == "lose":
+            raise StoreUnavailable("write: the answer was lost")
+        return self.generation
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write as somebody else, unconditionally."""
+        self.generation += 1
+        self.objects[name] = (data, self.generation)
+
+    def _fault(self, operation: str) -> str:
+        self.calls.append(operation)
+        left = self.faults.get(operation)
+        return left.pop(0) if left else "ok"

@@ -1,0 +1,1 @@
+"""The service: it takes Pub/Sub pushes and acknowledges what is in the bucket. Start reading at `supervisor.run`."""

@@ -1,0 +1,258 @@
+"""Settings: environment variables, read once into one frozen, validated object.
+
+Each field below is one setting: its variable, its unit, its default and its reason. Settings refuse to load when a value
+is wrong or when the time limits do not nest (INV-8); the error names the variable, what it was and what it must be.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from worker.errors import ConfigError
+
+PLATFORM_GRACE_SECONDS: Final = 10.0
+"""Cloud Run kills an instance this long after SIGTERM; not configurable (Cloud Run documentation, "Container contract")."""
+
+STORE_WRITE_SPACING_MIN: Final = 1.0
+"""Cloud Storage takes one write per second per object name (documentation, "Quotas and limits")."""
+
+_REPLICA_URL = re.compile(
+    r"gs://(?P<bucket>[a-z0-9][a-z0-9._-]{1,220}[a-z0-9])/(?P<prefix>[^/\s#?*\[\]]+(/[^/\s#?*\[\]]+)*)/?"
+)
+
+
+def _setting(name: str, default: Any, about: str, *, low: float | None = None, high: float | None = None) -> Any:
+    return field(default=default, metadata={"name": name, "about": about, "low": low, "high": high})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything the worker can be told. Built by `load`; a test may build it directly."""
+
+    replica_url: str = _setting("REPLICA_URL", "", "where the data lives: gs://BUCKET/PREFIX; required")
+    database_path: Path = _setting(
+        "DATABASE_PATH",
+        Path("/tmp/solowriter/users.db"),
+        "the working copy; anything found there is moved aside at start",
+    )
+    host: str = _setting("HOST", "0.0.0.0", "address to listen on")
+    port: int = _setting("PORT", 8080, "port to listen on; 0 picks a free one", low=0, high=65535)
+    revision: str = _setting("K_REVISION", "local", "name of this deployment, set by Cloud Run; kept in the lease record")
+    log_level: str = _setting("LOG_LEVEL", "info", "debug, info, warning or error")
+
+    ack_deadline_seconds: float = _setting(
+        "ACK_DEADLINE_SECONDS",
+        60.0,
+        "the push subscription's ack deadline, which is its request timeout",
+        low=10,
+        high=600,
+    )
+    hold_limit_seconds: float = _setting(
+        "HOLD_LIMIT_SECONDS",
+        0.0,
+        "longest a request is held before 503; 0 means 80 % of ACK_DEADLINE_SECONDS",
+        low=0,
+    )
+    body_max_bytes: int = _setting(
+        "BODY_MAX_BYTES",
+        14_000_000,
+        "largest push body: 10 MB of data is 13.4 MB in base64, and the wrapping",
+        low=1024,
+    )
+    queue_max_messages: int = _setting("QUEUE_MAX_MESSAGES", 2000, "messages held at once; more are answered 503", low=1)
+    queue_max_bytes: int = _setting("QUEUE_MAX_BYTES", 64_000_000, "bytes held at once; more are answered 503", low=1024)
+    group_max_messages: int = _setting("GROUP_MAX_MESSAGES", 500, "most messages in one transaction", low=1, high=2000)
+    group_gather_seconds: float = _setting(
+        "GROUP_GATHER_SECONDS",
+        0.005,
+        "longest a group is gathered while an earlier one is being confirmed",
+        low=0,
+        high=1,
+    )
+    busy_timeout_seconds: float = _setting(
+        "BUSY_TIMEOUT_SECONDS",
+        5.0,
+        "longest a transaction waits for Litestream's checkpoint to let go",
+        low=5,
+        high=60,
+    )
+
+    sync_timeout_seconds: int = _setting(
+        "SYNC_TIMEOUT_SECONDS",
+        5,
+        "longest one confirmation waits for the bucket before it is asked again",
+        low=1,
+    )
+    first_sync_timeout_seconds: int = _setting(
+        "FIRST_SYNC_TIMEOUT_SECONDS", 120, "longest a new generation's full copy may take at start", low=1
+    )
+    restore_timeout_seconds: float = _setting(
+        "RESTORE_TIMEOUT_SECONDS",
+        180.0,
+        "longest a restore may take; Cloud Run's start-up probe waits at most 240 s",
+        low=1,
+    )
+    restore_integrity_check: str = _setting("RESTORE_INTEGRITY_CHECK", "quick", "none, quick or full, after each restore")
+
+    lease_ttl_seconds: float = _setting(
+        "LEASE_TTL_SECONDS", 15.0, "silence after which another instance's lease may be taken over", low=3.1
+    )
+    lease_renew_seconds: float = _setting("LEASE_RENEW_SECONDS", 4.0, "pause between two renewals of the lease", low=1)
+    lease_poll_seconds: float = _setting(
+        "LEASE_POLL_SECONDS", 1.0, "pause between two looks at a lease held by another", low=0.1
+    )
+    lease_read_timeout_seconds: float = _setting(
+        "LEASE_READ_TIMEOUT_SECONDS", 3.0, "longest one request for the lease record may take", low=0.1
+    )
+    lease_write_spacing_seconds: float = _setting(
+        "LEASE_WRITE_SPACING_SECONDS",
+        STORE_WRITE_SPACING_MIN,
+        "least time between two writes of the record: the bucket's limit per object name",
+        low=STORE_WRITE_SPACING_MIN,
+    )
+
+    drain_seconds: float = _setting("DRAIN_SECONDS", 3.0, "at shutdown, longest wait for what is in flight", low=0.1)
+    final_sync_seconds: float = _setting(
+        "FINAL_SYNC_SECONDS", 2.5, "at shutdown, longest wait for Litestream to upload and stop", low=0.5
+    )
+    release_seconds: float = _setting("RELEASE_SECONDS", 1.5, "at shutdown, longest wait to release the lease", low=0.1)
+
+    litestream_bin: str = _setting(
+        "LITESTREAM_BIN", "litestream", "Litestream's binary: a path, or a name looked up on PATH"
+    )
+    litestream_config: Path = _setting(
+        "LITESTREAM_CONFIG",
+        Path(__file__).resolve().parent.parent / "litestream.yml",
+        "Litestream's configuration",
+    )
+    litestream_metrics_address: str = _setting(
+        "LITESTREAM_METRICS_ADDRESS",
+        "127.0.0.1:9090",
+        "where Litestream serves its own metrics; empty for nowhere",
+    )
+    litestream_start_seconds: float = _setting(
+        "LITESTREAM_START_SECONDS", 10.0, "longest wait for Litestream's control socket", low=0.5
+    )
+    litestream_starts_max: int = _setting(
+        "LITESTREAM_STARTS_MAX",
+        10,
+        "starts of Litestream in a row that may fail before the worker gives up",
+        low=1,
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range, unparsable, or does not nest."""
+        for spec in fields(self):
+            _check_range(spec.metadata["name"], getattr(self, spec.name), spec.metadata["low"], spec.metadata["high"])
+        if not _REPLICA_URL.fullmatch(self.replica_url):
+            raise ConfigError(
+                _wrong("REPLICA_URL", self.replica_url, "gs://BUCKET/PREFIX, for example gs://acme-users/prod")
+            )
+        _check_choice("LOG_LEVEL", self.log_level, ("debug", "info", "warning", "error"))
+        _check_choice("RESTORE_INTEGRITY_CHECK", self.restore_integrity_check, ("none", "quick", "full"))
+        if self.hold_limit_seconds == 0:
+            object.__setattr__(self, "hold_limit_seconds", 0.8 * self.ack_deadline_seconds)
+        for broken in _not_nested(self):
+            raise ConfigError(broken)
+
+    @property
+    def bucket(self) -> str:
+        """The bucket's name, from REPLICA_URL."""
+        return _part(self.replica_url, "bucket")
+
+    @property
+    def prefix(self) -> str:
+        """The prefix inside the bucket, from REPLICA_URL, with no slash at either end."""
+        return _part(self.replica_url, "prefix")
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Read the settings from environment variables.
+
+    Raises:
+        ConfigError: A variable is missing or wrong, the limits do not nest, or more than one worker process is asked for.
+    """
+    for name in ("WORKERS", "WEB_CONCURRENCY"):
+        if environ.get(name, "1").strip() not in ("", "1"):
+            raise ConfigError(
+                f"{name}={environ[name]}: this service is one writer in one process; unset {name}, "
+                "and raise QUEUE_MAX_MESSAGES or the CPU instead"
+            )
+    if not environ.get("REPLICA_URL"):
+        raise ConfigError("REPLICA_URL is not set; it must say where the data lives: gs://BUCKET/PREFIX")
+    values = {
+        spec.name: _parse(spec.metadata["name"], environ[spec.metadata["name"]], type(spec.default))
+        for spec in fields(Settings)
+        if environ.get(spec.metadata["name"], "") != ""
+    }
+    return Settings(**values)
+
+
+def described() -> list[tuple[str, str, str]]:
+    """Every setting as (variable, default, what it does), for `--help` and the documentation's test."""
+    return [(spec.metadata["name"], str(spec.default), spec.metadata["about"]) for spec in fields(Settings)]
+
+
+def _not_nested(settings: Settings) -> list[str]:
+    """INV-8: the sentences for the time limits that do not nest."""
+    attempt = settings.busy_timeout_seconds + settings.sync_timeout_seconds + settings.lease_read_timeout_seconds
+    goodbye = settings.drain_seconds + settings.final_sync_seconds + settings.release_seconds
+    rules = [
+        (
+            attempt < settings.hold_limit_seconds,
+            f"BUSY_TIMEOUT_SECONDS + SYNC_TIMEOUT_SECONDS + LEASE_READ_TIMEOUT_SECONDS is {attempt:g} and must be less "
+            f"than HOLD_LIMIT_SECONDS, {settings.hold_limit_seconds:g}: a group must be able to end while it is held",
+        ),
+        (
+            settings.hold_limit_seconds < settings.ack_deadline_seconds,
+            f"HOLD_LIMIT_SECONDS is {settings.hold_limit_seconds:g} and must be less than ACK_DEADLINE_SECONDS, "
+            f"{settings.ack_deadline_seconds:g}: the answer must reach the queue before it gives up",
+        ),
+        (
+            settings.lease_renew_seconds < settings.lease_ttl_seconds / 3,
+            f"LEASE_RENEW_SECONDS is {settings.lease_renew_seconds:g} and must be less than a third of "
+            f"LEASE_TTL_SECONDS, {settings.lease_ttl_seconds:g}: one lost renewal must not look like death",
+        ),
+        (
+            goodbye < PLATFORM_GRACE_SECONDS,
+            f"DRAIN_SECONDS + FINAL_SYNC_SECONDS + RELEASE_SECONDS is {goodbye:g} and must be less than "
+            f"{PLATFORM_GRACE_SECONDS:g}, the time the platform gives between SIGTERM and SIGKILL",
+        ),
+        (
+            settings.lease_write_spacing_seconds <= settings.lease_renew_seconds,
+            f"LEASE_WRITE_SPACING_SECONDS is {settings.lease_write_spacing_seconds:g} and must not exceed "
+            f"LEASE_RENEW_SECONDS, {settings.lease_renew_seconds:g}",
+        ),
+    ]
+    return [sentence for holds, sentence in rules if not holds]
+
+
+def _parse(name: str, text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        wanted = {int: "a whole number", float: "a number"}[kind]
+        raise ConfigError(_wrong(name, text, wanted)) from None
+
+
+def _check_range(name: str, value: Any, low: float | None, high: float | None) -> None:
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        bounds = f"at least {low:g}" if high is None else f"between {low or 0:g} and {high:g}"
+        raise ConfigError(_wrong(name, value, bounds))
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(_wrong(name, value, "one of " + ", ".join(choices)))
+
+
+def _wrong(name: str, value: object, wanted: str) -> str:
+    return f"{name} is {str(value)!r} and must be {wanted}"
+
+
+def _part(url: str, name: str) -> str:
+    match = _REPLICA_URL.fullmatch(url)
+    assert match is not None  # checked in __post_init__
+    return match[name]

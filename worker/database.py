@@ -1,0 +1,92 @@
+"""SQLite through Peewee: the one writing connection, the short reading ones, and the migrations.
+
+Every connection runs the pragmas of `connect`. The application never checkpoints and never VACUUMs: Litestream owns
+the WAL, and a checkpoint behind its back costs a full copy of the database. Migrations run under the lease, before
+Litestream starts.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+import peewee
+from playhouse.migrations import Runner
+
+from worker.errors import SqliteTooOld
+from worker.models import User
+
+SQLITE_MIN: Final = (3, 51, 3)
+"""Older SQLite can corrupt a WAL database that one process checkpoints while another commits (the WAL-reset bug, 3.7.0
+to 3.51.2; sqlite.org, "Write-Ahead Logging"): exactly Litestream beside a writer."""
+
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+SIDE_FILES: Final = ("-wal", "-shm", "-journal")
+
+
+def check_sqlite() -> str:
+    """The version of the SQLite that Peewee uses.
+
+    Raises:
+        SqliteTooOld: It has the WAL-reset bug.
+    """
+    version: tuple[int, ...] = peewee.sqlite3.sqlite_version_info  # type: ignore[attr-defined]  # not in its stubs
+    if version < SQLITE_MIN:
+        raise SqliteTooOld(
+            f"SQLite {'.'.join(map(str, version))} can corrupt this database; {'.'.join(map(str, SQLITE_MIN))} or newer "
+            "is needed: install the pinned requirements (pip install --require-hashes -r requirements.lock), whose "
+            "pysqlite3 brings its own"
+        )
+    return ".".join(map(str, version))
+
+
+def connect(path: Path, *, busy_timeout_seconds: float, read_only: bool = False) -> peewee.SqliteDatabase:
+    """A database on `path`, not yet opened; each thread that uses it gets a connection of its own."""
+    pragmas: dict[str, Any] = {
+        "journal_mode": "wal",
+        "synchronous": "normal",
+        "busy_timeout": round(busy_timeout_seconds * 1000),
+        "wal_autocheckpoint": 0,
+    }
+    if read_only:
+        pragmas["query_only"] = 1
+    return peewee.SqliteDatabase(str(path), pragmas=pragmas, autoconnect=False)
+
+
+def migrate(path: Path, *, busy_timeout_seconds: float) -> list[str]:
+    """Bring the file at `path` (made when missing) to the newest schema; the names of the migrations applied.
+
+    Each migration is one transaction with its own record, so dying in between leaves a whole schema.
+    """
+    database = connect(path, busy_timeout_seconds=busy_timeout_seconds)
+    with database.connection_context():
+        applied: list[str] = Runner(database, str(MIGRATIONS)).up()
+    return applied
+
+
+def clear(path: Path) -> bool:
+    """Make room at `path`; whether anything stood there. A database found is kept as `PATH.previous`
+    until the next one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = path.exists()
+    previous = path.with_name(path.name + ".previous")
+    for suffix in ("", *SIDE_FILES):
+        # All of the older copy goes first: its WAL beside another database would be read as that one's.
+        previous.with_name(previous.name + suffix).unlink(missing_ok=True)
+    for suffix in (*SIDE_FILES, ""):
+        file = path.with_name(path.name + suffix)
+        if file.exists():
+            file.replace(previous.with_name(previous.name + suffix))
+    return found
+
+
+class Reader:
+    """Reads users over short connections of its own; safe to call from any thread."""
+
+    def __init__(self, path: Path, *, busy_timeout_seconds: float) -> None:
+        self._database = connect(path, busy_timeout_seconds=busy_timeout_seconds, read_only=True)
+
+    def user(self, user_id: int) -> dict[str, Any] | None:
+        """The row of `user_id` as a dictionary of its columns, or None."""
+        with self._database.connection_context():
+            row: dict[str, Any] | None = User.select().where(User.user_id == user_id).dicts().bind(self._database).first()
+        return row

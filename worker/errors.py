@@ -1,0 +1,131 @@
+"""Every error of the worker, in one tree, and the HTTP status each one answers.
+
+    WorkerError
+    ├── ConfigError           a setting is missing, wrong, or does not nest with another      exit 2
+    ├── SqliteTooOld          this SQLite can corrupt a database beside Litestream            exit 2
+    ├── StoreError            the bucket
+    │   ├── StoreMissing      no lease record or no bucket where REPLICA_URL points           exit 2
+    │   ├── StoreDenied       the credentials may not do this                                 exit 1
+    │   ├── StoreUnavailable  no answer or a passing refusal: nobody knows what happened      retried
+    │   ├── Mismatch          412: the object is not at the generation we named               re-read
+    │   └── RecordInvalid     the lease record is not one this version can read               exit 1
+    ├── Unconfirmed           whether everything committed is safe is not known           retried
+    ├── LeaseLost             another instance owns the store now; nothing may be written     exit 0
+    ├── LitestreamError       the child does not start, sync, restore or stay alive           exit 1
+    │   ├── SyncUnavailable   this sync is not known to have reached the bucket               retried
+    │   └── RestoreFailed     the live generation could not be restored                       exit 1
+    └── RequestError          answered to one sender; `status` says how
+        ├── NotAPush          400  the body did not come from a push subscription
+        ├── BadMessage        400  the message can never succeed as it is
+        ├── BodyTooLarge      413
+        ├── Refused           503  try again: full, starting, draining, or an outage
+        └── Unwritable        500  the database refused a valid row: a bug of ours
+
+"Definitely lost" (`LeaseLost`) and "don't know" (`StoreUnavailable`, `SyncUnavailable`) are different answers. Errors of
+other libraries are translated where the library is called (gcs.py, litestream.py, writer.py) and nowhere else. Each
+message ends in what the operator can do next.
+"""
+
+
+class WorkerError(Exception):
+    """The root; `exit_code` is what the process ends with when nothing handles it."""
+
+    exit_code = 1
+
+
+class ConfigError(WorkerError):
+    """A setting is missing, wrong, or does not nest with another (INV-8)."""
+
+    exit_code = 2
+
+
+class SqliteTooOld(WorkerError):
+    """This SQLite can corrupt a WAL database that one process checkpoints while another commits."""
+
+    exit_code = 2
+
+
+class StoreError(WorkerError):
+    """Something about the bucket."""
+
+
+class StoreMissing(StoreError):
+    """There is no store where REPLICA_URL points."""
+
+    exit_code = 2
+
+
+class StoreDenied(StoreError):
+    """The bucket refuses our credentials."""
+
+
+class StoreUnavailable(StoreError):
+    """No answer, or a passing refusal: whether the request took effect is unknown."""
+
+
+class Mismatch(StoreError):
+    """412: the object is not at the generation the request named."""
+
+
+class RecordInvalid(StoreError):
+    """The lease record is not one this version can read."""
+
+
+class LeaseLost(WorkerError):
+    """The lease record names another writer: this process may acknowledge nothing any more (INV-2)."""
+
+    exit_code = 0
+
+
+class Unconfirmed(WorkerError):
+    """It is not known whether everything committed is safe; asking again is harmless."""
+
+
+class LitestreamError(WorkerError):
+    """The Litestream child does not start, or does not stay alive."""
+
+
+class SyncUnavailable(LitestreamError):
+    """It is not known whether everything committed has reached the bucket: ask again."""
+
+
+class RestoreFailed(LitestreamError):
+    """The live generation could not be restored; serving would mean serving an empty database (INV-5)."""
+
+
+class RequestError(WorkerError):
+    """Answered to one sender. Its text is sent back, so it never holds user data."""
+
+    status = 500
+    retry_after: int | None = None
+
+
+class NotAPush(RequestError):
+    """The body is not a Pub/Sub push, so it did not come from the queue and nothing is stored."""
+
+    status = 400
+
+
+class BadMessage(RequestError):
+    """The message can never succeed as it is; refused, it stays in the queue."""
+
+    status = 400
+
+
+class BodyTooLarge(RequestError):
+    """The body is over BODY_MAX_BYTES."""
+
+    status = 413
+
+
+class Refused(RequestError):
+    """Not now: the sender keeps the message and delivers it again (INV-9)."""
+
+    status = 503
+    retry_after = 1
+
+
+class Unwritable(RequestError):
+    """The database refused a row that had passed validation."""
+
+    status = 500

@@ -1,0 +1,131 @@
+"""Cloud Storage, and the only file that knows it: objects under one gs://BUCKET/PREFIX, read and swapped.
+
+The client's own retries are off: a retried write whose first answer was lost meets 412 while we hold the object, so the
+caller must see each doubt itself and re-read. Google's client blocks, so each call runs on a small pool of threads.
+STORAGE_EMULATOR_HOST is honoured by the client, without credentials.
+"""
+
+import asyncio
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+import google.auth.exceptions
+import requests
+from google.api_core import exceptions as api
+from google.cloud import storage
+
+from worker.errors import Mismatch, StoreDenied, StoreMissing, StoreUnavailable
+
+_THREADS: Final = 4
+"""Requests at once: a renewal, a lease read, and room for one of each that hangs until its timeout."""
+
+T = TypeVar("T")
+
+
+class Bucket:
+    """Objects by name under a prefix. Every method may raise `StoreUnavailable` or `StoreDenied`."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self._url = f"gs://{bucket}/{prefix}"
+        self._name, self._prefix = bucket, prefix
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="gcs")
+        self._client: Any = None  # made on first use, on a pool thread: finding credentials may ask the network
+
+    def __str__(self) -> str:
+        return self._url
+
+    async def read(self, name: str, *, timeout: float) -> tuple[bytes, int] | None:
+        """The bytes and generation of an object, or None when there is no such object (or no such bucket)."""
+
+        def download() -> tuple[bytes, int] | None:
+            blob = self._bucket().blob(f"{self._prefix}/{name}")
+            try:
+                data = blob.download_as_bytes(timeout=timeout, retry=None)
+            except api.NotFound:
+                return None
+            return data, int(blob.generation)
+
+        return await self._run(download, f"read {name}")
+
+    async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
+        """Write an object if it is at `if_generation` (0: does not exist); its new generation.
+
+        Raises:
+            Mismatch: It is at another generation, or it exists.
+            StoreMissing: There is no such bucket.
+        """
+
+        def upload() -> int:
+            blob = self._bucket().blob(f"{self._prefix}/{name}")
+            blob.cache_control = "no-store"
+            blob.upload_from_string(
+                data,
+                content_type="application/json",
+                if_generation_match=if_generation,
+                timeout=timeout,
+                retry=None,
+            )
+            return int(blob.generation)
+
+        return await self._run(upload, f"write {name}")
+
+    async def list(self, name_prefix: str, *, timeout: float) -> list[str]:
+        """The names of the objects that begin with `name_prefix`, in order."""
+
+        def pages() -> list[str]:
+            found = self._client_on_thread().list_blobs(
+                self._name, prefix=f"{self._prefix}/{name_prefix}", timeout=timeout, retry=None
+            )
+            return [blob.name.removeprefix(f"{self._prefix}/") for blob in found]
+
+        return await self._run(pages, f"list {name_prefix}")
+
+    def close(self) -> None:
+        """Let the threads end; a request under way ends by its own timeout."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _bucket(self) -> Any:
+        return self._client_on_thread().bucket(self._name)
+
+    def _client_on_thread(self) -> Any:
+        if self._client is None:
+            # Two threads may both come here; either client will do. The project is not used by object requests.
+            self._client = storage.Client(project="unused")
+        return self._client
+
+    async def _run(self, request: Callable[[], T], what: str) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, functools.partial(self._translated, request, what))
+
+    def _translated(self, request: Callable[[], T], what: str) -> T:
+        with _translate(f"{what} at {self._url}"):
+            return request()
+
+
+@contextmanager
+def _translate(what: str) -> Iterator[None]:
+    try:
+        yield
+    except api.PreconditionFailed as error:
+        raise Mismatch(f"{what}: the object has changed since it was read") from error
+    except api.NotFound as error:
+        raise StoreMissing(f"{what}: no such bucket; create it, or mend REPLICA_URL") from error
+    except (api.Unauthorized, api.Forbidden) as error:
+        raise StoreDenied(
+            f"{what}: {error.message}; give this service account roles/storage.objectUser on the bucket"
+        ) from error
+    except google.auth.exceptions.DefaultCredentialsError as error:
+        raise StoreDenied(f"{what}: no credentials; run `gcloud auth application-default login` here") from error
+    except (
+        api.GoogleAPICallError,  # 429, 5xx, and a 4xx we did not foresee: never taken for an answer
+        api.RetryError,
+        requests.RequestException,
+        google.auth.exceptions.TransportError,
+        google.auth.exceptions.RefreshError,
+        ConnectionError,
+        TimeoutError,
+    ) as error:
+        raise StoreUnavailable(f"{what}: {type(error).__name__}: {error}") from error

