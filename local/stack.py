@@ -1,0 +1,129 @@
+"""The whole service on one machine: the real Pub/Sub emulator, the fake Cloud Storage, the worker, and the subscription.
+
+Where gcloud or its emulator is missing there is no subscription: messages are then delivered with `--push-to`.
+Leaving the context ends every process it started, whatever happened.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from local.gcs_process import FakeGcs
+from local.pubsub import Emulator, EmulatorMissing, emulator
+from local.worker_process import WorkerProcess, free_port
+
+PROJECT: Final = "local"
+TOPIC: Final = "users"
+SUBSCRIPTION: Final = "users-push"
+BUCKET: Final = "solowriter"
+REPLICA_URL: Final = f"gs://{BUCKET}/store"
+ACK_DEADLINE_SECONDS: Final = 60
+# A laptop should not wait 15 s for a killed worker's lease. Renewals stay within the bucket's one write a second.
+QUICK_LEASE: Final = {"LEASE_TTL_SECONDS": "4", "LEASE_RENEW_SECONDS": "1.2", "LEASE_POLL_SECONDS": "0.25"}
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A running stack. `pubsub` is None where there is no emulator, and `why_not` then says how to get one."""
+
+    gcs: FakeGcs
+    worker: WorkerProcess
+    pubsub: Emulator | None
+    why_not: str
+    replica_url: str = REPLICA_URL
+
+    def publisher_environment(self) -> dict[str, str]:
+        """What points our publisher and the real gcloud at this stack."""
+        if self.pubsub is None:
+            return {}
+        return {**self.pubsub.gcloud_env(), "GOOGLE_CLOUD_PROJECT": PROJECT, "TOPIC": TOPIC}
+
+    def subscribe(self, endpoint: str) -> None:
+        """Create the topic, and a push subscription to `endpoint`. Nothing happens without an emulator."""
+        if self.pubsub is not None:
+            _subscribe(self.pubsub, endpoint)
+
+
+@contextmanager
+def stack(
+    directory: Path,
+    *,
+    settings: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    worker_port: int = 0,
+    gcs_port: int = 0,
+    pubsub_port: int = 0,
+) -> Iterator[Stack]:
+    """Start everything but the subscription; the worker serves when the block begins.
+
+    Args:
+        directory: Everything it writes; a bucket found there is served again.
+        settings: The worker's, on top of `QUICK_LEASE`.
+        say: Told about progress, a line at a time.
+        worker_port: Preferred port of the worker; 0 for any. Likewise the others.
+        gcs_port: See `worker_port`.
+        pubsub_port: See `worker_port`.
+
+    Raises:
+        RuntimeError: A part did not start; the text holds its log.
+    """
+    with ExitStack() as parts:
+        say("starting the fake Cloud Storage")
+        gcs = parts.enter_context(
+            FakeGcs(directory / "gcs", buckets=(BUCKET,), port=free_port(gcs_port), log=_log(directory, "gcs"))
+        )
+        say("starting the Pub/Sub emulator")
+        pubsub, why_not = None, ""
+        try:
+            pubsub = parts.enter_context(emulator(directory / "pubsub", PROJECT, free_port(pubsub_port)))
+        except EmulatorMissing as error:
+            why_not = str(error)
+        worker = WorkerProcess(
+            disk=directory / "disk",
+            replica_url=REPLICA_URL,
+            environment={
+                **gcs.environment(),
+                "ACK_DEADLINE_SECONDS": str(ACK_DEADLINE_SECONDS),
+                **QUICK_LEASE,
+                **(settings or {}),
+            },
+            port=free_port(worker_port),
+            log=_log(directory, "worker"),
+        )
+        parts.callback(worker.kill)
+        say("worker init")
+        init = worker.run("init")
+        if init.returncode != 0:
+            raise RuntimeError(f"worker init failed: {init.stderr.strip()}")
+        say("starting the worker")
+        worker.start().wait_serving()
+        yield Stack(gcs, worker, pubsub, why_not)
+
+
+def _log(directory: Path, name: str) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory / f"{name}.log"
+
+
+def _subscribe(pubsub: Emulator, endpoint: str) -> None:
+    from google.api_core.exceptions import AlreadyExists
+    from google.cloud import pubsub_v1
+
+    os.environ["PUBSUB_EMULATOR_HOST"] = pubsub.host  # the only way Google's client takes it
+    with pubsub_v1.SubscriberClient() as subscriber:
+        topic = pubsub_v1.PublisherClient.topic_path(PROJECT, TOPIC)
+        try:
+            pubsub_v1.PublisherClient().create_topic(name=topic)
+            subscriber.create_subscription(
+                name=subscriber.subscription_path(PROJECT, SUBSCRIPTION),
+                topic=topic,
+                push_config={"push_endpoint": endpoint},
+                ack_deadline_seconds=ACK_DEADLINE_SECONDS,
+            )
+        except AlreadyExists:
+            pass

@@ -1,0 +1,144 @@
+"""The command line of `python -m publisher`: options, their limits, and help that teaches."""
+
+import argparse
+from pathlib import Path
+from typing import Final
+
+from publisher import settings
+
+MAX_GIVE_UP_SECONDS: Final = 86_400.0
+"""Longest --give-up-after, in seconds: a day."""
+
+_ENVIRONMENT_HELP: Final = "environment:\n" + "\n".join(f"  {name:<22}{text}" for name, text in settings.ENVIRONMENT.items())
+_EXAMPLES: Final = f"""examples:
+  python -m publisher create --user-id 5 --email a@example.com
+  python -m publisher load users.csv --rejects bad.csv
+  python -m publisher load users.jsonl --dry-run
+
+{_ENVIRONMENT_HELP}
+"""
+_CREATE: Final = """Publish one user and print the id of the accepted message.
+
+examples:
+  python -m publisher create --user-id 5
+  python -m publisher create --user-id 5 --email a@example.com --settings '{"theme": "dark"}'
+  python -m publisher create --user-id 5 --push-to http://127.0.0.1:8080/    # no Pub/Sub needed
+
+exit code: 0 accepted, 1 not accepted, 2 wrong usage or an invalid user
+"""
+_LOAD: Final = """Publish many users from a file, or from standard input (-).
+
+JSON Lines: one message per line, {"user_id": 5, "email_address": "a@example.com"}.
+CSV: the first line names the columns, user_id and any of email_address, settings, created_at;
+an empty cell is null. Blank lines are skipped. The file is read as a stream, whatever its size.
+
+A line that is no valid message is reported with its number and does not stop the others. With
+--rejects FILE, every line that was not accepted is written there as it stood (for CSV below the
+header), so that it can be mended and loaded again.
+
+examples:
+  python -m publisher load users.jsonl
+  python -m publisher load users.csv --dry-run                  # only check
+  python -m publisher load users.csv --rejects bad.csv && echo all accepted
+  zcat users.jsonl.gz | python -m publisher load - --json
+  python -m publisher load users.jsonl --start-line 120001      # go on after an interruption
+
+exit code: 0 every line accepted, 1 some were not, 2 wrong usage, 130 Ctrl-C
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    raw = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(
+        prog="python -m publisher",
+        description="Publishes user-creation messages to Pub/Sub, or pushes them to a worker.",
+        epilog=_EXAMPLES,
+        formatter_class=raw,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    create = commands.add_parser("create", help="one user", description=_CREATE, formatter_class=raw)
+    _add_create(create)
+    load = commands.add_parser("load", help="many users from JSONL or CSV", description=_LOAD, formatter_class=raw)
+    _add_load(load)
+    for command in (create, load):
+        command.epilog = _ENVIRONMENT_HELP
+        _add_target(command)
+    return top
+
+
+def _add_create(create: argparse.ArgumentParser) -> None:
+    create.add_argument("--user-id", type=int, required=True, metavar="N", help="1 to 2^63-1")
+    create.add_argument("--email", metavar="TEXT", help="e-mail address (default: null)")
+    create.add_argument("--settings", metavar="TEXT", help="any text (default: null)")
+    create.add_argument(
+        "--created-at", type=int, metavar="SECONDS", help="seconds since 1970, UTC (default: when it is published)"
+    )
+    create.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_load(load: argparse.ArgumentParser) -> None:
+    load.add_argument("file", metavar="FILE", help="the file to read, or - for standard input")
+    load.add_argument(
+        "--format", choices=("auto", "jsonl", "csv"), default="auto", help="default: auto, by the name or the content"
+    )
+    load.add_argument("--dry-run", action="store_true", help="check every line, send nothing")
+    load.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+    load.add_argument("--rejects", type=Path, metavar="FILE", help="write what was not accepted there")
+    load.add_argument(
+        "--accepted",
+        type=Path,
+        metavar="FILE",
+        help='write {"line", "user_id", "message_id"} there for every accepted message',
+    )
+    load.add_argument(
+        "--in-flight",
+        type=_Between(1, settings.MAX_IN_FLIGHT),
+        metavar="N",
+        help=f"messages sent and not answered yet, at most (default: {settings.IN_FLIGHT_MESSAGES}; "
+        f"with --push-to: {settings.PUSH_IN_FLIGHT})",
+    )
+    load.add_argument(
+        "--start-line", type=_Between(1, 2**63), default=1, metavar="N", help="pass over the lines before this one"
+    )
+
+
+def _add_target(command: argparse.ArgumentParser) -> None:
+    target = command.add_argument_group("where to")
+    target.add_argument("--topic", help="overrides TOPIC")
+    target.add_argument("--project", help="overrides GOOGLE_CLOUD_PROJECT")
+    target.add_argument("--push-to", metavar="URL", help="deliver to a worker as a push subscription would, without Pub/Sub")
+    target.add_argument(
+        "--give-up-after",
+        type=_seconds,
+        default=settings.GIVE_UP_AFTER_SECONDS,
+        metavar="SECONDS",
+        help="how long one message is retried (default: %(default)g)",
+    )
+
+
+class _Between:
+    """An argument type: an integer within limits."""
+
+    def __init__(self, low: int, high: int) -> None:
+        self._low = low
+        self._high = high
+
+    def __call__(self, text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = self._low - 1
+        if not self._low <= value <= self._high:
+            raise argparse.ArgumentTypeError(f"must be an integer between {self._low} and {self._high}")
+        return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= MAX_GIVE_UP_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be more than 0 and at most {MAX_GIVE_UP_SECONDS:g} seconds")
+    return value

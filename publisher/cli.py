@@ -1,0 +1,164 @@
+"""`python -m publisher`: the wiring of options, environment, input, sink and output."""
+
+import json
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from rich.console import Console
+
+from publisher.arguments import parser
+from publisher.errors import DeliveryError, UsageError
+from publisher.interrupt import Interrupt
+from publisher.load import Loader, Summary
+from publisher.message import MessageError, UserCreated
+from publisher.progress import TerminalReport, describe
+from publisher.records import CsvRows, Lines, open_reader
+from publisher.settings import PUSH_SUBSCRIPTION, Limits, PushLimits, topic_path
+from publisher.sink import Sink
+
+EXIT_NOT_ACCEPTED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: the arguments; default: the process's.
+        environment: the variables of `settings.ENVIRONMENT`; default: the process's.
+
+    Raises:
+        SystemExit: the command line cannot be parsed, or asked for help.
+    """
+    options = parser().parse_args(argv)
+    env = os.environ if environment is None else environment
+    try:
+        return _create(options, env) if options.command == "create" else _load(options, env)
+    except (UsageError, MessageError) as error:
+        return _fail(str(error), EXIT_USAGE)
+    except DeliveryError as error:
+        return _fail(str(error), EXIT_NOT_ACCEPTED)
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+
+
+def open_sink(options: Namespace, environment: Mapping[str, str]) -> Sink:
+    """Return the sink that the options and the environment name.
+
+    Raises:
+        UsageError: neither a topic nor --push-to is given, or the address is none.
+        NotPermittedError: Pub/Sub is wanted and this machine has no credentials.
+    """
+    in_flight = getattr(options, "in_flight", None)
+    if options.push_to:
+        from publisher.push import PushTarget
+
+        push = PushLimits(give_up_after=options.give_up_after)
+        subscription = environment.get("SUBSCRIPTION") or PUSH_SUBSCRIPTION
+        return PushTarget(options.push_to, replace(push, in_flight=in_flight or push.in_flight), subscription)
+    topic = topic_path(options.topic or environment.get("TOPIC"), options.project or environment.get("GOOGLE_CLOUD_PROJECT"))
+    # Importing Google's client takes a second: not for --help, --dry-run and --push-to.
+    from publisher.client import Publisher
+
+    limits = Limits(give_up_after=options.give_up_after)
+    return Publisher(topic, replace(limits, in_flight_messages=in_flight or limits.in_flight_messages))
+
+
+def _create(options: Namespace, environment: Mapping[str, str]) -> int:
+    user = UserCreated(
+        user_id=options.user_id,
+        email_address=options.email,
+        settings=options.settings,
+        created_at=options.created_at,
+    )
+    with open_sink(options, environment) as sink:
+        message_id = sink.publish(user).result()
+    if options.json:
+        print(json.dumps({"user_id": user.user_id, "message_id": message_id}))
+    else:
+        print(f"accepted: user {user.user_id}, message {message_id}")
+    return 0
+
+
+def _load(options: Namespace, environment: Mapping[str, str]) -> int:
+    console = Console(stderr=True)
+    with ExitStack() as stack:
+        stream = stack.enter_context(_input(options.file))
+        _refuse_to_overwrite(options)
+        lines = Lines(stream)
+        reader = open_reader(stream, options.file, options.format, lines)
+        sink = None if options.dry_run else stack.enter_context(open_sink(options, environment))
+        rejects = stack.enter_context(_output(options.rejects)) if options.rejects else None
+        accepted = stack.enter_context(_output(options.accepted)) if options.accepted else None
+        report = stack.enter_context(TerminalReport(console, lines, _size(options.file)))
+        if isinstance(reader, CsvRows) and reader.ignored:
+            report.say(f"columns ignored: {', '.join(reader.ignored)}", "yellow")
+        interrupt = stack.enter_context(Interrupt())
+        loader = Loader(sink, report, interrupt, rejects=rejects, accepted=accepted, start_line=options.start_line)
+        summary = loader.run(reader)
+    _finish(options, console, summary)
+    return summary.exit_code
+
+
+def _finish(options: Namespace, console: Console, summary: Summary) -> None:
+    if summary.stopped is not None:
+        console.print(f"stopped: {summary.stopped}", style="red", markup=False, highlight=False, soft_wrap=True)
+    if summary.next_line is not None and (summary.stopped or summary.interrupted):
+        console.print(f"not read to its end: go on with --start-line {summary.next_line}", highlight=False)
+    if summary.exit_code and not options.rejects and not options.dry_run:
+        console.print("use --rejects FILE to keep the lines that were not accepted", highlight=False)
+    if options.json:
+        rejects = str(options.rejects) if options.rejects else None
+        print(json.dumps(asdict(summary) | {"rejects": rejects}))
+    else:
+        print(f"{summary.read:,} read in {summary.seconds:.1f} s: {describe(summary)}")
+
+
+@contextmanager
+def _input(name: str) -> Iterator[BinaryIO]:
+    if name == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        path = Path(name)
+        stream = path.open("rb")
+    except OSError as error:
+        raise UsageError(f"cannot read {name}: {error.strerror}") from None
+    with stream:
+        yield stream
+
+
+@contextmanager
+def _output(path: Path) -> Iterator[BinaryIO]:
+    try:
+        stream = path.open("wb")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+    with stream:
+        yield stream
+
+
+def _refuse_to_overwrite(options: Namespace) -> None:
+    """Refuse an output that is the input, or two outputs that are one: opening them would destroy the data."""
+    outputs = [path.resolve() for path in (options.rejects, options.accepted) if path is not None]
+    if len(set(outputs)) < len(outputs):
+        raise UsageError("--rejects and --accepted name the same file")
+    if options.file != "-" and Path(options.file).resolve() in outputs:
+        raise UsageError(f"{options.file} is read: write the rejects and the accepted to other files")
+
+
+def _size(name: str) -> int | None:
+    path = Path(name)
+    return path.stat().st_size if name != "-" and path.is_file() else None
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"error: {text}", file=sys.stderr)
+    return code

@@ -1,0 +1,93 @@
+"""Where messages go: the interface `create` and `load` know, and what both implementations share."""
+
+from concurrent.futures import Future, InvalidStateError, wait
+from threading import Lock
+from typing import Final, Protocol, Self
+
+from publisher.errors import NotConfirmedError
+from publisher.message import EVENT_TYPE, EVENT_TYPE_ATTRIBUTE, UserCreated
+
+ATTRIBUTES: Final = {EVENT_TYPE_ATTRIBUTE: EVENT_TYPE}
+"""What every message of ours carries, so that a subscription's filter can tell it from others."""
+
+
+class Sink(Protocol):
+    """Takes users and says, for each, whether the server accepted its message.
+
+    Used as a context manager: leaving the block closes the sink, without waiting when an exception ends it.
+    """
+
+    @property
+    def capacity(self) -> int:
+        """How many messages may be in flight before `publish` blocks."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which every future returned by `publish` is settled."""
+
+    def publish(self, user: UserCreated) -> Future[str]:
+        """Send one message; blocks while too much is in flight.
+
+        Returns:
+            A future with the accepted message's id. It fails with a `DeliveryError` and nothing else.
+
+        Raises:
+            MessageError: the encoded message is too large.
+        """
+
+    def close(self, timeout: float | None = None) -> None:
+        """Wait at most `timeout` seconds (default: `patience`) for what is in flight, then settle the rest.
+
+        The rest fails with `NotConfirmedError`. Closing twice is harmless.
+        """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None: ...
+
+
+class OpenFutures:
+    """The futures handed out and not settled yet, so that closing a sink leaves none of them hanging."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._open: set[Future[str]] = set()  # guarded by _lock
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def new(self) -> Future[str]:
+        """Return a new future that counts as open until it is settled."""
+        future: Future[str] = Future()
+        future.set_running_or_notify_cancel()  # a message on its way cannot be called back
+        with self._lock:
+            self._open.add(future)
+        future.add_done_callback(self._forget)
+        return future
+
+    def abandon(self, timeout: float) -> None:
+        """Wait until every future is settled, at most `timeout` seconds; the rest fail as not confirmed."""
+        wait(self._snapshot(), timeout=timeout)
+        error = NotConfirmedError("closed before the server answered; it may have been accepted")
+        for future in self._snapshot():
+            settle(future, error)
+
+    def _snapshot(self) -> set[Future[str]]:
+        with self._lock:
+            return set(self._open)
+
+    def _forget(self, future: Future[str]) -> None:
+        with self._lock:
+            self._open.discard(future)
+
+
+def settle(future: Future[str], outcome: str | BaseException) -> None:
+    """Give the future its message id or its error, unless it has been settled already."""
+    # An answer can arrive in the instant in which `abandon` gives up on it.
+    try:
+        if isinstance(outcome, str):
+            future.set_result(outcome)
+        else:
+            future.set_exception(outcome)
+    except InvalidStateError:
+        pass
