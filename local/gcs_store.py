@@ -74,7 +74,8 @@ class BodyWriter:
 
     def flush(self) -> None:
         """What was written so far survives the process from here on."""
-        self._file.flush()
+        if not self.closed:
+            self._file.flush()
 
     def close(self) -> None:
         """Ends the writing; the file stays."""
@@ -84,6 +85,11 @@ class BodyWriter:
         """Ends the writing and removes the file."""
         self._file.close()
         self.path.unlink(missing_ok=True)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the writing has ended."""
+        return self._file.closed
 
     @property
     def md5(self) -> str:

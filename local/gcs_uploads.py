@@ -259,14 +259,15 @@ class Uploads:
 async def _append(request: Request, body: BodyWriter, first: int) -> int:
     """Writes what the request has beyond the bytes that are persisted already; returns the request's length.
 
-    Two requests may be sending the same bytes at the same time, so what is persisted is looked at for every piece.
+    Two requests may be sending the same bytes at the same time, so what is persisted is looked at for every piece; the
+    other one may have ended the session, too.
     """
     length = 0
     try:
         async for chunk in request.chunks():
             new = chunk[max(body.size - first - length, 0) :]
             length += len(chunk)
-            if new:
+            if new and not body.closed:
                 body.write(new)
     except ClientGoneError:
         # What arrived stays, as in the service: the client asks how much and goes on from there.
