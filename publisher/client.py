@@ -101,9 +101,11 @@ class Publisher:
             return
         self._closed = True
         self._batches.stop()
-        self._open.abandon(self.patience if timeout is None else timeout)
+        abandoned = self._open.abandon(self.patience if timeout is None else timeout)
         self._singles.stop()
-        self._batches.transport.close()
+        if not abandoned:
+            # Otherwise the client's threads may be between two attempts, and would die of a closed connection.
+            self._batches.transport.close()
 
     def __enter__(self) -> Self:
         return self

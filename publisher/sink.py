@@ -65,12 +65,18 @@ class OpenFutures:
         future.add_done_callback(self._forget)
         return future
 
-    def abandon(self, timeout: float) -> None:
-        """Wait until every future is settled, at most `timeout` seconds; the rest fail as not confirmed."""
+    def abandon(self, timeout: float) -> bool:
+        """Wait until every future is settled, at most `timeout` seconds; the rest fail as not confirmed.
+
+        Returns:
+            Whether there was a rest.
+        """
         wait(self._snapshot(), timeout=timeout)
         error = NotConfirmedError("closed before the server answered; it may have been accepted")
-        for future in self._snapshot():
+        rest = self._snapshot()
+        for future in rest:
             settle(future, error)
+        return bool(rest)
 
     def _snapshot(self) -> set[Future[str]]:
         with self._lock:
