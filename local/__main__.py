@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+from typing import NoReturn
 
 from local import demo, gcs_server, run
 
@@ -20,8 +22,15 @@ def main(arguments: list[str] | None = None) -> int:
     for register in _COMMANDS:
         register(subparsers)
     parsed = parser.parse_args(arguments)
+    # A closed terminal or a stop button must not leave the emulator and the worker behind: their `with` blocks end them.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)
     code: int = parsed.run(parsed)
     return code
+
+
+def _leave(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

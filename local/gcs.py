@@ -140,7 +140,7 @@ class Gcs:
 
     async def _list(self, request: Request, bucket: str) -> Reply:
         query = request.query
-        for option in ("matchGlob", "softDeleted", "includeTrailingDelimiter", "includeFoldersAsPrefixes"):
+        for option in ("matchGlob", "softDeleted", "includeTrailingDelimiter"):
             if query.get(option, "false") not in {"", "false"}:
                 raise unsupported(f"the listing option {option}")
         limit = integer(query, "maxResults")

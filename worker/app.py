@@ -112,7 +112,7 @@ async def _body(request: Request, limit: int) -> bytes:
 
 
 async def _user(service: Service, text: str) -> Response:
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:20]) <= message.MAX_USER_ID:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 19) or not 1 <= int(text) <= message.MAX_USER_ID:
         return JSONResponse({"error": "the user id must be a whole number from 1 to 2^63-1"}, status_code=400)
     row = await service.users.user(int(text))
     if row is None:

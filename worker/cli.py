@@ -2,17 +2,19 @@
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import uvloop
 
-from worker import config, lease, supervisor, telemetry
+from worker import config, lease_commands, lease_record, supervisor, telemetry
 from worker.config import Settings
 from worker.errors import LeaseLost, WorkerError
 from worker.gcs import Bucket
@@ -34,8 +36,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
     try:
         settings = config.load(environ)
         telemetry.configure(settings.log_level)
-        command: Callable[[Settings], int] = arguments.command
-        return command(settings)
+        command: Callable[[Settings, argparse.Namespace], int] = arguments.command
+        return command(settings, arguments)
     except WorkerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -73,20 +75,79 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     serve.set_defaults(command=_serve)
+    _add_lease(verbs)
     return parser
 
 
-def _init(settings: Settings) -> int:
-    store = Bucket(settings.bucket, settings.prefix)
-    try:
-        created = asyncio.run(lease.initialize(store, timeout=settings.lease_read_timeout_seconds))
-    finally:
-        store.close()
-    print(f"{store} is a new, empty store" if created else f"{store} is a store already; nothing was changed")
+def _add_lease(verbs: Any) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    lease = verbs.add_parser("lease", help="look at who may write, or release a dead holder's lease")
+    lease_verbs = lease.add_subparsers(metavar="COMMAND", required=True)
+    show = lease_verbs.add_parser(
+        "show",
+        help="who holds the lease, since when, what is live, who waits",
+        description="Read the lease record and print it. Nothing is changed; it needs no lease.",
+    )
+    show.add_argument("--json", action="store_true", help="print one JSON object")
+    show.set_defaults(command=_lease_show)
+    break_ = lease_verbs.add_parser(
+        "break",
+        help="release the lease of a holder known to be dead",
+        description="Release the lease, so that a waiting instance need not wait for LEASE_TTL_SECONDS.\n"
+        "It watches the record that long first and refuses if the holder renews it. A holder that is alive after all\n"
+        "stops at its next confirmation; what it acknowledged is in the bucket.",
+        formatter_class=raw,
+    )
+    break_.add_argument("--yes", action="store_true", help="do it; without this, only say what would be done")
+    break_.add_argument("--force", action="store_true", help="break it even if the holder is alive, and without watching")
+    break_.set_defaults(command=_lease_break)
+
+
+def _init(settings: Settings, _: argparse.Namespace) -> int:
+    with _bucket(settings) as store:
+        created = asyncio.run(lease_record.initialize(store, timeout=settings.lease_read_timeout_seconds))
+        print(f"{store} is a new, empty store" if created else f"{store} is a store already; nothing was changed")
     return 0
 
 
-def _serve(settings: Settings) -> int:
+def _lease_show(settings: Settings, arguments: argparse.Namespace) -> int:
+    with _bucket(settings) as store:
+        status = asyncio.run(lease_commands.show(store, timeout=settings.lease_read_timeout_seconds))
+    if arguments.json:
+        print(msgspec.json.encode(status).decode())
+    else:
+        width = max(len(label) for label, _ in status.rows())
+        print("\n".join(f"{label:<{width}}  {value}" for label, value in status.rows()))
+    return 0
+
+
+def _lease_break(settings: Settings, arguments: argparse.Namespace) -> int:
+    timeout = settings.lease_read_timeout_seconds
+    with _bucket(settings) as store:
+        if not arguments.yes:
+            record, _ = asyncio.run(lease_record.look(store, timeout=timeout))
+            print(
+                f"this would release the lease of {record.holder or 'nobody'} ({record.revision}) at epoch {record.epoch}, "
+                f"which is {record.state} now; add --yes to do it"
+            )
+            return 1
+        record = asyncio.run(
+            lease_commands.break_(store, ttl=settings.lease_ttl_seconds, force=arguments.force, timeout=timeout, say=print)
+        )
+        print(f"the lease of {store} is released at epoch {record.epoch}")
+    return 0
+
+
+@contextlib.contextmanager
+def _bucket(settings: Settings) -> Iterator[Bucket]:
+    store = Bucket(settings.bucket, settings.prefix)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _serve(settings: Settings, _: argparse.Namespace) -> int:
     try:
         uvloop.run(_until_signal(settings))
     except LeaseLost as lost:

@@ -112,10 +112,36 @@ class Settings:
         "least time between two writes of the record: the bucket's limit per object name",
         low=STORE_WRITE_SPACING_MIN,
     )
+    successor_poll_seconds: float = _setting(
+        "SUCCESSOR_POLL_SECONDS", 1.0, "pause between the holder's looks for an instance that asks to take over", low=0.1
+    )
+    successor_fresh_seconds: float = _setting(
+        "SUCCESSOR_FRESH_SECONDS", 5.0, "how long one request to take over counts; repeated while messages come in", low=2.5
+    )
+    tenure_min_seconds: float = _setting(
+        "TENURE_MIN_SECONDS", 30.0, "least time a new writer serves before it hands over: traffic may still be split", low=0
+    )
 
-    drain_seconds: float = _setting("DRAIN_SECONDS", 3.0, "at shutdown, longest wait for what is in flight", low=0.1)
+    generation_transactions_max: int = _setting(
+        "GENERATION_TRANSACTIONS_MAX",
+        1000,
+        "uploads after which the writer moves to a new generation",
+        low=10,
+    )
+    retention_days: float = _setting("RETENTION_DAYS", 7.0, "how long a generation is kept after it has ended", low=0)
+    prune_interval_seconds: float = _setting(
+        "PRUNE_INTERVAL_SECONDS", 3600.0, "pause between two looks for generations past their retention", low=1
+    )
+    litestream_silent_max: int = _setting(
+        "LITESTREAM_SILENT_MAX",
+        3,
+        "syncs in a row without an answer after which Litestream is restarted",
+        low=1,
+    )
+
+    drain_seconds: float = _setting("DRAIN_SECONDS", 2.5, "at shutdown, longest wait for what is in flight", low=0.1)
     final_sync_seconds: float = _setting(
-        "FINAL_SYNC_SECONDS", 2.5, "at shutdown, longest wait for Litestream to upload and stop", low=0.5
+        "FINAL_SYNC_SECONDS", 2.0, "at shutdown, longest wait for Litestream to upload and stop", low=0.5
     )
     release_seconds: float = _setting("RELEASE_SECONDS", 1.5, "at shutdown, longest wait to release the lease", low=0.1)
 
@@ -238,6 +264,8 @@ def _parse(name: str, text: str, kind: type) -> Any:
 
 
 def _check_range(name: str, value: Any, low: float | None, high: float | None) -> None:
+    if value == float("inf"):
+        raise ConfigError(_wrong(name, value, "a finite number"))  # every wait is bounded (INV-7)
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         bounds = f"at least {low:g}" if high is None else f"between {low or 0:g} and {high:g}"
         raise ConfigError(_wrong(name, value, bounds))

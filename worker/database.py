@@ -67,7 +67,10 @@ def clear(path: Path) -> bool:
     until the next one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = path.exists()
+    if not path.exists():
+        for suffix in SIDE_FILES:  # they belong to a database that is gone
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        return False
     previous = path.with_name(path.name + ".previous")
     for suffix in ("", *SIDE_FILES):
         # All of the older copy goes first: its WAL beside another database would be read as that one's.
@@ -76,7 +79,7 @@ def clear(path: Path) -> bool:
         file = path.with_name(path.name + suffix)
         if file.exists():
             file.replace(previous.with_name(previous.name + suffix))
-    return found
+    return True
 
 
 class Reader:

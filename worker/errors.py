@@ -11,6 +11,7 @@
     │   └── RecordInvalid     the lease record is not one this version can read               exit 1
     ├── Unconfirmed           whether everything committed is safe is not known           retried
     ├── LeaseLost             another instance owns the store now; nothing may be written     exit 0
+    ├── LeaseHeld             the holder is alive, so its lease is not broken                exit 1
     ├── LitestreamError       the child does not start, sync, restore or stay alive           exit 1
     │   ├── SyncUnavailable   this sync is not known to have reached the bucket               retried
     │   └── RestoreFailed     the live generation could not be restored                       exit 1
@@ -75,6 +76,10 @@ class LeaseLost(WorkerError):
     """The lease record names another writer: this process may acknowledge nothing any more (INV-2)."""
 
     exit_code = 0
+
+
+class LeaseHeld(WorkerError):
+    """The holder is alive, so an operator's break was refused."""
 
 
 class Unconfirmed(WorkerError):

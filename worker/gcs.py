@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import google.auth.exceptions
@@ -72,20 +73,54 @@ class Bucket:
 
         return await self._run(upload, f"write {name}")
 
-    async def list(self, name_prefix: str, *, timeout: float) -> list[str]:
+    async def names(self, name_prefix: str, *, timeout: float) -> list[str]:
         """The names of the objects that begin with `name_prefix`, in order."""
 
         def pages() -> list[str]:
-            found = self._client_on_thread().list_blobs(
-                self._name, prefix=f"{self._prefix}/{name_prefix}", timeout=timeout, retry=None
-            )
+            found = self._list(name_prefix, None, timeout)
             return [blob.name.removeprefix(f"{self._prefix}/") for blob in found]
 
         return await self._run(pages, f"list {name_prefix}")
 
+    async def folders(self, name_prefix: str, *, timeout: float) -> list[str]:
+        """What follows `name_prefix` up to the next slash, once for each, in order."""
+
+        def pages() -> list[str]:
+            found = self._list(name_prefix, "/", timeout)
+            for _ in found:
+                pass  # the client collects the folders page by page
+            return sorted(folder.removeprefix(f"{self._prefix}/{name_prefix}").rstrip("/") for folder in found.prefixes)
+
+        return await self._run(pages, f"list {name_prefix}")
+
+    async def delete(self, name: str, *, timeout: float) -> None:
+        """Delete an object; one that is not there is fine."""
+
+        def remove() -> None:
+            try:
+                self._bucket().blob(f"{self._prefix}/{name}").delete(timeout=timeout, retry=None)
+            except api.NotFound:
+                return
+
+        await self._run(remove, f"delete {name}")
+
+    async def updated(self, name: str, *, timeout: float) -> datetime | None:
+        """When an object was last written, by the bucket's clock; None when there is no such object."""
+
+        def stat() -> datetime | None:
+            blob = self._bucket().get_blob(f"{self._prefix}/{name}", timeout=timeout, retry=None)
+            return None if blob is None else blob.updated
+
+        return await self._run(stat, f"look at {name}")
+
     def close(self) -> None:
         """Let the threads end; a request under way ends by its own timeout."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _list(self, name_prefix: str, delimiter: str | None, timeout: float) -> Any:
+        return self._client_on_thread().list_blobs(
+            self._name, prefix=f"{self._prefix}/{name_prefix}", delimiter=delimiter, timeout=timeout, retry=None
+        )
 
     def _bucket(self) -> Any:
         return self._client_on_thread().bucket(self._name)

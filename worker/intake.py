@@ -6,6 +6,7 @@ What it holds is bounded in number and bytes, and no request is held longer than
 """
 
 import asyncio
+from collections.abc import Callable
 from enum import StrEnum
 
 from publisher.message import UserCreated
@@ -26,7 +27,10 @@ class State(StrEnum):
 class Intake:
     """Only the event loop touches it."""
 
-    def __init__(self, *, max_messages: int, max_bytes: int, hold_seconds: float) -> None:
+    def __init__(
+        self, *, max_messages: int, max_bytes: int, hold_seconds: float, waiting: Callable[[], None] = lambda: None
+    ) -> None:
+        self._waiting = waiting  # called for each message held while standing by
         self._max_messages, self._max_bytes, self._hold_seconds = max_messages, max_bytes, hold_seconds
         self._writer: Writer | None = None
         self._changed = asyncio.Event()  # set once, when standing by ends
@@ -86,6 +90,8 @@ class Intake:
         return True
 
     async def _outcome(self, delivery: Delivery, user: UserCreated, deadline: float) -> Outcome:
+        if self.state is State.STANDBY:
+            self._waiting()
         await self._changed.wait()
         if self._writer is None:
             raise Refused("the service stopped before it could serve; the queue delivers this to the next one")

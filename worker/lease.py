@@ -18,123 +18,35 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Literal, NoReturn, Protocol
 
 import msgspec
 
-from worker.errors import LeaseLost, Mismatch, RecordInvalid, StoreError, StoreMissing, StoreUnavailable
-
-RECORD: Final = "lease.json"
-FORMAT: Final = 1
+from worker.errors import LeaseLost, Mismatch, StoreError, StoreMissing, StoreUnavailable
+from worker.lease_record import RECORD, Lost, Record, Renew, Seen, Store, Take, Wait, decide, encode, look
 
 log = logging.getLogger(__name__)
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of `lease.json`. `holder` identifies one process, `epoch` one writer life."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """The lease's times, in seconds; the settings of the same names say what each is for."""
 
-    format: Literal[1] = FORMAT
-    state: Literal["held", "released"]
-    holder: str
-    revision: str
-    epoch: int
-    live: str | None
-
-
-class Store(Protocol):
-    """The two requests the lease needs of the bucket. Both raise `StoreUnavailable` when nobody knows the outcome."""
-
-    async def read(self, name: str, *, timeout: float) -> tuple[bytes, int] | None:
-        """The object's bytes and generation, or None when there is no such object."""
-
-    async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
-        """Write if the object is at `if_generation` (0: does not exist); its new generation, or `Mismatch`."""
+    ttl: float
+    renew: float
+    poll: float
+    spacing: float
+    timeout: float
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A record, the generation it was read at, and when (monotonic seconds) we first saw that generation."""
+class Waiting(Protocol):
+    """What standing by asks of handing over (succession.py)."""
 
-    record: Record
-    generation: int
-    since: float
+    async def reserved(self, record: Record) -> bool:
+        """Whether the record was released for another instance."""
 
-
-@dataclass(frozen=True, slots=True)
-class Take:
-    """The record is free, or silent for the TTL: try to swap our name in."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Somebody else holds it and may be alive; it cannot be taken for another `seconds`."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Renew:
-    """The record is ours."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """It was ours and names another life now. There is no way back for this process."""
-
-
-def decide(seen: Seen, now: float, *, holder: str, epoch: int | None, ttl: float) -> Take | Wait | Renew | Lost:
-    """What a process should do about a record. Pure.
-
-    Args:
-        seen: The record as last read.
-        now: Monotonic seconds.
-        holder: Who asks.
-        epoch: The epoch the asker holds, or None while it contends.
-        ttl: Seconds of silence after which another's lease may be tried.
-    """
-    record = seen.record
-    if record.state == "held" and record.holder == holder and epoch in (None, record.epoch):
-        return Renew()  # while contending: our own swap, whose answer was lost
-    if epoch is not None:
-        return Lost()
-    if record.state == "released":
-        return Take()
-    silent = now - seen.since
-    return Take() if silent >= ttl else Wait(ttl - silent)
-
-
-async def initialize(store: Store, *, timeout: float) -> bool:
-    """Create the store's lease record, released at epoch 0; False when it is there already (INV-5: never again)."""
-    record = Record(state="released", holder="", revision="", epoch=0, live=None)
-    try:
-        await store.write(RECORD, _encode(record), if_generation=0, timeout=timeout)
-    except Mismatch:
-        await look(store, timeout=timeout)  # an unreadable record is an error now, not at the first start
-        return False
-    return True
-
-
-async def look(store: Store, *, timeout: float) -> tuple[Record, int]:
-    """The record and its generation as they are in the bucket now.
-
-    Raises:
-        StoreMissing: There is none.
-        RecordInvalid: It is not one this version can read.
-        StoreError: The bucket did not answer, or refused.
-    """
-    found = await store.read(RECORD, timeout=timeout)
-    if found is None:
-        raise StoreMissing(
-            f"no store at {store}: run `python -m worker init` once if it is new; "
-            "otherwise REPLICA_URL names the wrong bucket or prefix"
-        )
-    try:
-        return msgspec.json.decode(found[0], type=Record), found[1]
-    except msgspec.DecodeError as error:
-        raise RecordInvalid(
-            f"{RECORD} at {store} cannot be read ({error}): it was written by a newer version, or by hand; "
-            "deploy the version that wrote it, or restore the object's previous version"
-        ) from None
+    async def ask(self, record: Record) -> None:
+        """Ask the holder to hand over, if that is due."""
 
 
 class Lease:
@@ -146,23 +58,24 @@ class Lease:
         *,
         holder: str,
         revision: str,
-        ttl: float,
-        renew: float,
-        poll: float,
-        spacing: float,
-        timeout: float,
+        timing: Timing,
+        waiting: Waiting,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.holder = holder
         self.revision = revision
         self._store = store
-        self._ttl, self._renew, self._poll, self._spacing, self._timeout = ttl, renew, poll, spacing, timeout
+        self._timing, self._waiting = timing, waiting
         self._clock, self._sleep = clock, sleep
         self._writing = asyncio.Lock()
         self._seen: Seen | None = None
         self._epoch: int | None = None  # set while held
         self._written = float("-inf")  # when the last write of the record began
+        self._gone = False  # the record named another: never release, never write again
+        self._advancing: int | None = None  # the epoch that advance() may or may not have written
+        self.on_loss: Callable[[], None] = lambda: None
+        """Called at the moment a loss is known, before anything is awaited."""
 
     def __repr__(self) -> str:
         state = "contending" if self._epoch is None else f"held at epoch {self._epoch}"
@@ -188,30 +101,46 @@ class Lease:
         while True:
             try:
                 await self._read()
-                step = decide(self._last(), self._clock(), holder=self.holder, epoch=None, ttl=self._ttl)
-                if isinstance(step, Take) and await self._take():
-                    step = Renew()
+                step = await self._step()
             except StoreUnavailable as error:
-                log.warning(
-                    "the lease record cannot be reached, trying again: %s",
-                    error,
-                    extra={"action": "lease.retry"},
-                )
-                step = Wait(self._poll)
+                log.warning("the lease record cannot be reached, trying again: %s", error, extra={"action": "lease.retry"})
+                step = Wait(self._timing.poll)
             if isinstance(step, Renew):
                 self._epoch = self._last().record.epoch
                 log.info("lease held at epoch %d", self._epoch, extra={"action": "lease.acquired"})
                 return
             if isinstance(step, Wait):
-                if self._seen and self._seen.record.holder != told:
-                    told = self._seen.record.holder
-                    log.info(
-                        "standing by: revision %s holds the lease at epoch %d",
-                        self._seen.record.revision,
-                        self._seen.record.epoch,
-                        extra={"action": "lease.standby"},
-                    )
-                await self._sleep_for(min(self._poll, step.seconds))
+                told = self._tell_standby(told)
+                await self._sleep_for(min(self._timing.poll, step.seconds))
+
+    async def _step(self) -> Take | Wait | Renew | Lost:
+        """Act on the record just read: take it, or or ask for it. `Renew` is success."""
+        seen = self._last()
+        step = decide(
+            seen,
+            self._clock(),
+            holder=self.holder,
+            epoch=None,
+            ttl=self._timing.ttl,
+            reserved=await self._waiting.reserved(seen.record),
+        )
+        if isinstance(step, Take) and await self._take():
+            return Renew()
+        if isinstance(step, Wait) and seen.record.state == "held":
+            await self._waiting.ask(seen.record)
+        return step
+
+    def _tell_standby(self, told: str | None) -> str | None:
+        if self._seen is None or self._seen.record.holder == told:
+            return told
+        record = self._seen.record
+        log.info(
+            "standing by: revision %s holds the lease at epoch %d",
+            record.revision,
+            record.epoch,
+            extra={"action": "lease.standby"},
+        )
+        return record.holder
 
     async def verify(self) -> None:
         """Read the record and return only if it still names this life (the second half of INV-1).
@@ -221,9 +150,9 @@ class Lease:
             StoreUnavailable: It could not be read; nothing is known.
         """
         try:
-            record, _ = await look(self._store, timeout=self._timeout)
+            record, _ = await look(self._store, timeout=self._timing.timeout)
         except StoreMissing as error:
-            raise LeaseLost(f"the lease record is gone: {error}") from error
+            self._lost(f"the lease record is gone: {error}")
         self._check(record)
 
     async def set_live(self, path: str) -> None:
@@ -235,6 +164,19 @@ class Lease:
         """
         await self._change(live=path)
 
+    async def advance(self) -> int:
+        """Reserve the next epoch for this holder's next generation; the live one stays live. The new epoch.
+
+        Raises:
+            LeaseLost: See `set_live`; likewise `StoreUnavailable`.
+        """
+        await self._change(advance=True)
+        return self.epoch
+
+    async def rested(self) -> None:
+        """Wait until the record may be written again at once: the bucket's one write a second has passed."""
+        await self._sleep_for(self._written + self._timing.spacing - self._clock())
+
     async def keep(self) -> None:
         """Renew until cancelled. An outage is waited out: not being able to renew is not a loss.
 
@@ -242,7 +184,7 @@ class Lease:
             LeaseLost: The record names another.
         """
         while True:
-            await self._sleep_for(self._renew)
+            await self._sleep_for(self._timing.renew)
             try:
                 await self._change()
             except StoreUnavailable as error:
@@ -265,11 +207,8 @@ class Lease:
         await self.acquire()
         try:
             yield self
-        except LeaseLost:
-            self._epoch = None
-            raise
         finally:
-            if self._epoch is not None:
+            if not self._gone:
                 await self._release_within(release_seconds)
 
     async def _release_within(self, seconds: float) -> None:
@@ -300,39 +239,57 @@ class Lease:
                 return False  # acquire() reads again, and finds our own name if the swap did happen
         return True
 
-    async def _change(self, *, state: Literal["held", "released"] = "held", live: str | None = None) -> None:
-        """Swap in our own record with `state` and `live` changed; on doubt, re-read and compare."""
+    async def _change(
+        self, *, state: Literal["held", "released"] = "held", live: str | None = None, advance: bool = False
+    ) -> None:
+        """Swap in our own record with the given changes; on doubt, re-read and compare."""
         async with self._writing:
+            if advance:
+                self._advancing = self.epoch + 1
             for _ in range(2):
                 seen = self._last()
-                record = msgspec.structs.replace(seen.record, state=state, live=live or seen.record.live)
+                # Never lower: an advance whose answer was lost may have been written.
+                epoch = max(self.epoch + advance, seen.record.epoch)
+                self._check(seen.record)  # it may have been read to learn of a loss: nobody's record but ours is changed
+                record = msgspec.structs.replace(seen.record, state=state, live=live or seen.record.live, epoch=epoch)
                 try:
-                    return await self._write(record, seen.generation)
+                    await self._write(record, seen.generation)
                 except (Mismatch, StoreUnavailable) as error:
                     doubt = error
+                else:
+                    self._epoch = epoch
+                    return
                 await self._read()
                 if self._last().record == record and self._last().generation != seen.generation:
-                    return None  # it did happen; only the answer was lost
+                    self._epoch = epoch  # it did happen; only the answer was lost
+                    return
                 self._check(self._last().record)
             raise StoreUnavailable(f"the lease record could not be changed: {doubt}")
 
     async def _write(self, record: Record, generation: int) -> None:
-        await self._sleep_for(self._written + self._spacing - self._clock())
+        await self.rested()
         self._written = self._clock()
-        written = await self._store.write(RECORD, _encode(record), if_generation=generation, timeout=self._timeout)
+        written = await self._store.write(RECORD, encode(record), if_generation=generation, timeout=self._timing.timeout)
         self._seen = Seen(record, written, self._clock())
 
     async def _read(self) -> None:
-        record, generation = await look(self._store, timeout=self._timeout)
+        record, generation = await look(self._store, timeout=self._timing.timeout)
         if self._seen is None or self._seen.generation != generation:
             self._seen = Seen(record, generation, self._clock())
 
     def _check(self, record: Record) -> None:
-        if not (record.state == "held" and record.holder == self.holder and record.epoch == self._epoch):
-            raise LeaseLost(
+        # While advance() is in doubt the record may be one epoch ahead of us; only we could have put it there.
+        ours = record.state == "held" and record.holder == self.holder and record.epoch in (self._epoch, self._advancing)
+        if not ours:
+            self._lost(
                 f"the lease is held by {record.holder or 'nobody'} ({record.revision}) at epoch {record.epoch}, "
                 f"no longer by this instance at epoch {self._epoch}; it stops here, and its queue goes to the holder"
             )
+
+    def _lost(self, text: str) -> NoReturn:
+        self._gone = True
+        self.on_loss()
+        raise LeaseLost(text)
 
     def _last(self) -> Seen:
         assert self._seen is not None, "the record has not been read yet"
@@ -341,7 +298,3 @@ class Lease:
     async def _sleep_for(self, seconds: float) -> None:
         if seconds > 0:
             await self._sleep(seconds)
-
-
-def _encode(record: Record) -> bytes:
-    return msgspec.json.encode(record)

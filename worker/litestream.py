@@ -4,7 +4,8 @@ This file knows the child's command line, its configuration's variables, its con
 of leases, messages or acknowledgements. `sync` reports the two transaction ids and leaves judging them to replication.py.
 
 The child is started again in place when it dies: it finds its own metadata, catches up, and nobody else writes its path.
-It is stopped for good by `__aexit__`: killed at once when the lease was lost, otherwise after a last sync.
+It is stopped for good by `__aexit__`: after a last sync, or killed at once when an error ends the life. (A lost lease comes
+here as the cancellation by which its task group ends the body.)
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from typing import Final, Self
 import httpx
 import msgspec
 
-from worker.errors import ConfigError, LeaseLost, LitestreamError, RestoreFailed, SyncUnavailable
+from worker.errors import ConfigError, LitestreamError, RestoreFailed, SyncUnavailable
 
 _RESTART_PAUSE_SECONDS: Final = 0.2
 _PROBE_PAUSE_SECONDS: Final = 0.02
@@ -53,6 +54,7 @@ class Options:
     log_level: str
     start_seconds: float
     starts_max: int
+    silent_max: int
     stop_seconds: float
 
 
@@ -86,6 +88,7 @@ class Litestream:
         self._socket = directory / f"ls-{epoch}.sock"
         self._process: asyncio.subprocess.Process | None = None
         self._ready = asyncio.Event()
+        self._silent = 0  # syncs in a row that got no answer at all
         self._http = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=str(self._socket)), base_url="http://litestream"
         )
@@ -114,13 +117,13 @@ class Litestream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if isinstance(error, LeaseLost):
-                await self._kill()
-            else:
+            if error is None:
                 await self._stop()
         finally:
             await self._kill()
             await self._http.aclose()
+            for left in (self._meta, self._socket):
+                _remove(left)
 
     async def watch(self) -> None:
         """Start the child again whenever it dies, until cancelled.
@@ -155,13 +158,31 @@ class Litestream:
         try:
             answer = await self._http.post("/sync", json=request, timeout=timeout + _ANSWER_SLACK_SECONDS)
         except httpx.HTTPError as error:
+            self._note_silence(error)
             raise SyncUnavailable(f"litestream does not answer: {type(error).__name__}: {error}") from error
+        self._silent = 0
         if answer.status_code != httpx.codes.OK:
             raise SyncUnavailable(f"litestream could not sync: {answer.status_code} {answer.text.strip()}")
         try:
             return msgspec.json.decode(answer.content, type=Position)
         except msgspec.DecodeError as error:
             raise SyncUnavailable(f"litestream's answer cannot be read: {error}") from error
+
+    def abandon(self) -> None:
+        """Kill the child now, without waiting: nothing more may be written."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    def _note_silence(self, error: httpx.HTTPError) -> None:
+        # A hung bucket makes Litestream answer with an error in time; only a hung Litestream says nothing.
+        if not isinstance(error, httpx.TimeoutException):
+            return
+        self._silent += 1
+        if self._silent >= self._options.silent_max:
+            log.error("litestream left %d syncs unanswered and is killed", self._silent, extra={"action": "litestream.hung"})
+            self._silent = 0
+            self.abandon()
 
     async def _start(self) -> None:
         options = self._options
@@ -207,9 +228,8 @@ class Litestream:
 
     async def _kill(self) -> None:
         self._ready.clear()
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+        self.abandon()
+        if self._process is not None:
             await self._process.wait()
 
     def _environment(self) -> dict[str, str]:
@@ -230,7 +250,7 @@ class Litestream:
 class Restored(msgspec.Struct, frozen=True):
     """What `litestream restore -json` says of a finished restore, as far as we need it."""
 
-    txid: str = ""
+    txid: str
 
 
 async def restore(options: Options, *, replica_path: str, output: Path, integrity_check: str, timeout: float) -> int:
@@ -283,10 +303,10 @@ async def restore(options: Options, *, replica_path: str, output: Path, integrit
 
 
 def _restored_txid(said: bytes) -> int:
-    for line in reversed(said.splitlines()):
-        with contextlib.suppress(msgspec.DecodeError, ValueError):
-            return int(msgspec.json.decode(line, type=Restored).txid, 16)
-    return 0
+    try:
+        return int(msgspec.json.decode(said, type=Restored).txid, 16)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise RestoreFailed(f"litestream restored, but what it says of it cannot be read: {error}") from None
 
 
 def _environment_without_ours() -> dict[str, str]:

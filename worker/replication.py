@@ -20,6 +20,8 @@ from typing import Final, Protocol
 from worker.errors import StoreUnavailable, SyncUnavailable, Unconfirmed
 from worker.group import Group
 
+_ASKED_AT_ONCE: Final = 3
+"""Litestream's own monitor may add a transaction between a sync's upload and its answer: asking again settles it."""
 _RETRY_PAUSE_SECONDS: Final = 0.05
 _RETRY_PAUSE_MAX_SECONDS: Final = 1.0
 
@@ -71,12 +73,17 @@ class LitestreamConfirmation:
     async def confirm(self) -> None:
         """See `Confirmation.confirm`."""
         try:
-            position = await self._replica.sync(timeout=self._sync_timeout)
-            if not position.replicated_txid == position.txid > 0:
-                raise Unconfirmed(f"the bucket is at transaction {position.replicated_txid}, not {position.txid}")
+            await self._sync()
             await self._lease.verify()
         except (SyncUnavailable, StoreUnavailable) as error:
             raise Unconfirmed(str(error)) from error
+
+    async def _sync(self) -> None:
+        for _ in range(_ASKED_AT_ONCE):
+            position = await self._replica.sync(timeout=self._sync_timeout)
+            if position.replicated_txid == position.txid > 0:
+                return
+        raise Unconfirmed(f"the bucket is at transaction {position.replicated_txid}, not {position.txid}")
 
 
 class Replicator:
@@ -86,6 +93,8 @@ class Replicator:
         self._confirmation = confirmation
         self._groups: list[Group] = []  # committed, not yet answered
         self._wake = asyncio.Event()
+        self._settled = asyncio.Event()  # set while `_groups` is empty
+        self._settled.set()
         self.idle = asyncio.Event()  # set while no confirmation is under way
         self.idle.set()
 
@@ -103,7 +112,12 @@ class Replicator:
     def add(self, group: Group) -> None:
         """Take over a group whose COMMIT has returned."""
         self._groups.append(group)
+        self._settled.clear()
         self._wake.set()
+
+    async def settled(self) -> None:
+        """Wait until no group is unanswered. Only meaningful while the writer is paused."""
+        await self._settled.wait()
 
     async def run(self) -> None:
         """Confirm and answer until cancelled.
@@ -132,6 +146,7 @@ class Replicator:
                 self.idle.set()
             if not self._groups:
                 self._wake.clear()
+                self._settled.set()
 
     def _give_up_overdue(self, doubt: Unconfirmed) -> None:
         now = asyncio.get_running_loop().time()

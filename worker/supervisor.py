@@ -1,7 +1,8 @@
 """The life of a process, top to bottom; leaving it is the mirror. Start reading at `run`, then `_life`.
 
     listen → lease → restore, migrate → litestream → first sync, live → replicator, writer → serve
-    serve → (signal | lost lease | dead task) → drain → writer, replicator → final sync, litestream → release → exit
+    serve → (signal | successor | lost lease | dead task)
+          → drain → writer, replicator → last sync, litestream → release → exit
 
 It listens first, so that the platform's probe passes while the instance stands by, and stops listening last, so that what
 it holds gets an answer. When anything goes wrong the nest is left by an exception: then Litestream is killed, not
@@ -15,18 +16,22 @@ import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 
 import uvicorn
 
-from worker import app, database, generation, lease, litestream
+from worker import app, database, lease_record, litestream
+from worker import retention as retention_
+from worker.background import running
 from worker.config import Settings
 from worker.errors import ConfigError, LeaseLost, Refused, WorkerError
 from worker.gcs import Bucket
+from worker.generation import Generations, Limits
 from worker.intake import Intake, State
-from worker.lease import Lease
-from worker.litestream import Litestream
+from worker.lease import Lease, Timing
 from worker.replication import LitestreamConfirmation, Replicator
+from worker.succession import Succession, SuccessionTiming
 from worker.writer import Writer
 
 _CLOSE_SECONDS: Final = 1
@@ -50,7 +55,7 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
     """
     parts = _Parts(settings)
     try:
-        await lease.look(parts.store, timeout=settings.lease_read_timeout_seconds)  # a mistyped REPLICA_URL ends here
+        await lease_record.look(parts.store, timeout=settings.lease_read_timeout_seconds)  # a mistyped REPLICA_URL ends here
         async with _listening(settings, parts) as (port, server):
             listening(port)
             log.info("listening on port %d", port, extra={"action": "worker.listening"})
@@ -75,23 +80,40 @@ class _Parts:
             log_level="warn" if settings.log_level != "debug" else "info",
             start_seconds=settings.litestream_start_seconds,
             starts_max=settings.litestream_starts_max,
+            silent_max=settings.litestream_silent_max,
             stop_seconds=settings.final_sync_seconds,
         )
         self.store = Bucket(settings.bucket, settings.prefix)
+        holder = str(uuid.uuid4())
+        self.succession = Succession(
+            self.store,
+            holder=holder,
+            revision=settings.revision,
+            timing=SuccessionTiming(
+                poll=settings.successor_poll_seconds,
+                tenure=settings.tenure_min_seconds,
+                fresh=settings.successor_fresh_seconds,
+                timeout=settings.lease_read_timeout_seconds,
+            ),
+        )
         self.lease = Lease(
             self.store,
-            holder=str(uuid.uuid4()),
+            holder=holder,
             revision=settings.revision,
-            ttl=settings.lease_ttl_seconds,
-            renew=settings.lease_renew_seconds,
-            poll=settings.lease_poll_seconds,
-            spacing=settings.lease_write_spacing_seconds,
-            timeout=settings.lease_read_timeout_seconds,
+            timing=Timing(
+                ttl=settings.lease_ttl_seconds,
+                renew=settings.lease_renew_seconds,
+                poll=settings.lease_poll_seconds,
+                spacing=settings.lease_write_spacing_seconds,
+                timeout=settings.lease_read_timeout_seconds,
+            ),
+            waiting=self.succession,
         )
         self.intake = Intake(
             max_messages=settings.queue_max_messages,
             max_bytes=settings.queue_max_bytes,
             hold_seconds=settings.hold_limit_seconds,
+            waiting=self.succession.message_received,
         )
         self.users = Users(database.Reader(self.options.database, busy_timeout_seconds=settings.busy_timeout_seconds))
         log.info("starting with SQLite %s", version, extra={"action": "worker.starting"})
@@ -138,49 +160,51 @@ async def _live_until(stop: asyncio.Event, server: "asyncio.Task[None]", parts: 
 
 
 async def _life(stop: asyncio.Event, parts: _Parts) -> None:
-    settings, options, held = parts.settings, parts.options, parts.lease
-    async with held.held(release_seconds=settings.release_seconds), asyncio.TaskGroup() as side:
-        async with _running(side, "lease renewal", held.keep()):
-            path = await generation.prepare(
-                held,
-                parts.store,
-                options,
-                prefix=settings.prefix,
-                integrity_check=settings.restore_integrity_check,
-                restore_seconds=settings.restore_timeout_seconds,
-                busy_timeout_seconds=settings.busy_timeout_seconds,
-                store_seconds=settings.first_sync_timeout_seconds,
-            )
-            async with (
-                Litestream(options, replica_path=f"{settings.prefix}/{path}", epoch=held.epoch) as child,
-                _running(side, "litestream", child.watch()),
-            ):
-                await generation.first_sync(child, timeout=settings.first_sync_timeout_seconds)
-                await generation.insist(lambda: held.set_live(path), seconds=settings.first_sync_timeout_seconds)
-                await _serve(stop, parts, side, child)
+    settings, lease_ = parts.settings, parts.lease
+    async with lease_.held(release_seconds=settings.release_seconds), asyncio.TaskGroup() as side:
+        limits = Limits(
+            integrity_check=settings.restore_integrity_check,
+            restore_seconds=settings.restore_timeout_seconds,
+            busy_timeout_seconds=settings.busy_timeout_seconds,
+            first_sync_seconds=settings.first_sync_timeout_seconds,
+            transactions_max=settings.generation_transactions_max,
+        )
+        async with (
+            running(side, "lease renewal", lease_.keep()),
+            Generations(lease_, parts.store, parts.options, prefix=settings.prefix, limits=limits, side=side) as generations,
+        ):
+            lease_.on_loss = generations.abandon
+            await generations.begin()
+            await _serve(stop, parts, side, generations)
 
 
-async def _serve(stop: asyncio.Event, parts: _Parts, side: asyncio.TaskGroup, child: Litestream) -> None:
-    settings = parts.settings
-    confirmation = LitestreamConfirmation(child, parts.lease, sync_timeout=settings.sync_timeout_seconds)
+async def _serve(stop: asyncio.Event, parts: _Parts, side: asyncio.TaskGroup, generations: Generations) -> None:
+    settings, lease_ = parts.settings, parts.lease
+    confirmation = LitestreamConfirmation(generations, lease_, sync_timeout=settings.sync_timeout_seconds)
     connection = database.connect(parts.options.database, busy_timeout_seconds=settings.busy_timeout_seconds)
+    retention = timedelta(days=settings.retention_days)
+    leave = asyncio.Event()
     async with (
         Replicator(confirmation) as replicator,
-        _running(side, "replicator", replicator.run()),
+        running(side, "replicator", replicator.run()),
         Writer(
             connection,
             replicator,
-            epoch=parts.lease.epoch,
+            epoch=lease_.epoch,
             group_max=settings.group_max_messages,
             gather_seconds=settings.group_gather_seconds,
         ) as writer,
-        _running(side, "writer", writer.run()),
+        running(side, "writer", writer.run()),
+        running(side, "roll-over", generations.roll_over_when_long(lambda: _quiet(writer, replicator, lease_))),
+        running(side, "retention", retention_.prune_every(settings.prune_interval_seconds, parts.store, lease_, retention)),
+        running(side, "succession", _then(parts.succession.requested(lambda: lease_.epoch), leave)),
+        running(side, "stop", _then(stop.wait(), leave)),
     ):
         try:
             parts.users.open = True
             parts.intake.serve(writer)
-            log.info("serving epoch %d", parts.lease.epoch, extra={"action": "worker.serving"})
-            await stop.wait()
+            log.info("serving epoch %d", lease_.epoch, extra={"action": "worker.serving"})
+            await leave.wait()
             log.info("draining", extra={"action": "worker.draining"})
             parts.intake.drain()
             if not await parts.intake.emptied(timeout=settings.drain_seconds):
@@ -195,22 +219,17 @@ async def _serve(stop: asyncio.Event, parts: _Parts, side: asyncio.TaskGroup, ch
 
 
 @contextlib.asynccontextmanager
-async def _running(group: asyncio.TaskGroup, name: str, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run `work` beside the body. Its death ends the body; the body's end cancels it."""
-
-    async def named() -> None:
-        try:
-            await work
-        except Exception as error:
-            log.error("the task %r died: %s", name, error, extra={"action": "worker.task_died"})
-            raise
-
-    task = group.create_task(named(), name=name)
-    try:
+async def _quiet(writer: Writer, replicator: Replicator, lease_: Lease) -> AsyncIterator[None]:
+    """Nothing is being committed and everything committed is answered, while the block changes the generation."""
+    async with writer.paused():
+        await replicator.settled()
         yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
+        writer.epoch = lease_.epoch
+
+
+async def _then(something: Coroutine[Any, Any, object], event: asyncio.Event) -> None:
+    await something
+    event.set()
 
 
 @contextlib.asynccontextmanager

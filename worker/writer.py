@@ -15,7 +15,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -112,15 +112,17 @@ class Writer:
     ) -> None:
         self._database = database
         self._committed = committed
-        self._epoch = epoch
+        self.epoch = epoch
+        """The writer life, kept in each receipt; changed only while `paused`."""
         self._group_max, self._gather_seconds = group_max, gather_seconds
         self._wall_clock = wall_clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._pending: deque[Entry] = deque()
         self._wake = asyncio.Event()
+        self._committing = asyncio.Lock()  # held from taking a group to handing it over
 
     def __repr__(self) -> str:
-        return f"<Writer at epoch {self._epoch}, {len(self._pending)} pending>"
+        return f"<Writer at epoch {self.epoch}, {len(self._pending)} pending>"
 
     async def __aenter__(self) -> "Writer":
         await self._on_thread(self._database.connect)
@@ -142,25 +144,35 @@ class Writer:
         while True:
             await self._wake.wait()
             await self._gather()
-            entries = [self._pending.popleft() for _ in range(min(self._group_max, len(self._pending)))]
-            if not self._pending:
-                self._wake.clear()
-            entries = [entry for entry in entries if not entry.done.done()]
-            if not entries:
-                continue
-            try:
-                group = await self._on_thread(self._commit, entries)
-            except peewee.DatabaseError as error:
-                log.error("a group was not committed: %s", error, extra={"action": "writer.outage"})
-                fail(entries, Refused("the database cannot be written now; the queue delivers this again"))
-                await asyncio.sleep(_OUTAGE_PAUSE_SECONDS)
-            except BaseException:
-                # Cancelled, or a bug: the transaction may still commit, but nobody will confirm it.
-                fail(entries, Refused("the service is stopping; the queue delivers this again"))
-                raise
-            else:
-                if group.entries:
-                    self._committed.add(group)
+            async with self._committing:
+                await self._commit_next()
+
+    @contextlib.asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Nothing is committed, or on its way to the replicator, while the block runs; what comes in waits."""
+        async with self._committing:
+            yield
+
+    async def _commit_next(self) -> None:
+        entries = [self._pending.popleft() for _ in range(min(self._group_max, len(self._pending)))]
+        if not self._pending:
+            self._wake.clear()
+        entries = [entry for entry in entries if not entry.done.done()]
+        if not entries:
+            return
+        try:
+            group = await self._on_thread(self._commit, entries)
+        except peewee.DatabaseError as error:
+            log.error("a group was not committed: %s", error, extra={"action": "writer.outage"})
+            fail(entries, Refused("the database cannot be written now; the queue delivers this again"))
+            await asyncio.sleep(_OUTAGE_PAUSE_SECONDS)
+        except BaseException:
+            # Cancelled, or a bug: the transaction may still commit, but nobody will confirm it.
+            fail(entries, Refused("the service is stopping; the queue delivers this again"))
+            raise
+        else:
+            if group.entries:
+                self._committed.add(group)
 
     async def _gather(self) -> None:
         """Let a group grow while it would only wait for the confirmation before its own."""
@@ -206,12 +218,15 @@ class Writer:
                 entries,
                 receipts=self._handled([entry.delivery.message_id for entry in entries]),
                 users=self._existing([entry.user.user_id for entry in entries]),
-                epoch=self._epoch,
+                epoch=self.epoch,
                 now=round(self._wall_clock() * 1000),
             )
-            for model, rows in ((User, made.users), (Receipt, made.receipts), (Rejection, made.rejections)):
+            # Never "or ignore": that would drop a row that any constraint refuses, and its message would be acknowledged.
+            for model, rows in ((User, made.users), (Receipt, made.receipts)):
                 if rows:
-                    model.insert_many(rows).on_conflict_ignore().execute(database)
+                    model.insert_many(rows).execute(database)
+            if made.rejections:  # kept longer than its receipt, so a late replay may meet the one it made before
+                Rejection.insert_many(made.rejections).on_conflict_ignore().execute(database)
         return made.outcomes
 
     def _handled(self, message_ids: list[str]) -> list[str]:

@@ -6,9 +6,11 @@ import msgspec
 import pytest
 
 from tests.fakes import Clock, MemoryStore
-from worker import lease
+from worker import lease_record
 from worker.errors import LeaseLost, RecordInvalid, StoreMissing, StoreUnavailable
-from worker.lease import Lease, Lost, Record, Renew, Seen, Take, Wait, decide
+from worker.lease import Lease, Timing
+from worker.lease_record import Lost, Record, Renew, Seen, Take, Wait, decide
+from worker.succession import Succession, SuccessionTiming
 
 HELD = Record(state="held", holder="other", revision="r1", epoch=3, live="generations/0000000000000003")
 RELEASED = msgspec.structs.replace(HELD, state="released")
@@ -26,10 +28,17 @@ def record_in(store: MemoryStore) -> Record:
 
 
 def make(store: MemoryStore, clock: Clock) -> Lease:
-    """A contender named "me"."""
-    return Lease(
-        store, holder="me", revision="r2", ttl=15, renew=4, poll=1, spacing=1, timeout=3, clock=clock, sleep=clock.sleep
+    """A contender named "me", to whom no messages come."""
+    waiting = Succession(
+        store,
+        holder="me",
+        revision="r2",
+        timing=SuccessionTiming(poll=1, tenure=30, fresh=5, timeout=3),
+        clock=clock,
+        sleep=clock.sleep,
     )
+    timing = Timing(ttl=15, renew=4, poll=1, spacing=1, timeout=3)
+    return Lease(store, holder="me", revision="r2", timing=timing, waiting=waiting, clock=clock, sleep=clock.sleep)
 
 
 def acquired(store: MemoryStore, clock: Clock) -> Lease:
@@ -64,7 +73,7 @@ def test_decide(record: Record, epoch: int | None, silent: float, expected: obje
 def test_initialize_creates_a_released_record_at_epoch_zero() -> None:
     """A new store belongs to nobody and holds nothing."""
     store = MemoryStore()
-    assert asyncio.run(lease.initialize(store, timeout=1))
+    assert asyncio.run(lease_record.initialize(store, timeout=1))
     assert record_in(store) == Record(state="released", holder="", revision="", epoch=0, live=None)
 
 
@@ -73,7 +82,7 @@ def test_initialize_twice_changes_nothing() -> None:
     store = MemoryStore()
     put(store, HELD)
     before = dict(store.objects)
-    assert not asyncio.run(lease.initialize(store, timeout=1))
+    assert not asyncio.run(lease_record.initialize(store, timeout=1))
     assert store.objects == before
 
 
@@ -250,6 +259,44 @@ def test_a_change_over_anothers_record_is_a_loss_and_changes_nothing() -> None:
     assert record_in(store) == theirs
 
 
+def test_advance_reserves_the_next_epoch_and_keeps_the_live_generation() -> None:
+    """Rolling over begins with an epoch of its own; until the switch the old generation stays live."""
+    store, clock = MemoryStore(), Clock()
+    held = acquired(store, clock)
+    assert asyncio.run(held.advance()) == 5
+    assert record_in(store) == msgspec.structs.replace(MINE, revision="r2", epoch=5)
+    asyncio.run(held.verify())
+
+
+@pytest.mark.parametrize("faults", [["lose"], ["refuse"], ["lose", "refuse"], ["refuse", "lose"]])
+def test_an_advance_in_doubt_never_lowers_the_epoch(faults: list[str]) -> None:
+    """Whether or not the swap happened, a renewal after it keeps the higher epoch, and the record stays ours."""
+    store, clock = MemoryStore(), Clock()
+    held = acquired(store, clock)
+    store.faults.update(write=faults, read=["refuse"])
+    with pytest.raises(StoreUnavailable):
+        asyncio.run(held.advance())
+    asyncio.run(held.verify())
+    before = record_in(store).epoch
+    asyncio.run(held.set_live("x"))
+    assert record_in(store).epoch >= before
+    epoch = asyncio.run(held.advance())
+    assert record_in(store).epoch == epoch > before - 1
+    asyncio.run(held.verify())
+
+
+def test_a_loss_is_told_before_anything_is_awaited() -> None:
+    """Who must stop writing hears of it at the moment it is known."""
+    store, clock = MemoryStore(), Clock()
+    held = acquired(store, clock)
+    told: list[str] = []
+    held.on_loss = lambda: told.append("lost")
+    put(store, msgspec.structs.replace(MINE, holder="other", epoch=5))
+    with pytest.raises(LeaseLost):
+        asyncio.run(held.verify())
+    assert told == ["lost"]
+
+
 def test_keep_renews_until_the_record_names_another() -> None:
     """Each renewal is a new generation of the same record; the first one that meets another's name ends the task."""
     store, clock = MemoryStore(), Clock()
@@ -345,3 +392,36 @@ def test_a_release_that_gets_no_answer_is_given_up() -> None:
 
     asyncio.run(body())
     assert record_in(store).state == "held"
+
+
+def test_a_lease_lost_by_a_side_task_is_not_released() -> None:
+    """A renewal that meets another's name ends the life through a task group, and their record stays as it is."""
+    store, clock = MemoryStore(), Clock()
+    put(store, RELEASED)
+    theirs = msgspec.structs.replace(MINE, holder="other", epoch=5)
+
+    async def body() -> None:
+        async with make(store, clock).held(release_seconds=1) as held, asyncio.TaskGroup() as side:
+            put(store, theirs)
+            side.create_task(held.keep())
+            await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) as lost:
+        asyncio.run(body())
+    assert lost.group_contains(LeaseLost)
+    assert record_in(store) == theirs
+    assert store.calls[-2:] == ["write", "read"]  # the renewal and the look at why it failed; nothing was tried after
+
+
+def test_a_change_never_starts_from_anothers_record() -> None:
+    """The record read to learn of a loss is not a record to build on: asked again, it is a loss again."""
+    store, clock = MemoryStore(), Clock()
+    held = acquired(store, clock)
+    theirs = msgspec.structs.replace(MINE, holder="other", epoch=5)
+    put(store, theirs)
+    for _ in range(2):
+        with pytest.raises(LeaseLost):
+            asyncio.run(held.set_live("x"))
+    with pytest.raises(LeaseLost):
+        asyncio.run(held.release())
+    assert record_in(store) == theirs

@@ -1,0 +1,28 @@
+"""Side tasks: named, cancelled with the block they serve, and never silently dead."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.asynccontextmanager
+async def running(group: asyncio.TaskGroup, name: str, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run `work` beside the body. Its death ends the group, and so the body; the body's end cancels it."""
+
+    async def named() -> None:
+        try:
+            await work
+        except Exception as error:
+            log.error("the task %r died: %s", name, error, extra={"action": "worker.task_died"})
+            raise
+
+    task = group.create_task(named(), name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})

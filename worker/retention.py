@@ -1,0 +1,92 @@
+"""Retention: generations that ended long ago are deleted by the holder of the lease, and by nobody else.
+
+What may go follows from the record and the manifests alone (`expired`): never the live generation, never the one it was
+restored from, never one newer than the live one. A process that has slept through the loss of its lease in the middle of
+a deletion can harm nothing with it: what it may delete is older than the generation that was live under it, and a later
+life starts from that one or a newer one.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+import msgspec
+
+from worker.errors import StoreError
+from worker.generation import MANIFEST, Manifest
+from worker.lease import Lease
+
+log = logging.getLogger(__name__)
+
+_ROOT = "generations/"
+_TIMEOUT_SECONDS = 10.0
+
+
+class Objects(Protocol):
+    """What pruning needs of the bucket; each call raises `StoreUnavailable` when nobody knows."""
+
+    async def folders(self, name_prefix: str, *, timeout: float) -> list[str]:
+        """The folder names right below a prefix."""
+
+    async def names(self, name_prefix: str, *, timeout: float) -> list[str]:
+        """The objects below a prefix."""
+
+    async def read(self, name: str, *, timeout: float) -> tuple[bytes, int] | None:
+        """An object's bytes and generation."""
+
+    async def delete(self, name: str, *, timeout: float) -> None:
+        """Delete an object; one that is not there is fine."""
+
+
+def expired(manifests: Mapping[str, Manifest], *, live: str, retention: timedelta, now: datetime) -> list[str]:
+    """The paths that may be deleted, oldest first. Pure.
+
+    Args:
+        manifests: Every generation's, by path; a generation has ended when the next one has begun.
+        live: The live generation's path.
+        retention: How long a generation is kept after it has ended.
+        now: The time.
+    """
+    paths = sorted(manifests)
+    kept = {live, manifests[live].base} if live in manifests else set(paths)
+    return [
+        path
+        for path, successor in itertools.pairwise(paths)
+        if path not in kept and path < live and manifests[successor].started_at + retention < now
+    ]
+
+
+async def prune_every(interval_seconds: float, store: Objects, lease: Lease, retention: timedelta) -> None:
+    """Prune now and every `interval_seconds`, until cancelled. The bucket's refusals are logged and outlived."""
+    while True:
+        try:
+            await prune(store, lease, retention)
+        except StoreError as error:
+            log.warning("pruning is put off: %s", error, extra={"action": "retention.retry"})
+        await asyncio.sleep(interval_seconds)
+
+
+async def prune(store: Objects, lease: Lease, retention: timedelta) -> list[str]:
+    """Delete the generations past their retention; their paths.
+
+    Raises:
+        LeaseLost: Another instance holds the lease; it prunes.
+        StoreError: The bucket did not answer, or refused; what was deleted is deleted.
+    """
+    manifests: dict[str, Manifest] = {}
+    for folder in await store.folders(_ROOT, timeout=_TIMEOUT_SECONDS):
+        found = await store.read(f"{_ROOT}{folder}/{MANIFEST}", timeout=_TIMEOUT_SECONDS)
+        if found is not None:
+            manifests[f"{_ROOT}{folder}"] = msgspec.json.decode(found[0], type=Manifest)
+    gone = expired(manifests, live=lease.live or "", retention=retention, now=datetime.now(UTC))
+    for path in gone:
+        await lease.verify()
+        for name in await store.names(f"{path}/", timeout=_TIMEOUT_SECONDS):
+            if not name.endswith(MANIFEST):
+                await store.delete(name, timeout=_TIMEOUT_SECONDS)
+        await store.delete(f"{path}/{MANIFEST}", timeout=_TIMEOUT_SECONDS)  # last: until then it is found again
+        log.info("deleted %s", path, extra={"action": "retention.pruned"})
+    return gone
