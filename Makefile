@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
 N      ?= 10
+MINUTES ?= 90
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-fast check format bench lock clean
+.PHONY: help setup demo run test test-fast torture check format bench lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,10 +26,13 @@ run: $(READY)  ## The whole stack on this machine, until Ctrl-C, with commands t
 	@$(BIN)/python -m local run
 
 test: $(READY)  ## Every test: unit, property, integration (real Litestream, real emulator), crash
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-fast: $(READY)  ## The tests that start no other process
 	$(BIN)/python -m pytest -m "not slow"
+
+torture: $(READY)  ## Each crash test N times (make torture N=10), for at most MINUTES
+	timeout $(MINUTES)m $(BIN)/python -m pytest tests/crash -n 3 --dist worksteal --cycles $(N)
 
 check: $(READY)  ## Formatter, linter, strict types
 	$(BIN)/ruff format --check .

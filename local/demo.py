@@ -123,6 +123,7 @@ def _publish(running: Stack, recorder: Recorder, directory: Path, users: int) ->
         [sys.executable, "-m", "publisher", "load", str(lines), "--accepted", str(directory / "accepted.jsonl"), *target],
         env={**os.environ, **running.publisher_environment()},
         cwd=ROOT,
+        stdout=sys.stderr,  # with --json, stdout is one object and nothing else
     )
 
 

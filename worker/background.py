@@ -26,3 +26,4 @@ async def running(group: asyncio.TaskGroup, name: str, work: Coroutine[Any, Any,
     finally:
         task.cancel()
         await asyncio.wait({task})
+        work.close()  # a task that is cancelled before its first step never awaits it

@@ -209,11 +209,18 @@ class Generations:
             await self._store.write(name, msgspec.json.encode(manifest), if_generation=0, timeout=_CLAIM_SECONDS)
         except Mismatch:
             found = await self._store.read(name, timeout=_CLAIM_SECONDS)
-            if found is None or msgspec.json.decode(found[0], type=Manifest).holder != manifest.holder:
+            if found is None or _holder(found[0]) != manifest.holder:
                 raise LitestreamError(
                     f"{name} was written by another instance although the epoch is ours: "
                     "was the lease record edited or restored by hand? Raise its epoch above every generation's"
                 ) from None
+
+
+def _holder(manifest: bytes) -> str | None:
+    try:
+        return msgspec.json.decode(manifest, type=Manifest).holder
+    except msgspec.DecodeError:
+        return None  # whoever wrote it, we did not
 
 
 async def insist(attempt: Callable[[], Awaitable[None]], *, seconds: float) -> None:

@@ -79,8 +79,14 @@ async def prune(store: Objects, lease: Lease, retention: timedelta) -> list[str]
     manifests: dict[str, Manifest] = {}
     for folder in await store.folders(_ROOT, timeout=_TIMEOUT_SECONDS):
         found = await store.read(f"{_ROOT}{folder}/{MANIFEST}", timeout=_TIMEOUT_SECONDS)
-        if found is not None:
+        if found is None:
+            continue
+        try:
             manifests[f"{_ROOT}{folder}"] = msgspec.json.decode(found[0], type=Manifest)
+        except msgspec.DecodeError as error:  # kept, and no reason to stop serving
+            log.warning(
+                "%s%s/%s cannot be read: %s", _ROOT, folder, MANIFEST, error, extra={"action": "retention.unreadable"}
+            )
     gone = expired(manifests, live=lease.live or "", retention=retention, now=datetime.now(UTC))
     for path in gone:
         await lease.verify()
