@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from publisher import message
 from worker import envelope
 from worker.errors import BadMessage, BodyTooLarge, Refused, RequestError
-from worker.intake import Intake, State
+from worker.intake import Held, Intake, State
 
 _OTHER_METHOD: Final = "this path takes {allowed} only"
 
@@ -83,30 +83,33 @@ async def _route(service: Service, request: Request) -> Response:
 
 
 async def _push(service: Service, request: Request) -> Response:
-    delivery = envelope.decode(await _body(request, service.body_max_bytes))
-    try:
-        user = message.decode(delivery.data, delivery.attributes)
-    except message.MessageError as error:
-        log.warning(
-            "message %s refused: %s", delivery.message_id, error, extra={"action": "message.refused"}
-        )  # names the field, never its value
-        raise BadMessage(f"message {delivery.message_id}: {error}") from None
-    outcome = await service.intake.submit(delivery, user)
+    async with service.intake.hold() as held:
+        delivery = envelope.decode(await _body(request, held, service.body_max_bytes))
+        try:
+            user = message.decode(delivery.data, delivery.attributes)
+        except message.MessageError as error:  # names the field, never its value
+            log.warning("message %s refused: %s", delivery.message_id, error, extra={"action": "message.refused"})
+            raise BadMessage(f"message {delivery.message_id}: {error}") from None
+        outcome = await service.intake.submit(held, delivery, user)
     log.debug("message %s: %s", delivery.message_id, outcome, extra={"action": "message.handled"})
     return Response(status_code=204)
 
 
-async def _body(request: Request, limit: int) -> bytes:
-    """The body, refused before it is in memory where its length is told, else as soon as it is over the limit."""
+async def _body(request: Request, held: Held, limit: int) -> bytes:
+    """The body. It is counted before it is in memory where its length is told, else piece by piece."""
     too_large = BodyTooLarge(f"the body is over BODY_MAX_BYTES, {limit}; Pub/Sub sends no larger message")
-    told = request.headers.get("content-length", "0")
-    if told.isdecimal() and int(told) > limit:
-        raise too_large
+    told = request.headers.get("content-length", "")
+    if told.isdecimal():
+        if int(told) > limit:
+            raise too_large
+        held.grow(int(told))
+        return await request.body()  # the server reads no more than was told
     chunks, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
             raise too_large
+        held.grow(len(chunk))
         chunks.append(chunk)
     return b"".join(chunks)
 

@@ -247,6 +247,10 @@ def _not_nested(settings: Settings) -> list[str]:
             f"{PLATFORM_GRACE_SECONDS:g}, the time the platform gives between SIGTERM and SIGKILL",
         ),
         (
+            settings.body_max_bytes <= settings.queue_max_bytes,
+            f"BODY_MAX_BYTES is {settings.body_max_bytes} and must not exceed QUEUE_MAX_BYTES, {settings.queue_max_bytes}",
+        ),
+        (
             settings.lease_write_spacing_seconds <= settings.lease_renew_seconds,
             f"LEASE_WRITE_SPACING_SECONDS is {settings.lease_write_spacing_seconds:g} and must not exceed "
             f"LEASE_RENEW_SECONDS, {settings.lease_renew_seconds:g}",

@@ -1,4 +1,4 @@
-"""The intake: holds each request from the moment it is valid until it is answered, whatever state the instance is in.
+"""The intake: holds each push from before its body is read until it is answered, whatever state the instance is in.
 
 Standing by (before the lease is held and the database restored) it holds: a refusal would slow the whole subscription
 down. Serving, it hands over to the writer. Draining, it refuses, and lets what it holds come to its end.
@@ -8,6 +8,8 @@ What it holds is bounded in number and bytes, and no request is held longer than
 import asyncio
 from collections.abc import Callable
 from enum import StrEnum
+from types import TracebackType
+from typing import Self
 
 from publisher.message import UserCreated
 from worker.envelope import Delivery
@@ -43,31 +45,28 @@ class Intake:
     def __repr__(self) -> str:
         return f"<Intake {self.state}, holding {self.held_messages} messages in {self.held_bytes} bytes>"
 
-    async def submit(self, delivery: Delivery, user: UserCreated) -> Outcome:
-        """Hold a message until its outcome is confirmed.
+    def hold(self) -> "Held":
+        """A request's place, from before its body is read until it is answered: `async with intake.hold() as held`.
+
+        Entering raises `Refused` when the service is draining or full; so does the block's end past the hold limit.
+        """
+        return Held(self)
+
+    async def submit(self, held: "Held", delivery: Delivery, user: UserCreated) -> Outcome:
+        """Wait until a message's outcome is confirmed.
 
         Raises:
-            Refused: Full, draining, or not confirmed within the hold limit; the queue delivers it again.
+            Refused: Draining, or not confirmed for a reason that passes; the queue delivers it again.
             Unwritable: The database refused it.
         """
-        size = len(delivery.data)
-        if self.state is State.DRAINING:
-            raise Refused("the service is stopping; the queue delivers this to the next one")
-        if self.held_messages >= self._max_messages or self.held_bytes + size > self._max_bytes:
-            raise Refused("as many messages are held as QUEUE_MAX_MESSAGES and QUEUE_MAX_BYTES allow")
-        self.held_messages += 1
-        self.held_bytes += size
-        self._empty.clear()
-        try:
-            async with asyncio.timeout(self._hold_seconds) as held:
-                return await self._outcome(delivery, user, held.when() or 0)
-        except TimeoutError:
-            raise Refused("not confirmed within HOLD_LIMIT_SECONDS; the queue delivers this again") from None
-        finally:
-            self.held_messages -= 1
-            self.held_bytes -= size
-            if not self.held_messages:
-                self._empty.set()
+        if self.state is State.STANDBY:
+            self._waiting()
+        await self._changed.wait()
+        if self._writer is None:
+            raise Refused("the service stopped before it could serve; the queue delivers this to the next one")
+        entry = Entry(delivery, user, held.deadline, asyncio.get_running_loop().create_future())
+        self._writer.submit(entry)
+        return await entry.done
 
     def serve(self, writer: Writer) -> None:
         """Hand what is held, and what comes, to the writer."""
@@ -89,12 +88,71 @@ class Intake:
             return False
         return True
 
-    async def _outcome(self, delivery: Delivery, user: UserCreated, deadline: float) -> Outcome:
-        if self.state is State.STANDBY:
-            self._waiting()
-        await self._changed.wait()
-        if self._writer is None:
-            raise Refused("the service stopped before it could serve; the queue delivers this to the next one")
-        entry = Entry(delivery, user, deadline, asyncio.get_running_loop().create_future())
-        self._writer.submit(entry)
-        return await entry.done
+    def take_place(self) -> asyncio.Timeout:
+        """Count one more request; its time limit. Only `Held` calls this.
+
+        Raises:
+            Refused: Draining, or QUEUE_MAX_MESSAGES are held.
+        """
+        if self.state is State.DRAINING:
+            raise Refused("the service is stopping; the queue delivers this to the next one")
+        if self.held_messages >= self._max_messages:
+            raise Refused("as many messages are held as QUEUE_MAX_MESSAGES allows")
+        self.held_messages += 1
+        self._empty.clear()
+        return asyncio.timeout(self._hold_seconds)
+
+    def take_bytes(self, size: int) -> None:
+        """Count `size` more bytes. Only `Held` calls this.
+
+        Raises:
+            Refused: That would be over QUEUE_MAX_BYTES.
+        """
+        if self.held_bytes + size > self._max_bytes:
+            raise Refused("as many bytes are held as QUEUE_MAX_BYTES allows")
+        self.held_bytes += size
+
+    def give_back(self, size: int) -> None:
+        """Count one request and its bytes less. Only `Held` calls this."""
+        self.held_messages -= 1
+        self.held_bytes -= size
+        if not self.held_messages:
+            self._empty.set()
+
+
+class Held:
+    """One request's share of what the intake may hold."""
+
+    __slots__ = ("_intake", "_limit", "_size")
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._size = 0
+
+    @property
+    def deadline(self) -> float:
+        """When it must be answered, on the event loop's clock."""
+        return self._limit.when() or 0.0
+
+    def grow(self, size: int) -> None:
+        """Take `size` more bytes, before they are read.
+
+        Raises:
+            Refused: There is no room for them.
+        """
+        self._intake.take_bytes(size)
+        self._size += size
+
+    async def __aenter__(self) -> Self:
+        self._limit = self._intake.take_place()
+        await self._limit.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._intake.give_back(self._size)
+        try:
+            await self._limit.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise Refused("not confirmed within HOLD_LIMIT_SECONDS; the queue delivers this again") from None

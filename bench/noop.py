@@ -1,0 +1,64 @@
+"""The ceiling: a functions-framework target that reads the body and answers 204, under the worker's own uvicorn settings.
+
+What it does per second is the most that anything behind functions-framework can do here; it stores nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import socket
+import sys
+from typing import Final
+
+import functions_framework.aio
+import uvicorn
+import uvloop
+from starlette.requests import Request
+from starlette.responses import Response
+
+_CLOSE_SECONDS: Final = 1
+_BACKLOG: Final = 2048
+
+
+@functions_framework.aio.http
+async def handle(request: Request) -> Response:
+    """The functions-framework target."""
+    await request.body()
+    return Response(status_code=204)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve on a loopback port until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m bench.noop", description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    uvloop.run(_serve(parser.parse_args(arguments).port))
+    return 0
+
+
+async def _serve(port: int) -> None:
+    application = functions_framework.aio.create_asgi_app_from_module(  # type: ignore[no-untyped-call]
+        "handle", __file__, "http", sys.modules[__name__], None
+    )
+    # The keywords are those of worker/supervisor.py; tests/unit/test_bench.py holds them together.
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            server_header=False,
+            log_config=None,
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=_CLOSE_SECONDS,
+        )
+    )
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.handle_exit, signal.SIGTERM, None)
+    listener = socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
+    await server.serve(sockets=[listener])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Messages on their way, as the tests of the writer, the replicator and the intake need them, and bounded waits."""
+
+import asyncio
+from collections.abc import Callable
+
+from publisher import message
+from publisher.message import UserCreated
+from worker.envelope import Delivery
+from worker.group import Entry
+
+PUBLISHED = 1_700_000_000_000
+"""When every message is published unless a test says otherwise, in milliseconds."""
+
+
+def delivery(message_id: str = "m1", user: UserCreated | None = None, *, publish_time: int = PUBLISHED) -> Delivery:
+    """A message as the queue delivers it."""
+    data = message.encode(user or UserCreated(user_id=1))
+    return Delivery(message_id=message_id, publish_time=publish_time, data=data, attributes={"source": "test"})
+
+
+def entry(
+    user_id: int = 1,
+    message_id: str = "m1",
+    *,
+    email: str | None = None,
+    settings: str | None = None,
+    created_at: int | None = None,
+    publish_time: int = PUBLISHED,
+    deadline: float = float("inf"),
+) -> Entry:
+    """A valid message waiting for its outcome on the running loop."""
+    user = UserCreated(user_id=user_id, email_address=email, settings=settings, created_at=created_at)
+    done = asyncio.get_running_loop().create_future()
+    return Entry(delivery(message_id, user, publish_time=publish_time), user, deadline, done)
+
+
+async def until(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
+    """Let the loop run until the condition holds.
+
+    Raises:
+        TimeoutError: It did not within `seconds`.
+    """
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  # the conditions are other people's state, without an event
+            await asyncio.sleep(0.001)
+
+
+async def turns(count: int = 20) -> None:
+    """Give everything that could run now the chance to; for tests that something does not happen."""
+    for _ in range(count):
+        await asyncio.sleep(0)

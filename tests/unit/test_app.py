@@ -1,0 +1,356 @@
+"""HTTP: which case answers what, through the real application and a writer that answers as told."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from publisher import message
+from publisher.message import MAX_USER_ID
+from worker import app
+from worker.errors import Refused, Unwritable
+from worker.group import Entry
+from worker.intake import Intake
+from worker.writer import Writer
+
+LIMIT = 2048
+TIME = "2024-01-02T03:04:05.678Z"
+ROW = {"user_id": 5, "email_address": "a@example.com", "created_at": 1, "deleted": 0, "settings": None}
+SECRET = "s3cret"
+
+
+@dataclass
+class Answering:
+    """A writer that answers each message at once, with an outcome or an error."""
+
+    answer: str | Exception = "created"
+    entries: list[Entry] = field(default_factory=list)
+
+    def submit(self, entry: Entry) -> None:
+        """See `worker.writer.Writer.submit`."""
+        self.entries.append(entry)
+        if isinstance(self.answer, Exception):
+            entry.done.set_exception(self.answer)
+        else:
+            entry.done.set_result(cast("Any", self.answer))
+
+
+@dataclass
+class Table:
+    """Users by id, or an error for whoever asks."""
+
+    error: Exception | None = None
+    asked: list[int] = field(default_factory=list)
+
+    async def user(self, user_id: int) -> dict[str, Any] | None:
+        """See `worker.app.Users`."""
+        self.asked.append(user_id)
+        if self.error is not None:
+            raise self.error
+        return dict(ROW) if user_id == ROW["user_id"] else None
+
+
+@dataclass
+class Site:
+    """The application and what it stands on."""
+
+    writer: Answering = field(default_factory=Answering)
+    users: Table = field(default_factory=Table)
+    intake: Intake = field(default_factory=lambda: Intake(max_messages=2, max_bytes=10_000, hold_seconds=60))
+    serving: bool = True
+
+    def ask(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """One request."""
+
+        async def body() -> httpx.Response:
+            if self.serving:
+                self.intake.serve(cast("Writer", self.writer))
+            built = app.build(app.Service(self.intake, self.users, LIMIT))
+            transport = httpx.ASGITransport(built, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
+                return await client.request(method, path, **request)
+
+        return asyncio.run(body())
+
+    def push(self, data: bytes = b'{"user_id":5}', attributes: dict[str, str] | None = None) -> httpx.Response:
+        """One push."""
+        return self.ask("POST", "/", content=wrapped(data, attributes))
+
+
+def wrapped(data: bytes, attributes: dict[str, str] | None = None) -> bytes:
+    """A push body."""
+    return message.envelope(data, attributes or {}, "m1", TIME, "projects/p/subscriptions/s")
+
+
+@pytest.fixture
+def site() -> Site:
+    """A serving application."""
+    return Site()
+
+
+@pytest.mark.parametrize("outcome", ["created", "duplicate", "exists", "conflict"])
+def test_every_confirmed_outcome_is_acknowledged(site: Site, outcome: str) -> None:
+    """204 and nothing else: the emulator takes 202 for a refusal."""
+    site.writer.answer = outcome
+    answer = site.push()
+    assert (answer.status_code, answer.content) == (204, b"")
+
+
+def test_a_push_reaches_the_writer_whole(site: Site) -> None:
+    """The message's id, time, bytes and attributes travel with the decoded user."""
+    site.push(b'{"user_id":5,"email_address":"a"}', {"event_type": "user.created"})
+    (entry,) = site.writer.entries
+    assert (entry.delivery.message_id, entry.delivery.publish_time) == ("m1", 1_704_164_645_678)
+    assert (entry.delivery.data, entry.delivery.attributes) == (
+        b'{"user_id":5,"email_address":"a"}',
+        {"event_type": "user.created"},
+    )
+    assert (entry.user.user_id, entry.user.email_address) == (5, "a")
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"hello", b'{"user_id":5}', b"\xff", b"[" * 2000])
+def test_what_is_no_push_is_refused(site: Site, body: bytes) -> None:
+    """400, and nothing reaches the writer: it did not come from the queue."""
+    answer = site.ask("POST", "/", content=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("the body is not a Pub/Sub push: ")
+    assert site.writer.entries == []
+
+
+@pytest.mark.parametrize(
+    ("data", "attributes", "named"),
+    [
+        (b"{}", {}, "user_id is missing"),
+        (b'{"user_id":0}', {}, "user_id must be an integer between 1 and 9223372036854775807"),
+        (b'{"user_id":"s3cret"}', {}, "user_id must be an integer"),
+        (b'{"user_id":5,"email_address":["s3cret"]}', {}, "email_address must be a string or null"),
+        (b'{"user_id":5,"settings":{"s3cret":1}}', {}, "settings must be a string or null"),
+        (b'{"user_id":5,"settings":"s3cret\\u0000"}', {}, "settings must not contain a NUL"),
+        (b'{"user_id":5,"created_at":"s3cret"}', {}, "created_at must be null or whole seconds"),
+        (b"s3cret", {}, "data must be a JSON object"),
+        (b'["s3cret"]', {}, "data must be a JSON object"),
+        (b"", {"s3cret": "s3cret"}, "data is empty"),
+        (b'{"user_id":5}', {"event_type": "s3cret"}, "attribute event_type must be user.created"),
+    ],
+)
+def test_a_bad_message_is_refused_by_its_field(
+    site: Site, caplog: pytest.LogCaptureFixture, data: bytes, attributes: dict[str, str], named: str
+) -> None:
+    """400 with the message id and the field, in the answer and in the log, and no value of the user's in either."""
+    with caplog.at_level(logging.DEBUG):
+        answer = site.push(data, attributes)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("message m1: ")
+    assert named in answer.json()["error"]
+    assert SECRET not in answer.text
+    assert "m1" in caplog.text
+    assert SECRET not in caplog.text
+    assert site.writer.entries == []
+
+
+def test_a_body_that_says_it_is_too_large_is_not_read(site: Site) -> None:
+    """413 before a byte of it is in memory."""
+    read = []
+
+    async def told() -> AsyncIterator[bytes]:
+        read.append(1)
+        yield b"x"
+
+    answer = site.ask("POST", "/", content=told(), headers={"content-length": str(LIMIT + 1)})
+    assert answer.status_code == 413
+    assert answer.json() == {"error": f"the body is over BODY_MAX_BYTES, {LIMIT}; Pub/Sub sends no larger message"}
+    assert read == []
+
+
+def test_a_body_that_does_not_tell_its_length_is_cut_off(site: Site) -> None:
+    """413 as soon as it is over the limit: an endless body ends."""
+    read = []
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            read.append(1)
+            yield b"x" * 1024
+
+    answer = site.ask("POST", "/", content=endless())
+    assert answer.status_code == 413
+    assert len(read) <= 4
+
+
+def test_a_body_of_exactly_the_limit_is_taken(site: Site) -> None:
+    """The bound itself is inside."""
+    body = wrapped(b'{"user_id":5}')
+    assert site.ask("POST", "/", content=body + b" " * (LIMIT - len(body))).status_code == 204
+    assert site.ask("POST", "/", content=body + b" " * (LIMIT - len(body) + 1)).status_code == 413
+
+
+def test_an_outage_asks_to_come_again(site: Site) -> None:
+    """INV-9: 503 with Retry-After."""
+    site.writer.answer = Refused("the bucket cannot be reached")
+    answer = site.push()
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json() == {"error": "the bucket cannot be reached"}
+
+
+def test_a_full_queue_asks_to_come_again(site: Site) -> None:
+    """INV-7: no room is 503, never an error of the message."""
+    site.intake.held_messages = 2
+    answer = site.push()
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+def test_draining_asks_to_come_again() -> None:
+    """The next instance takes it."""
+    site = Site(serving=False)
+    site.intake.drain()
+    answer = site.push()
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+def test_a_row_the_database_refuses_is_our_error(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """500, and a line in the log without the row."""
+    site.writer.answer = Unwritable("the database refused this message")
+    answer = site.push(b'{"user_id":5,"email_address":"s3cret"}')
+    assert answer.status_code == 500
+    assert SECRET not in answer.text + caplog.text
+
+
+def test_a_bug_is_500_and_says_nothing(site: Site) -> None:
+    """What an unforeseen exception holds stays out of the answer."""
+    site.writer.answer = RuntimeError(SECRET)
+    answer = site.push()
+    assert answer.status_code == 500
+    assert SECRET not in answer.text
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_the_push_path_takes_posts_only(site: Site, method: str) -> None:
+    """405 with the verb that would do."""
+    answer = site.ask(method, "/")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("path", ["/users/5", "/healthz", "/readyz", "/nowhere"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_every_other_path_takes_gets_only(site: Site, method: str, path: str) -> None:
+    """405 with the verb that would do."""
+    answer = site.ask(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/users", "/healthz/", "/index.html", "/robots.txt", "/favicon.ico"])
+def test_any_other_path_is_404(site: Site, path: str) -> None:
+    """Whoever mistypes the push endpoint hears where pushes go; the usual probes of browsers find nothing."""
+    answer = site.ask("GET", path)
+    assert answer.status_code == 404
+
+
+def test_a_user_is_read(site: Site) -> None:
+    """The row, column for column."""
+    answer = site.ask("GET", "/users/5")
+    assert (answer.status_code, answer.json()) == (200, ROW)
+    assert answer.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("user_id", ["1", "6", "0000000000000000006", str(MAX_USER_ID)])
+def test_an_unknown_user_is_404(site: Site, user_id: str) -> None:
+    """A good id without a row."""
+    answer = site.ask("GET", f"/users/{user_id}")
+    assert (answer.status_code, answer.json()) == (404, {"error": "no such user"})
+    assert site.users.asked == [int(user_id)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0",
+        "-1",
+        "+5",
+        "5.0",
+        "5/",
+        "5/6",
+        "five",
+        "0x5",
+        "%35%00",
+        "%205",
+        "1_0",
+        "²",
+        "\u0665",
+        str(MAX_USER_ID + 1),
+        "9" * 5000,
+        "0" * 19 + "1" + "9" * 30,
+    ],
+)
+def test_a_user_id_that_is_none_is_400(site: Site, text: str) -> None:
+    """Anything but 1 to 2^63-1 in plain digits is refused before the database is asked."""
+    answer = site.ask("GET", f"/users/{text}")
+    assert answer.status_code == 400
+    assert answer.json() == {"error": "the user id must be a whole number from 1 to 2^63-1"}
+    assert site.users.asked == []
+
+
+def test_users_without_a_database_ask_to_come_again(site: Site) -> None:
+    """503 while standing by: 404 would say that the user does not exist."""
+    site.users.error = Refused("this instance is not serving yet; ask again")
+    answer = site.ask("GET", "/users/5")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+def in_state(state: str) -> Site:
+    """An application in a state."""
+    site = Site(serving=state == "serving")
+    if state == "draining":
+        site.intake.drain()
+    return site
+
+
+@pytest.mark.parametrize("state", ["standby", "serving", "draining"])
+def test_healthz_says_that_the_process_lives(state: str) -> None:
+    """200 in every state: a process that drains or stands by must not be killed for it."""
+    answer = in_state(state).ask("GET", "/healthz")
+    assert (answer.status_code, answer.json()["state"]) == (200, state)
+
+
+@pytest.mark.parametrize("state", ["standby", "serving", "draining"])
+def test_readyz_says_whether_to_send_requests(state: str) -> None:
+    """Standing by is ready, or a deploy would never end; draining is not."""
+    answer = in_state(state).ask("GET", "/readyz")
+    assert (answer.status_code, answer.json()["state"]) == (503 if state == "draining" else 200, state)
+
+
+def test_a_sender_that_hangs_up_disturbs_nobody(site: Site) -> None:
+    """A body that ends in the middle is nobody's message and no error of ours."""
+    sent: list[dict[str, Any]] = []
+
+    async def body() -> None:
+        site.intake.serve(cast("Writer", site.writer))
+        built = app.build(app.Service(site.intake, site.users, LIMIT))
+        incoming: list[dict[str, Any]] = [
+            {"type": "http.request", "body": b'{"message":', "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+
+        async def receive() -> dict[str, Any]:
+            return incoming.pop(0)
+
+        async def send(event: Any) -> None:
+            sent.append(event)
+
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b"", "http_version": "1.1"}
+        await built(cast("Any", scope), receive, send)
+
+    asyncio.run(body())
+    assert site.writer.entries == []
+    assert sent[0]["status"] == 499
+
+
+def test_errors_are_json(site: Site) -> None:
+    """A refusal can be read by a program: one object with one sentence."""
+    answer = site.ask("POST", "/", content=b"x")
+    assert answer.headers["content-type"] == "application/json"
+    assert list(json.loads(answer.text)) == ["error"]

@@ -1,0 +1,294 @@
+"""Settings: each variable is read, and each rule refuses by name, by what it was and by what it must be."""
+
+import re
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import pytest
+
+from worker import config
+from worker.config import Settings
+from worker.errors import ConfigError
+
+URL = "gs://acme-users/prod"
+
+READ: dict[str, tuple[str, str, object]] = {
+    "REPLICA_URL": ("gs://a-b.c/d/e", "replica_url", "gs://a-b.c/d/e"),
+    "DATABASE_PATH": ("data/u.db", "database_path", Path("data/u.db")),
+    "HOST": ("::1", "host", "::1"),
+    "PORT": ("0", "port", 0),
+    "K_REVISION": ("users-00042", "revision", "users-00042"),
+    "LOG_LEVEL": ("debug", "log_level", "debug"),
+    "ACK_DEADLINE_SECONDS": ("600", "ack_deadline_seconds", 600.0),
+    "HOLD_LIMIT_SECONDS": ("33.5", "hold_limit_seconds", 33.5),
+    "BODY_MAX_BYTES": ("1024", "body_max_bytes", 1024),
+    "QUEUE_MAX_MESSAGES": ("1", "queue_max_messages", 1),
+    "QUEUE_MAX_BYTES": ("20000000", "queue_max_bytes", 20_000_000),
+    "GROUP_MAX_MESSAGES": ("2000", "group_max_messages", 2000),
+    "GROUP_GATHER_SECONDS": ("0", "group_gather_seconds", 0.0),
+    "BUSY_TIMEOUT_SECONDS": ("6.5", "busy_timeout_seconds", 6.5),
+    "SYNC_TIMEOUT_SECONDS": ("7", "sync_timeout_seconds", 7),
+    "FIRST_SYNC_TIMEOUT_SECONDS": ("60", "first_sync_timeout_seconds", 60),
+    "RESTORE_TIMEOUT_SECONDS": ("90.5", "restore_timeout_seconds", 90.5),
+    "RESTORE_INTEGRITY_CHECK": ("full", "restore_integrity_check", "full"),
+    "LEASE_TTL_SECONDS": ("30", "lease_ttl_seconds", 30.0),
+    "LEASE_RENEW_SECONDS": ("2.5", "lease_renew_seconds", 2.5),
+    "LEASE_POLL_SECONDS": ("0.5", "lease_poll_seconds", 0.5),
+    "LEASE_READ_TIMEOUT_SECONDS": ("1.5", "lease_read_timeout_seconds", 1.5),
+    "LEASE_WRITE_SPACING_SECONDS": ("1.25", "lease_write_spacing_seconds", 1.25),
+    "SUCCESSOR_POLL_SECONDS": ("0.5", "successor_poll_seconds", 0.5),
+    "SUCCESSOR_FRESH_SECONDS": ("10", "successor_fresh_seconds", 10.0),
+    "TENURE_MIN_SECONDS": ("0", "tenure_min_seconds", 0.0),
+    "GENERATION_TRANSACTIONS_MAX": ("10", "generation_transactions_max", 10),
+    "RETENTION_DAYS": ("0.5", "retention_days", 0.5),
+    "PRUNE_INTERVAL_SECONDS": ("60", "prune_interval_seconds", 60.0),
+    "LITESTREAM_SILENT_MAX": ("1", "litestream_silent_max", 1),
+    "DRAIN_SECONDS": ("2", "drain_seconds", 2.0),
+    "FINAL_SYNC_SECONDS": ("3", "final_sync_seconds", 3.0),
+    "RELEASE_SECONDS": ("1", "release_seconds", 1.0),
+    "LITESTREAM_BIN": ("other", "litestream_bin", "other"),
+    "LITESTREAM_CONFIG": ("other.yml", "litestream_config", Path("other.yml")),
+    "LITESTREAM_METRICS_ADDRESS": ("127.0.0.1:1", "litestream_metrics_address", "127.0.0.1:1"),
+    "LITESTREAM_START_SECONDS": ("20", "litestream_start_seconds", 20.0),
+    "LITESTREAM_STARTS_MAX": ("3", "litestream_starts_max", 3),
+}
+
+WRONG: list[tuple[str, str, str]] = [
+    ("PORT", "http", "a whole number"),
+    ("PORT", "80.5", "a whole number"),
+    ("PORT", "-1", "between 0 and 65535"),
+    ("PORT", "65536", "between 0 and 65535"),
+    ("LOG_LEVEL", "loud", "one of debug, info, warning, error"),
+    ("ACK_DEADLINE_SECONDS", "soon", "a number"),
+    ("ACK_DEADLINE_SECONDS", "9", "between 10 and 600"),
+    ("ACK_DEADLINE_SECONDS", "601", "between 10 and 600"),
+    ("ACK_DEADLINE_SECONDS", "nan", "between 10 and 600"),
+    ("HOLD_LIMIT_SECONDS", "-1", "at least 0"),
+    ("BODY_MAX_BYTES", "1023", "at least 1024"),
+    ("QUEUE_MAX_MESSAGES", "0", "at least 1"),
+    ("QUEUE_MAX_BYTES", "1023", "at least 1024"),
+    ("GROUP_MAX_MESSAGES", "0", "between 1 and 2000"),
+    ("GROUP_MAX_MESSAGES", "2001", "between 1 and 2000"),
+    ("GROUP_GATHER_SECONDS", "1.1", "between 0 and 1"),
+    ("BUSY_TIMEOUT_SECONDS", "4.9", "between 5 and 60"),
+    ("SYNC_TIMEOUT_SECONDS", "0", "at least 1"),
+    ("SYNC_TIMEOUT_SECONDS", "1.5", "a whole number"),
+    ("FIRST_SYNC_TIMEOUT_SECONDS", "0", "at least 1"),
+    ("RESTORE_TIMEOUT_SECONDS", "0.5", "at least 1"),
+    ("RESTORE_TIMEOUT_SECONDS", "nan", "at least 1"),
+    ("RESTORE_TIMEOUT_SECONDS", "inf", "a finite number"),
+    ("RESTORE_INTEGRITY_CHECK", "no", "one of none, quick, full"),
+    ("LEASE_TTL_SECONDS", "3", "at least 3.1"),
+    ("LEASE_TTL_SECONDS", "inf", "a finite number"),
+    ("LEASE_RENEW_SECONDS", "0.9", "at least 1"),
+    ("LEASE_POLL_SECONDS", "0", "at least 0.1"),
+    ("LEASE_POLL_SECONDS", "inf", "a finite number"),
+    ("LEASE_READ_TIMEOUT_SECONDS", "0", "at least 0.1"),
+    ("LEASE_WRITE_SPACING_SECONDS", "0.9", "at least 1"),
+    ("SUCCESSOR_POLL_SECONDS", "0", "at least 0.1"),
+    ("SUCCESSOR_FRESH_SECONDS", "2", "at least 2.5"),
+    ("TENURE_MIN_SECONDS", "-1", "at least 0"),
+    ("TENURE_MIN_SECONDS", "inf", "a finite number"),
+    ("GENERATION_TRANSACTIONS_MAX", "9", "at least 10"),
+    ("RETENTION_DAYS", "-1", "at least 0"),
+    ("PRUNE_INTERVAL_SECONDS", "0.5", "at least 1"),
+    ("LITESTREAM_SILENT_MAX", "0", "at least 1"),
+    ("DRAIN_SECONDS", "0", "at least 0.1"),
+    ("FINAL_SYNC_SECONDS", "0", "at least 0.5"),
+    ("RELEASE_SECONDS", "0", "at least 0.1"),
+    ("LITESTREAM_START_SECONDS", "0", "at least 0.5"),
+    ("LITESTREAM_STARTS_MAX", "0", "at least 1"),
+]
+
+
+def load(**variables: str) -> Settings:
+    """The settings of a good environment with these variables changed."""
+    return config.load({"REPLICA_URL": URL, **variables})
+
+
+def test_the_defaults_load() -> None:
+    """REPLICA_URL alone is enough, and the defaults nest."""
+    settings = load()
+    assert (settings.port, settings.bucket, settings.prefix) == (8080, "acme-users", "prod")
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_setting_is_read_from_its_variable(name: str) -> None:
+    """Each variable reaches its field, in the field's type."""
+    text, field, value = READ[name]
+    found = getattr(load(**{name: text}), field)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_every_setting_is_covered_above() -> None:
+    """A new setting comes with its line in this file, and each has a variable and a sentence of its own."""
+    described = config.described()
+    assert [name for name, _, _ in described] == list(READ)
+    assert [READ[name][1] for name, _, _ in described] == [field.name for field in fields(Settings)]
+    assert all(about for _, _, about in described)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_an_empty_variable_is_an_unset_one(name: str) -> None:
+    """Deployment tools write NAME= for what is not given."""
+    if name == "REPLICA_URL":
+        with pytest.raises(ConfigError, match="REPLICA_URL is not set"):
+            load(REPLICA_URL="")
+    else:
+        assert load(**{name: ""}) == load()
+
+
+@pytest.mark.parametrize(("name", "text", "wanted"), WRONG)
+def test_a_wrong_value_is_refused_by_name(name: str, text: str, wanted: str) -> None:
+    """The error says which variable, what it was, and what it must be."""
+    with pytest.raises(ConfigError) as refused:
+        load(**{name: text})
+    assert re.fullmatch(
+        rf"{name} is '-?{re.escape(text.lstrip('-'))}(\.0)?' and must be {re.escape(wanted)}", str(refused.value)
+    )
+
+
+def test_a_missing_replica_url_is_refused() -> None:
+    """There is no default for where the data lives."""
+    with pytest.raises(ConfigError, match=r"REPLICA_URL is not set; it must say where the data lives: gs://BUCKET/PREFIX"):
+        config.load({})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "acme-users/prod",
+        "s3://acme-users/prod",
+        "gs://acme-users",
+        "gs://acme-users/",
+        "gs:///prod",
+        "gs://Acme/prod",
+        "gs://acme-users//prod",
+        "gs://acme-users/prod//x",
+        "gs://acme-users/a b",
+        "gs://acme-users/a#b",
+        "gs://acme-users/a*",
+        "gs://acme-users/prod\n",
+    ],
+)
+def test_a_replica_url_must_name_a_bucket_and_a_prefix(url: str) -> None:
+    """Without a prefix two stores would share a bucket's root; wildcards and spaces are typing errors."""
+    with pytest.raises(ConfigError, match=r"REPLICA_URL is .* and must be gs://BUCKET/PREFIX, for example "):
+        load(REPLICA_URL=url)
+
+
+def test_a_slash_at_the_end_of_the_url_is_ignored() -> None:
+    """`gs://b/p/` and `gs://b/p` are the same store."""
+    assert load(REPLICA_URL=URL + "/").prefix == "prod"
+
+
+@pytest.mark.parametrize("name", ["WORKERS", "WEB_CONCURRENCY"])
+@pytest.mark.parametrize("count", ["2", "0", "many"])
+def test_more_than_one_process_is_refused(name: str, count: str) -> None:
+    """INV-2: two worker processes would be two writers, so the usual variables for that are refused."""
+    with pytest.raises(ConfigError, match=rf"{name}={count}: this service is one writer in one process; unset {name}"):
+        load(**{name: count})
+
+
+@pytest.mark.parametrize("count", ["1", " 1 ", ""])
+def test_one_process_may_be_asked_for(count: str) -> None:
+    """WORKERS=1 is what there is anyway."""
+    load(WORKERS=count, WEB_CONCURRENCY=count)
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        (
+            {"SYNC_TIMEOUT_SECONDS": "40"},
+            "BUSY_TIMEOUT_SECONDS + SYNC_TIMEOUT_SECONDS + LEASE_READ_TIMEOUT_SECONDS is 48 and must be less than "
+            "HOLD_LIMIT_SECONDS, 48: ",
+        ),
+        (
+            {"BUSY_TIMEOUT_SECONDS": "41"},
+            "BUSY_TIMEOUT_SECONDS + SYNC_TIMEOUT_SECONDS + LEASE_READ_TIMEOUT_SECONDS is 49 and must be less than "
+            "HOLD_LIMIT_SECONDS, 48: ",
+        ),
+        (
+            {"LEASE_READ_TIMEOUT_SECONDS": "38"},
+            "BUSY_TIMEOUT_SECONDS + SYNC_TIMEOUT_SECONDS + LEASE_READ_TIMEOUT_SECONDS is 48 and must be less than "
+            "HOLD_LIMIT_SECONDS, 48: ",
+        ),
+        (
+            {"ACK_DEADLINE_SECONDS": "10"},
+            "BUSY_TIMEOUT_SECONDS + SYNC_TIMEOUT_SECONDS + LEASE_READ_TIMEOUT_SECONDS is 13 and must be less than "
+            "HOLD_LIMIT_SECONDS, 8: ",
+        ),
+        (
+            {"HOLD_LIMIT_SECONDS": "60"},
+            "HOLD_LIMIT_SECONDS is 60 and must be less than ACK_DEADLINE_SECONDS, 60: ",
+        ),
+        (
+            {"HOLD_LIMIT_SECONDS": "inf"},
+            "HOLD_LIMIT_SECONDS is 'inf' and must be a finite number",
+        ),
+        (
+            {"LEASE_RENEW_SECONDS": "5"},
+            "LEASE_RENEW_SECONDS is 5 and must be less than a third of LEASE_TTL_SECONDS, 15: ",
+        ),
+        (
+            {"LEASE_TTL_SECONDS": "12"},
+            "LEASE_RENEW_SECONDS is 4 and must be less than a third of LEASE_TTL_SECONDS, 12: ",
+        ),
+        (
+            {"DRAIN_SECONDS": "6.5"},
+            "DRAIN_SECONDS + FINAL_SYNC_SECONDS + RELEASE_SECONDS is 10 and must be less than 10, ",
+        ),
+        (
+            {"FINAL_SYNC_SECONDS": "6"},
+            "DRAIN_SECONDS + FINAL_SYNC_SECONDS + RELEASE_SECONDS is 10 and must be less than 10, ",
+        ),
+        (
+            {"RELEASE_SECONDS": "5.5"},
+            "DRAIN_SECONDS + FINAL_SYNC_SECONDS + RELEASE_SECONDS is 10 and must be less than 10, ",
+        ),
+        (
+            {"BODY_MAX_BYTES": "64000001"},
+            "BODY_MAX_BYTES is 64000001 and must not exceed QUEUE_MAX_BYTES, 64000000",
+        ),
+        (
+            {"LEASE_WRITE_SPACING_SECONDS": "4.5"},
+            "LEASE_WRITE_SPACING_SECONDS is 4.5 and must not exceed LEASE_RENEW_SECONDS, 4",
+        ),
+    ],
+)
+def test_limits_that_do_not_nest_are_refused(variables: dict[str, str], sentence: str) -> None:
+    """INV-8: a limit at or over the one around it is refused, with both and their values named."""
+    with pytest.raises(ConfigError, match="^" + re.escape(sentence)):
+        load(**variables)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"SYNC_TIMEOUT_SECONDS": "39"},
+        {"HOLD_LIMIT_SECONDS": "59.9"},
+        {"LEASE_RENEW_SECONDS": "4.9"},
+        {"DRAIN_SECONDS": "6.4"},
+        {"LEASE_WRITE_SPACING_SECONDS": "4"},
+        {"BODY_MAX_BYTES": "64000000"},
+        {"ACK_DEADLINE_SECONDS": "10", "SYNC_TIMEOUT_SECONDS": "1", "LEASE_READ_TIMEOUT_SECONDS": "1"},
+        {"LEASE_TTL_SECONDS": "3.1", "LEASE_RENEW_SECONDS": "1"},
+    ],
+)
+def test_limits_just_inside_each_other_load(variables: dict[str, str]) -> None:
+    """INV-8: the other side of each rule, one step away."""
+    load(**variables)
+
+
+def test_the_hold_limit_follows_the_ack_deadline() -> None:
+    """Left alone, a request is held for 80 % of the time the queue waits for it."""
+    assert load(ACK_DEADLINE_SECONDS="100").hold_limit_seconds == 80
+
+
+def test_settings_cannot_be_changed() -> None:
+    """They are read once; nothing later can differ from what was checked."""
+    settings = load()
+    with pytest.raises(FrozenInstanceError):
+        settings.port = 1  # type: ignore[misc]
