@@ -134,7 +134,15 @@ def report(results: dict[int, list[Handover]], options: argparse.Namespace) -> s
         f"{options.put_ms:g} ms added to a write and {options.get_ms:g} ms to a read of the bucket."
     )
     gaps = table(
-        ("database", "bytes", "objects restored", "gap, s (min / median / max)", "one PUT, s", "one GET, s", "gap / (PUT + GET)"),
+        (
+            "database",
+            "bytes",
+            "objects restored",
+            "gap, s (min / median / max)",
+            "one PUT, s",
+            "one GET, s",
+            "gap / (PUT + GET)",
+        ),
         [_gap_row(size, runs) for size, runs in results.items()],
     )
     steps = table(

@@ -64,6 +64,8 @@ class Intake:
         await self._changed.wait()
         if self._writer is None:
             raise Refused("the service stopped before it could serve; the queue delivers this to the next one")
+        if self.state is State.DRAINING:  # since its place was taken; the writer may be closed by now
+            raise Refused("the service is stopping; the queue delivers this to the next one")
         entry = Entry(delivery, user, held.deadline, asyncio.get_running_loop().create_future())
         self._writer.submit(entry)
         return await entry.done
