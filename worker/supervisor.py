@@ -25,7 +25,7 @@ from worker import app, database, lease_record, litestream
 from worker import retention as retention_
 from worker.background import running
 from worker.config import Settings
-from worker.errors import ConfigError, LeaseLost, Refused, WorkerError
+from worker.errors import ConfigError, LeaseLost, Refused, StoreUnavailable, WorkerError
 from worker.gcs import Bucket
 from worker.generation import Generations, Limits
 from worker.intake import Intake, State
@@ -37,6 +37,9 @@ from worker.writer import Writer
 _CLOSE_SECONDS: Final = 1
 """How long open connections may take to end once everything held has been answered."""
 _BACKLOG: Final = 2048
+_KEEP_ALIVE_SECONDS: Final = 620
+"""Longer than Google's front ends keep an idle connection (600 s), so that they and not we close it: a push sent into a
+connection that is being closed is a refusal."""
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +58,8 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
     """
     parts = _Parts(settings)
     try:
-        await lease_record.look(parts.store, timeout=settings.lease_read_timeout_seconds)  # a mistyped REPLICA_URL ends here
+        with contextlib.suppress(StoreUnavailable):  # an outage is waited out while standing by
+            await lease_record.look(parts.store, timeout=settings.lease_read_timeout_seconds)  # a mistyped URL ends here
         async with _listening(settings, parts) as (port, server):
             listening(port)
             log.info("listening on port %d", port, extra={"action": "worker.listening"})
@@ -249,6 +253,7 @@ async def _listening(settings: Settings, parts: _Parts) -> AsyncIterator[tuple[i
             server_header=False,
             log_config=None,
             backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_CLOSE_SECONDS,
         )
     )
