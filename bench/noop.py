@@ -52,6 +52,7 @@ async def _serve(port: int) -> None:
             server_header=False,
             log_config=None,
             backlog=_BACKLOG,
+            timeout_keep_alive=620,
             timeout_graceful_shutdown=_CLOSE_SECONDS,
         )
     )

@@ -9,7 +9,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import uvloop
@@ -147,16 +147,21 @@ def _bucket(settings: Settings) -> Iterator[Bucket]:
         store.close()
 
 
-def _serve(settings: Settings, _: argparse.Namespace) -> int:
+def _serve(settings: Settings, _: argparse.Namespace) -> NoReturn:
+    code = 0
     try:
         uvloop.run(_until_signal(settings))
     except LeaseLost as lost:
         log.warning("%s", lost, extra={"action": "lease.lost"})
-        return lost.exit_code
+    except WorkerError as error:
+        log.error("%s", error, extra={"action": "worker.failed"})
+        code = error.exit_code
     except asyncio.CancelledError:
         log.warning("left without draining", extra={"action": "worker.aborted"})
-        return 1
-    return 0
+        code = 1
+    # Everything is released. A request to the bucket that still hangs on a thread must not hold up the end (INV-8).
+    logging.shutdown()
+    os._exit(code)
 
 
 async def _until_signal(settings: Settings) -> None:

@@ -17,11 +17,14 @@ import google.auth.exceptions
 import requests
 from google.api_core import exceptions as api
 from google.cloud import storage
+from google.cloud.storage.exceptions import DataCorruption
 
 from worker.errors import Mismatch, StoreDenied, StoreMissing, StoreUnavailable
 
 _THREADS: Final = 4
 """Requests at once: a renewal, a lease read, and room for one of each that hangs until its timeout."""
+
+_TIMEOUT_SLACK_SECONDS: Final = 0.5
 
 T = TypeVar("T")
 
@@ -49,7 +52,7 @@ class Bucket:
                 return None
             return data, int(blob.generation)
 
-        return await self._run(download, f"read {name}")
+        return await self._run(download, f"read {name}", timeout)
 
     async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
         """Write an object if it is at `if_generation` (0: does not exist); its new generation.
@@ -71,7 +74,7 @@ class Bucket:
             )
             return int(blob.generation)
 
-        return await self._run(upload, f"write {name}")
+        return await self._run(upload, f"write {name}", timeout)
 
     async def names(self, name_prefix: str, *, timeout: float) -> list[str]:
         """The names of the objects that begin with `name_prefix`, in order."""
@@ -80,7 +83,7 @@ class Bucket:
             found = self._list(name_prefix, None, timeout)
             return [blob.name.removeprefix(f"{self._prefix}/") for blob in found]
 
-        return await self._run(pages, f"list {name_prefix}")
+        return await self._run(pages, f"list {name_prefix}", timeout)
 
     async def folders(self, name_prefix: str, *, timeout: float) -> list[str]:
         """What follows `name_prefix` up to the next slash, once for each, in order."""
@@ -91,7 +94,7 @@ class Bucket:
                 pass  # the client collects the folders page by page
             return sorted(folder.removeprefix(f"{self._prefix}/{name_prefix}").rstrip("/") for folder in found.prefixes)
 
-        return await self._run(pages, f"list {name_prefix}")
+        return await self._run(pages, f"list {name_prefix}", timeout)
 
     async def delete(self, name: str, *, timeout: float) -> None:
         """Delete an object; one that is not there is fine."""
@@ -102,7 +105,7 @@ class Bucket:
             except api.NotFound:
                 return
 
-        await self._run(remove, f"delete {name}")
+        await self._run(remove, f"delete {name}", timeout)
 
     async def updated(self, name: str, *, timeout: float) -> datetime | None:
         """When an object was last written, by the bucket's clock; None when there is no such object."""
@@ -111,7 +114,7 @@ class Bucket:
             blob = self._bucket().get_blob(f"{self._prefix}/{name}", timeout=timeout, retry=None)
             return None if blob is None else blob.updated
 
-        return await self._run(stat, f"look at {name}")
+        return await self._run(stat, f"look at {name}", timeout)
 
     def close(self) -> None:
         """Let the threads end; a request under way ends by its own timeout."""
@@ -131,9 +134,14 @@ class Bucket:
             self._client = storage.Client(project="unused")
         return self._client
 
-    async def _run(self, request: Callable[[], T], what: str) -> T:
+    async def _run(self, request: Callable[[], T], what: str, timeout: float) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, functools.partial(self._translated, request, what))
+        try:
+            # The client's own timeout is for each piece of an answer; this one is for the whole of it.
+            async with asyncio.timeout(timeout + _TIMEOUT_SLACK_SECONDS):
+                return await loop.run_in_executor(self._threads, functools.partial(self._translated, request, what))
+        except TimeoutError:
+            raise StoreUnavailable(f"{what} at {self._url}: no whole answer within {timeout:g} s") from None
 
     def _translated(self, request: Callable[[], T], what: str) -> T:
         with _translate(f"{what} at {self._url}"):
@@ -158,6 +166,7 @@ def _translate(what: str) -> Iterator[None]:
         api.GoogleAPICallError,  # 429, 5xx, and a 4xx we did not foresee: never taken for an answer
         api.RetryError,
         requests.RequestException,
+        DataCorruption,
         google.auth.exceptions.TransportError,
         google.auth.exceptions.RefreshError,
         ConnectionError,

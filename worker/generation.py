@@ -224,14 +224,20 @@ def _holder(manifest: bytes) -> str | None:
 
 
 async def insist(attempt: Callable[[], Awaitable[None]], *, seconds: float) -> None:
-    """Repeat an attempt whose failure says nothing (`StoreUnavailable`, `SyncUnavailable`) for at most `seconds`."""
-    loop = asyncio.get_running_loop()
-    until = loop.time() + seconds
-    while True:
-        try:
-            return await attempt()
-        except (StoreUnavailable, SyncUnavailable) as doubt:
-            if loop.time() > until:
-                raise
-            log.warning("starting a generation is delayed: %s", doubt, extra={"action": "generation.retry"})
-        await asyncio.sleep(_RETRY_PAUSE_SECONDS)
+    """Repeat an attempt whose failure says nothing (`StoreUnavailable`, `SyncUnavailable`) for at most `seconds`.
+
+    Raises:
+        StoreUnavailable: Time is up; or `SyncUnavailable`, as the last attempt said.
+    """
+    last: StoreUnavailable | SyncUnavailable = StoreUnavailable(f"no answer within {seconds:g} s")
+    try:
+        async with asyncio.timeout(None if seconds == math.inf else seconds):
+            while True:
+                try:
+                    return await attempt()
+                except (StoreUnavailable, SyncUnavailable) as doubt:
+                    last = doubt
+                    log.warning("starting a generation is delayed: %s", doubt, extra={"action": "generation.retry"})
+                await asyncio.sleep(_RETRY_PAUSE_SECONDS)
+    except TimeoutError:
+        raise last from None

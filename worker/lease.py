@@ -259,7 +259,10 @@ class Lease:
                 else:
                     self._epoch = epoch
                     return
-                await self._read()
+                try:
+                    await self._read()
+                except StoreMissing as error:
+                    self._lost(f"the lease record is gone: {error}")
                 if self._last().record == record and self._last().generation != seen.generation:
                     self._epoch = epoch  # it did happen; only the answer was lost
                     return
@@ -268,8 +271,12 @@ class Lease:
 
     async def _write(self, record: Record, generation: int) -> None:
         await self.rested()
-        self._written = self._clock()
-        written = await self._store.write(RECORD, encode(record), if_generation=generation, timeout=self._timing.timeout)
+        before, self._written = self._written, self._clock()
+        try:
+            written = await self._store.write(RECORD, encode(record), if_generation=generation, timeout=self._timing.timeout)
+        except Mismatch:
+            self._written = before  # a 412 wrote nothing, so the next try need not wait for it
+            raise
         self._seen = Seen(record, written, self._clock())
 
     async def _read(self) -> None:

@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from worker.errors import LeaseHeld, Mismatch
+from worker.errors import LeaseHeld, Mismatch, RecordInvalid
 from worker.generation import MANIFEST, Manifest, path_of
 from worker.lease_record import RECORD, SUCCESSOR, Record, Store, Successor, encode, look
+
+T = TypeVar("T")
 
 
 class Bucket(Store, Protocol):
@@ -54,12 +56,13 @@ async def show(store: Bucket, *, timeout: float) -> Status:
 
     Raises:
         StoreMissing: There is no store.
+        RecordInvalid: One of them cannot be read.
         StoreError: The bucket did not answer, or refused.
     """
     record, _ = await look(store, timeout=timeout)
     manifest = await store.read(f"{path_of(record.epoch)}/{MANIFEST}", timeout=timeout)
     request = await store.read(SUCCESSOR, timeout=timeout)
-    asked = None if request is None else msgspec.json.decode(request[0], type=Successor)
+    asked = None if request is None else _decoded(request[0], Successor, SUCCESSOR)
     if asked is not None and asked.epoch != record.epoch:
         asked = None  # left over from an earlier hand-over
     return Status(
@@ -69,12 +72,19 @@ async def show(store: Bucket, *, timeout: float) -> Status:
         revision=record.revision,
         epoch=record.epoch,
         live=record.live,
-        since=None if manifest is None else msgspec.json.decode(manifest[0], type=Manifest).started_at,
+        since=None if manifest is None else _decoded(manifest[0], Manifest, MANIFEST).started_at,
         last_renewal=await store.updated(RECORD, timeout=timeout),
         successor=asked.holder if asked else None,
         successor_revision=asked.revision if asked else None,
         successor_asked=await store.updated(SUCCESSOR, timeout=timeout) if asked else None,
     )
+
+
+def _decoded(data: bytes, kind: type[T], name: str) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise RecordInvalid(f"{name} cannot be read ({error}): it was written by a newer version, or by hand") from None
 
 
 async def break_(

@@ -79,10 +79,15 @@ class LitestreamConfirmation:
             raise Unconfirmed(str(error)) from error
 
     async def _sync(self) -> None:
+        loop, timeout = asyncio.get_running_loop(), self._sync_timeout
+        until = loop.time() + timeout
         for _ in range(_ASKED_AT_ONCE):
-            position = await self._replica.sync(timeout=self._sync_timeout)
+            position = await self._replica.sync(timeout=timeout)
             if position.replicated_txid == position.txid > 0:
                 return
+            timeout = int(until - loop.time())
+            if timeout < 1:
+                break
         raise Unconfirmed(f"the bucket is at transaction {position.replicated_txid}, not {position.txid}")
 
 

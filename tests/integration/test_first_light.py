@@ -1,0 +1,207 @@
+"""The whole path on real parts: gcloud publishes, the real emulator pushes, the row can be read, the bucket holds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import httpx
+import pytest
+
+from local.proof import accepted, prove
+from local.recorder import Recorder
+from local.stack import BUCKET, SUBSCRIPTION, TOPIC, Stack, stack
+from local.worker_process import ROOT, free_port, wait_until
+from publisher import message
+from publisher.message import UserCreated
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True, slots=True)
+class Light:
+    """A running stack whose subscription pushes through the recorder."""
+
+    stack: Stack
+    recorder: Recorder
+
+    def run(self, *command: str) -> str:
+        """Run a command pointed at this stack; what it printed."""
+        environment = {**os.environ, **self.stack.publisher_environment()}
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def gcloud_publish(self, data: str) -> str:
+        """Publish with the real gcloud, as the README says it; the message id."""
+        said = self.run("gcloud", "pubsub", "topics", "publish", TOPIC, f"--message={data}", "--format=value(messageIds[0])")
+        return said.strip()
+
+    def user(self, user_id: int) -> dict[str, Any] | None:
+        """The row, or None; also while the worker is starting."""
+        try:
+            answer = httpx.get(f"{self.stack.worker.url}/users/{user_id}", timeout=5, trust_env=False)
+        except httpx.HTTPError:
+            return None
+        row: dict[str, Any] | None = answer.json() if answer.is_success else None
+        return row
+
+    def objects(self) -> list[str]:
+        """The names of all objects in the bucket."""
+        answer = httpx.get(f"{self.stack.gcs.url}/storage/v1/b/{BUCKET}/o", trust_env=False).raise_for_status()
+        return [item["name"] for item in answer.json()["items"]]
+
+
+def without_emulator(why: str) -> NoReturn:
+    """The emulator is what these tests are about: CI must have it, elsewhere its absence is a skip that says why."""
+    if os.environ.get("CI"):
+        pytest.fail(why)
+    pytest.skip(why)
+
+
+@pytest.fixture
+def light(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Light]:
+    """The stack with its subscription. Without an emulator: a failure on CI, a skip elsewhere."""
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "")  # so that what the stack puts there is taken back
+    with stack(tmp_path) as running:
+        if running.pubsub is None:
+            without_emulator(running.why_not)
+        with Recorder(running.worker.url, free_port()) as recorder:
+            running.subscribe(recorder.url)
+            yield Light(running, recorder)
+
+
+def test_a_message_published_with_gcloud_can_be_read_and_is_in_the_bucket(light: Light) -> None:
+    """The real gcloud publishes user 5; GET /users/5 shows the row; the bucket has the live generation's transactions."""
+    message_id = light.gcloud_publish('{"user_id": 5}')
+    wait_until(lambda: light.user(5) is not None, "the row of user 5")
+    wait_until(lambda: message_id in light.recorder.acknowledged, "its acknowledgement")
+    row = light.user(5)
+    assert row is not None
+    assert row.pop("created_at") > 1_700_000_000  # the publish time, as the message stated none
+    assert row == {"user_id": 5, "email_address": None, "deleted": 0, "settings": None}
+    names = light.objects()
+    assert "store/lease.json" in names
+    assert [name for name in names if re.fullmatch(r"store/generations/[0-9a-f]{16}/ltx/0/[0-9a-f-]+\.ltx", name)]
+    assert prove(light.stack.gcs.url, light.stack.replica_url, {message_id: 5}).holds
+
+
+def test_a_user_published_twice_is_acknowledged_twice_and_there_once(light: Light) -> None:
+    """INV-3: our publisher sends the same user in two messages; both are acknowledged, the row is the first one's."""
+    command = (sys.executable, "-m", "publisher", "create", "--user-id", "7", "--email", "seven@example.com", "--json")
+    first, second = (json.loads(light.run(*command))["message_id"] for _ in range(2))
+    wait_until(lambda: light.recorder.acknowledged.keys() >= {first, second}, "both acknowledgements")
+    proof = prove(light.stack.gcs.url, light.stack.replica_url, {first: 7, second: 7})
+    assert proof.holds
+    assert (proof.users, proof.receipts) == (1, 2)
+
+
+def test_a_malformed_message_stays_in_the_queue_and_harms_nothing(light: Light) -> None:
+    """INV-6: refused with 400 it comes again and again; a message behind it passes it, and the process lives on.
+
+    The emulator repeats a refused message after a second, and pushes what else it has in between.
+    """
+    pid = light.stack.worker.pid
+    bad = light.gcloud_publish("not JSON")
+    wait_until(lambda: light.recorder.refused >= 1, "its refusal")
+    good = light.gcloud_publish('{"user_id": 8}')
+    wait_until(lambda: good in light.recorder.acknowledged, "the acknowledgement of the good message")
+    refused = light.recorder.refused
+    wait_until(lambda: light.recorder.refused > refused, "another delivery of the bad message")
+    assert bad not in light.recorder.acknowledged
+    assert light.user(8) is not None
+    assert (light.stack.worker.state(), light.stack.worker.pid) == ("serving", pid)
+    data = message.encode(UserCreated(user_id=9))
+    body = message.envelope(data, {}, "direct-9", "2026-01-01T00:00:00Z", f"projects/local/subscriptions/{SUBSCRIPTION}")
+    assert httpx.post(light.stack.worker.url, content=body, trust_env=False).status_code == httpx.codes.NO_CONTENT
+
+
+def test_killed_and_wiped_while_messages_flow_everything_arrives(light: Light, tmp_path: Path) -> None:
+    """INV-1: kill -9 of worker and Litestream, disk deleted, started again: every accepted message arrives, once."""
+    lines = tmp_path / "users.jsonl"
+    users = range(1, 401)
+    lines.write_text("".join(f'{{"user_id": {number}}}\n' for number in users))
+    command = [sys.executable, "-m", "publisher", "load", str(lines), "--accepted", str(tmp_path / "accepted.jsonl")]
+    environment = {**os.environ, **light.stack.publisher_environment()}
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL) as publishing:
+        wait_until(lambda: len(light.recorder.acknowledged) >= 30, "a few acknowledgements")
+        light.stack.worker.kill()
+        before = len(light.recorder.acknowledged)
+        assert publishing.wait(60) == 0
+    messages = accepted(tmp_path / "accepted.jsonl")
+    assert sorted(messages.values()) == list(users)
+    assert before < len(messages), "the kill came too late to test anything"
+    light.stack.worker.wipe()
+    light.stack.worker.start()
+    wait_until(lambda: light.recorder.acknowledged.keys() >= messages.keys(), "every acknowledgement", seconds=60)
+    proof = prove(light.stack.gcs.url, light.stack.replica_url, messages)
+    assert proof.holds, proof
+    assert proof.users == len(users)
+
+
+def said_by(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
+    """What a command of `python -m local` printed; one that takes too long is interrupted, so that it ends its children."""
+    try:
+        return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        raise
+
+
+@pytest.mark.timeout(120)
+def test_the_demo_proves_that_nothing_was_lost() -> None:
+    """`make demo` in small: exit code 0, and the figures it prints agree with each other."""
+    command = [sys.executable, "-m", "local", "demo", "--users", "60", "--kills", "1", "--json"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    said, progress = said_by(process, 80)
+    assert process.returncode == 0, progress
+    figures = json.loads(said)
+    assert figures["passed"] is True
+    assert [int(figures[name]) for name in ("published", "acknowledged", "in the bucket")] == [60, 60, 60]
+    assert (int(figures["lost"]), int(figures["duplicated"])) == (0, 0)
+    if "no Pub/Sub emulator" in progress:
+        without_emulator(progress)
+
+
+@pytest.mark.timeout(120)
+def test_a_stopped_run_leaves_no_process_behind(tmp_path: Path) -> None:
+    """`make run` ended by SIGTERM, as a closed terminal or a stop button does: none of its ports answers any more."""
+    command = [sys.executable, "-u", "-m", "local", "run", "--dir", str(tmp_path / "run")]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            said = ""
+            for line in process.stdout:
+                said += line
+                if "Ctrl-C" in line:
+                    break
+            ports = {int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", said)}
+            assert len(ports) >= 2, said
+            assert all(map(listens, ports)), said
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+    assert not any(map(listens, ports))
+    if "gcloud pubsub topics publish" not in said:
+        without_emulator(said)
+
+
+def listens(port: int) -> bool:
+    """Whether anything accepts connections on a loopback port."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

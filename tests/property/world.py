@@ -1,0 +1,487 @@
+"""The world around the contenders: a bucket, a Litestream for each of them, and processes that can be frozen anywhere.
+
+The code under test is the worker's own, from `supervisor._live_until` down: lease, succession, generations, retention,
+replicator, writer, intake. What stands in for the rest:
+
+    Bucket    objects with generations. A request has three moments, and anything may happen between two of them: it is
+              sent, it takes effect, its sender hears of it. One whose sender has given up may still take effect.
+    Child     Litestream: a full copy first, then a file for each change it notices, named by its transaction id in the
+              path and uploaded in order, over whatever has that name already (there are no preconditions on GCS).
+    Disk      the local database, as the ids of the messages that were committed.
+    Process   one instance: its loop and clock, its disk, its open requests, and the life the supervisor leads.
+
+Nothing happens by itself. A process moves only when one of its requests is answered or its clock passes a timer, so each
+is frozen at its awaits for as long as the machine attends to others.
+"""
+
+import asyncio
+import base64
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace, TracebackType
+from typing import Any, Final, Self, cast
+from unittest import mock
+
+import msgspec
+from starlette.requests import Request
+from starlette.types import Message
+
+from tests.property.loop import Loop
+from worker import app, generation, supervisor
+from worker.config import Settings
+from worker.errors import Mismatch, RestoreFailed, StoreUnavailable, SyncUnavailable, WorkerError
+from worker.group import Entry, Group, Outcome
+from worker.intake import Intake
+from worker.lease import Lease, Timing
+from worker.lease_record import RECORD, Record, encode
+from worker.litestream import Position
+from worker.succession import Succession, SuccessionTiming
+from worker.writer import Writer
+
+_DATA: Final = base64.b64encode(b'{"user_id":1}')
+"""What every message holds: nothing here looks at users, only at message ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """What Litestream uploads: every row there is, or the rows that were added since the file before."""
+
+    full: bool
+    rows: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """A message that was acknowledged, and by whom."""
+
+    message: str
+    holder: str
+    epoch: int
+
+
+@dataclass(eq=False, slots=True)
+class Ask:
+    """One request to the bucket: sent now; when it takes effect and when its sender hears of it is up to the machine."""
+
+    what: str
+    effect: Callable[[], Any]
+    answer: "asyncio.Future[Any]"
+    silence: type[WorkerError]
+    done: bool = False
+    value: Any = None
+    refusal: Mismatch | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.what}, {'done' if self.done else 'sent'}>"
+
+    def perform(self) -> None:
+        """Take effect, once."""
+        if not self.done:
+            self.done = True
+            try:
+                self.value = self.effect()
+            except Mismatch as refusal:
+                self.refusal = refusal
+
+    def reply(self) -> None:
+        """Tell the sender what came of it."""
+        if not self.answer.done():
+            if self.refusal is not None:
+                self.answer.set_exception(self.refusal)
+            else:
+                self.answer.set_result(self.value)
+
+    def time_out(self) -> None:
+        """Tell the sender that nobody knows."""
+        if not self.answer.done():
+            self.answer.set_exception(self.silence(f"{self.what}: no answer"))
+
+
+@dataclass
+class Bucket:
+    """The objects, and what the invariants want to know of how they came to be."""
+
+    objects: dict[str, tuple[Any, int]] = field(default_factory=dict)
+    late: list[Ask] = field(default_factory=list)
+    """Requests nobody waits for any more; each may still take effect."""
+    records: list[Record] = field(default_factory=list)
+    """Every lease record there ever was, oldest first."""
+    writers: dict[str, set[str]] = field(default_factory=dict)
+    """By path, the Litestream lives that wrote a file there."""
+    acks: list[Ack] = field(default_factory=list)
+    _generation: int = 0
+
+    def __post_init__(self) -> None:
+        self.swap(RECORD, encode(Record(state="released", holder="", revision="", epoch=0, live=None)), 0)
+
+    def swap(self, name: str, data: bytes, if_generation: int) -> int:
+        """Write if the object is at that generation; its new one."""
+        if self.objects.get(name, (b"", 0))[1] != if_generation:
+            raise Mismatch(f"{name}: 412")
+        if name == RECORD:
+            self.records.append(msgspec.json.decode(data, type=Record))
+        return self._put(name, data)
+
+    def upload(self, path: str, txid: int, file: File, writer: str) -> None:
+        """Write a file of a generation, over any of that name."""
+        self.writers.setdefault(path, set()).add(writer)
+        self._put(_file_name(path, txid), file)
+
+    def names(self, prefix: str) -> list[str]:
+        """The objects below a prefix."""
+        return sorted(name for name in self.objects if name.startswith(prefix))
+
+    def folders(self, prefix: str) -> list[str]:
+        """The folders right below a prefix."""
+        return sorted({name.removeprefix(prefix).partition("/")[0] for name in self.names(prefix)})
+
+    def restored(self) -> tuple[str, ...]:
+        """What a restore of the live generation would give now."""
+        live = self.records[-1].live
+        return () if live is None else applied(dict(self.files(live)))
+
+    def files(self, path: str) -> Iterator[tuple[int, File]]:
+        """The files of a generation, by transaction id."""
+        for name in self.names(_file_name(path)):
+            yield int(name[-16:], 16), self.objects[name][0]
+
+    def _put(self, name: str, content: Any) -> int:
+        self._generation += 1
+        self.objects[name] = (content, self._generation)
+        return self._generation
+
+
+def _file_name(path: str, txid: int | None = None) -> str:
+    return f"{path}/ltx/" if txid is None else f"{path}/ltx/{txid:016x}"
+
+
+def applied(files: dict[int, File]) -> tuple[str, ...]:
+    """The rows of a generation, as Litestream restores them: a full copy, then every later file without a gap.
+
+    Raises:
+        RestoreFailed: There is no full copy, or a file is missing.
+    """
+    order = sorted(files)
+    if not order or order != list(range(1, len(order) + 1)) or not files[1].full:
+        raise RestoreFailed(f"files {order} are no restorable generation")
+    rows: tuple[str, ...] = ()
+    for txid in order:
+        rows = files[txid].rows if files[txid].full else rows + files[txid].rows
+    return tuple(dict.fromkeys(rows))  # files hold pages: a row that is written again is there once
+
+
+class Child:
+    """Litestream, writing one path. It is stopped and started with its process; see `worker.litestream.Litestream`."""
+
+    def __init__(self, options: Any, *, replica_path: str, epoch: int) -> None:
+        self.process: Process = options.process
+        self.path = replica_path.removeprefix(f"{options.process.settings.prefix}/")
+        self.life = f"{self.process.holder}'s Litestream {self.process.children}"
+        self.process.children += 1
+        self._files: list[File] = []
+        self._rows = 0
+        self._replicated = 0
+        self._running = False
+
+    async def __aenter__(self) -> Self:
+        self._running, self.process.child = True, self
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            with contextlib.suppress(SyncUnavailable, TimeoutError):
+                async with asyncio.timeout(self.process.settings.final_sync_seconds):
+                    await self.sync(timeout=0)
+        self.abandon()
+
+    async def watch(self) -> None:
+        """It never dies for good; a sync that fails, and whose upload lands late, is how its death looks from here."""
+        await asyncio.Event().wait()
+
+    async def sync(self, *, timeout: int) -> Position:
+        """Upload what was committed before the call; more may have been noticed by the time it is answered."""
+        self.notice()
+        for txid in range(self._replicated + 1, len(self._files) + 1):
+            await self._upload(txid)
+        return Position(txid=len(self._files), replicated_txid=self._replicated)
+
+    async def monitor(self) -> None:
+        """What Litestream does each second without being asked."""
+        with contextlib.suppress(SyncUnavailable):
+            await self.sync(timeout=0)
+
+    def notice(self) -> None:
+        """Put what was committed into the next file."""
+        rows = self.process.disk.rows
+        if not self._files or len(rows) > self._rows:
+            self._files.append(File(full=not self._files, rows=rows[self._rows :]))
+            self._rows = len(rows)
+
+    def abandon(self) -> None:
+        """Be killed: what is on its way may arrive, nothing more is sent."""
+        self._running, self.process.child = False, None
+
+    async def _upload(self, txid: int) -> None:
+        if not self._running:
+            raise SyncUnavailable("litestream is gone")
+        file = self._files[txid - 1]
+        await self.process.ask(
+            f"upload {self.path} {txid}",
+            lambda: self.process.bucket.upload(self.path, txid, file, self.life),
+            silence=SyncUnavailable,
+        )
+        self._replicated = max(self._replicated, txid)
+
+
+async def restore(options: Any, *, replica_path: str, output: "Disk", integrity_check: str, timeout: float) -> int:
+    """`litestream restore`: a listing, then one read for each file; see `worker.litestream.restore`."""
+    process: Process = options.process
+    bucket, path = process.bucket, replica_path.removeprefix(f"{process.settings.prefix}/")
+    listed = await process.ask(f"list {path}", lambda: [txid for txid, _ in bucket.files(path)], silence=RestoreFailed)
+    files: dict[int, File] = {}
+    for txid in listed:
+        name = _file_name(path, txid)
+        found = await process.ask(f"restore {path} {txid}", lambda name=name: bucket.objects.get(name), silence=RestoreFailed)
+        if found is None:
+            raise RestoreFailed(f"{name} has vanished")
+        files[txid] = found[0]
+    output.rows = applied(files)
+    return len(files)
+
+
+class Disk:
+    """The local database of one process: each row is the id of the message that made it."""
+
+    def __init__(self) -> None:
+        self.rows: tuple[str, ...] = ()
+
+    def connect(self) -> None:
+        """See `peewee.SqliteDatabase`; likewise `close`."""
+
+    def close(self) -> None:  # noqa: D102  # said above
+        pass
+
+    def stat(self) -> Any:
+        """The size is told after a restore."""
+        return SimpleNamespace(st_size=len(self.rows))
+
+    def clear(self) -> bool:
+        """Make room; whether anything stood there."""
+        self.rows = ()
+        return False
+
+
+class DiskWriter(Writer):
+    """The worker's writer, with the transaction alone replaced."""
+
+    def _commit(self, entries: list[Entry]) -> Group:
+        disk = cast(Disk, self._database)
+        outcomes: list[Outcome] = []
+        for entry in entries:
+            message = entry.delivery.message_id
+            outcomes.append("duplicate" if message in disk.rows else "created")
+            if message not in disk.rows:
+                disk.rows += (message,)
+        return Group(entries, outcomes)
+
+
+class Process:
+    """One instance, from its start to its end or its crash. It moves only inside the methods below."""
+
+    def __init__(self, bucket: Bucket, holder: str, settings: Settings) -> None:
+        self.bucket, self.holder, self.settings = bucket, holder, settings
+        self.loop = Loop()
+        self.disk = Disk()
+        self.pending: list[Ask] = []
+        """Requests its tasks wait for, oldest first."""
+        self.child: Child | None = None
+        self.children = 0
+        self.early: tuple[str, ...] = ()  # for a mutant that restores before it holds the lease
+        self._running = True
+        self._stop = asyncio.Event()
+        self._parts = self._make_parts()
+        self.lease: Lease = self._parts.lease
+        self.intake: Intake = self._parts.intake
+        self._application = app.build(app.Service(self.intake, self._parts.users, settings.body_max_bytes))
+        self.life = self.loop.create_task(self._live())
+        self._run()
+
+    def __repr__(self) -> str:
+        return f"<{self.holder} {self.intake.state}, {self.lease}, waiting for {self.pending}>"
+
+    def deliver(self, message: str) -> None:
+        """A push request comes in; 204 is the acknowledgement."""
+        task = self.loop.create_task(self._push(message))
+        task.add_done_callback(lambda task: task.cancelled() or task.result())
+        self._run()
+
+    def signal(self) -> None:
+        """SIGTERM."""
+        self._stop.set()
+        self._run()
+
+    def upload_unasked(self) -> None:
+        """Litestream's own monitor has its turn."""
+        if self.child is not None:
+            self.loop.create_task(self.child.monitor())
+            self._run()
+
+    def reply(self, request: Ask) -> None:
+        """The answer to a request arrives."""
+        request.reply()
+        self._run()
+
+    def time_out(self, request: Ask) -> None:
+        """A request is given up; it may still take effect."""
+        request.time_out()
+        self._run()
+
+    def sleep(self, seconds: float) -> None:
+        """Time passes on this machine's clock while nothing on it moves."""
+        self.loop.now += seconds
+
+    def wake(self) -> None:
+        """What is due by the clock happens."""
+        self._run()
+
+    def step(self, *, newest: bool = False) -> None:
+        """What happens next when nothing is wrong: the oldest request is answered, or the next timer is reached."""
+        if self.pending:
+            request = self.pending[-1 if newest else 0]
+            request.perform()
+            self.reply(request)
+        elif (due := self.loop.next_timer()) is not None:
+            self.loop.now = max(self.loop.now, due)
+            self._run()
+
+    def crash(self) -> None:
+        """SIGKILL, and the disk is gone."""
+        self._running = False
+        self._abandon_all()
+        self.loop.end()
+
+    async def ask(
+        self, what: str, effect: Callable[[], Any], *, silence: type[WorkerError] = StoreUnavailable
+    ) -> Any:
+        """Send a request to the bucket and wait for its answer, or raise `silence`."""
+        if not self._running:
+            raise asyncio.CancelledError
+        request = Ask(f"{self.holder}: {what}", effect, self.loop.create_future(), silence)
+        self.pending.append(request)
+        return await request.answer
+
+    async def read(self, name: str, *, timeout: float) -> Any:
+        """See `worker.gcs.Bucket`; likewise the rest."""
+        return await self.ask(f"read {name}", lambda: self.bucket.objects.get(name))
+
+    async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> Any:  # noqa: D102
+        return await self.ask(f"write {name}", lambda: self.bucket.swap(name, data, if_generation))
+
+    async def names(self, name_prefix: str, *, timeout: float) -> Any:  # noqa: D102
+        return await self.ask(f"names {name_prefix}", lambda: self.bucket.names(name_prefix))
+
+    async def folders(self, name_prefix: str, *, timeout: float) -> Any:  # noqa: D102
+        return await self.ask(f"folders {name_prefix}", lambda: self.bucket.folders(name_prefix))
+
+    async def delete(self, name: str, *, timeout: float) -> None:  # noqa: D102
+        await self.ask(f"delete {name}", lambda: self.bucket.objects.pop(name, None))
+
+    def _run(self) -> None:
+        self.loop.run()
+        self.bucket.late += [request for request in self.pending if request.answer.done() and not request.done]
+        self.pending = [request for request in self.pending if not request.answer.done()]
+        if self.life.done() and self._running:
+            self._running = False
+            self._abandon_all()
+            self.loop.end()
+
+    def _abandon_all(self) -> None:
+        self.bucket.late += [request for request in self.pending if not request.done]
+        self.pending = []
+
+    async def _push(self, message: str) -> None:
+        body = b'{"message":{"messageId":"%b","publishTime":"2026-01-01T00:00:00Z","data":"%b"}}' % (message.encode(), _DATA)
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": body}
+
+        headers = [(b"content-length", b"%d" % len(body))]
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": headers, "app": self._application}
+        answer = await app.handle(Request(scope, receive))
+        if answer.status_code == 204:
+            self.bucket.acks.append(Ack(message, self.holder, self.lease.epoch))
+        else:
+            assert answer.status_code == 503, answer.body
+
+    async def _live(self) -> None:
+        server: asyncio.Task[Any] = asyncio.create_task(asyncio.Event().wait())
+        try:
+            await supervisor._live_until(self._stop, server, self._parts)
+        finally:
+            server.cancel()
+
+    def _make_parts(self) -> Any:
+        """What `supervisor._Parts` makes, with this process's bucket and clock."""
+        settings, clock = self.settings, self.loop.time
+        succession = Succession(
+            self,
+            holder=self.holder,
+            revision="r",
+            timing=SuccessionTiming(
+                poll=settings.successor_poll_seconds,
+                tenure=settings.tenure_min_seconds,
+                fresh=settings.successor_fresh_seconds,
+                timeout=settings.lease_read_timeout_seconds,
+            ),
+            clock=clock,
+        )
+        timing = Timing(
+            ttl=settings.lease_ttl_seconds,
+            renew=settings.lease_renew_seconds,
+            poll=settings.lease_poll_seconds,
+            spacing=settings.lease_write_spacing_seconds,
+            timeout=settings.lease_read_timeout_seconds,
+        )
+        return SimpleNamespace(
+            settings=settings,
+            options=SimpleNamespace(process=self, database=self.disk),
+            store=self,
+            succession=succession,
+            lease=Lease(self, holder=self.holder, revision="r", timing=timing, waiting=succession, clock=clock),
+            intake=Intake(
+                max_messages=settings.queue_max_messages,
+                max_bytes=settings.queue_max_bytes,
+                hold_seconds=settings.hold_limit_seconds,
+                waiting=succession.message_received,
+            ),
+            users=SimpleNamespace(open=False),
+        )
+
+
+def settings() -> Settings:
+    """The defaults, but generations that roll over after a few uploads and are not kept once they have ended."""
+    made = Settings(replica_url="gs://bucket/prefix")
+    for name, value in (("generation_transactions_max", 4), ("retention_days", -1.0)):
+        object.__setattr__(made, name, value)  # below what an operator may ask for
+    return made
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """The worker's modules, with Litestream and SQLite replaced by the ones above."""
+    with (
+        mock.patch.object(generation, "litestream", SimpleNamespace(Litestream=Child, restore=restore)),
+        mock.patch.object(
+            generation,
+            "database",
+            SimpleNamespace(clear=Disk.clear, migrate=lambda disk, *, busy_timeout_seconds: []),
+        ),
+        mock.patch.object(supervisor, "database", SimpleNamespace(connect=lambda disk, *, busy_timeout_seconds: disk)),
+        mock.patch.object(supervisor, "Writer", DiskWriter),
+    ):
+        yield
+
+
