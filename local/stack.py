@@ -6,12 +6,13 @@ Leaving the context ends every process it started, whatever happened.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import httpx
 
 from local.gcs_process import FakeGcs
 from local.pubsub import Emulator, EmulatorMissing, emulator
@@ -111,19 +112,14 @@ def _log(directory: Path, name: str) -> Path:
 
 
 def _subscribe(pubsub: Emulator, endpoint: str) -> None:
-    from google.api_core.exceptions import AlreadyExists
-    from google.cloud import pubsub_v1
-
-    os.environ["PUBSUB_EMULATOR_HOST"] = pubsub.host  # the only way Google's client takes it
-    with pubsub_v1.SubscriberClient() as subscriber:
-        topic = pubsub_v1.PublisherClient.topic_path(PROJECT, TOPIC)
-        try:
-            pubsub_v1.PublisherClient().create_topic(name=topic)
-            subscriber.create_subscription(
-                name=subscriber.subscription_path(PROJECT, SUBSCRIPTION),
-                topic=topic,
-                push_config={"push_endpoint": endpoint},
-                ack_deadline_seconds=ACK_DEADLINE_SECONDS,
-            )
-        except AlreadyExists:
-            pass
+    """Create topic and subscription as the REST reference says (projects.topics.create, projects.subscriptions.create)."""
+    topic = f"projects/{PROJECT}/topics/{TOPIC}"
+    subscription = {
+        "topic": topic,
+        "pushConfig": {"pushEndpoint": endpoint},
+        "ackDeadlineSeconds": ACK_DEADLINE_SECONDS,
+    }
+    for name, body in ((topic, {}), (f"projects/{PROJECT}/subscriptions/{SUBSCRIPTION}", subscription)):
+        answer = httpx.put(f"{pubsub.url}/v1/{name}", json=body, trust_env=False)
+        if answer.status_code != httpx.codes.CONFLICT:  # it is there already
+            answer.raise_for_status()

@@ -65,7 +65,7 @@ class WorkerProcess:
         self._environment = {
             **os.environ,
             "HOST": "127.0.0.1",
-            "LITESTREAM_METRICS_ADDRESS": "",
+            "LITESTREAM_METRICS_ADDRESS": "off",
             **environment,
             "PORT": str(self.port),
             "REPLICA_URL": replica_url,

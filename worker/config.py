@@ -156,7 +156,7 @@ class Settings:
     litestream_metrics_address: str = _setting(
         "LITESTREAM_METRICS_ADDRESS",
         "127.0.0.1:9090",
-        "where Litestream serves its own metrics; empty for nowhere",
+        "where Litestream serves its own metrics; off for nowhere",
     )
     litestream_start_seconds: float = _setting(
         "LITESTREAM_START_SECONDS", 10.0, "longest wait for Litestream's control socket", low=0.5

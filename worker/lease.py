@@ -114,7 +114,7 @@ class Lease:
                 await self._sleep_for(min(self._timing.poll, step.seconds))
 
     async def _step(self) -> Take | Wait | Renew | Lost:
-        """Act on the record just read: take it, or or ask for it. `Renew` is success."""
+        """Act on the record just read: take it, or ask for it. `Renew` is success."""
         seen = self._last()
         step = decide(
             seen,

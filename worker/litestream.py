@@ -237,7 +237,7 @@ class Litestream:
         return {
             **_environment_without_ours(),
             "LITESTREAM_SOCKET": str(self._socket),
-            "LITESTREAM_METRICS_ADDRESS": options.metrics_address,
+            "LITESTREAM_METRICS_ADDRESS": "" if options.metrics_address == "off" else options.metrics_address,
             "LITESTREAM_LOG_LEVEL": options.log_level,
             "LITESTREAM_SHUTDOWN_SYNC_TIMEOUT": f"{options.stop_seconds * 0.8:g}s",
             "LITESTREAM_DATABASE": str(options.database),

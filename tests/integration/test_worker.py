@@ -105,7 +105,7 @@ async def running(disk: Path, **settings: str) -> AsyncIterator[httpx.AsyncClien
             "DATABASE_PATH": str(disk / "users.db"),
             "HOST": "127.0.0.1",
             "PORT": "0",
-            "LITESTREAM_METRICS_ADDRESS": "",
+            "LITESTREAM_METRICS_ADDRESS": "off",
             **QUICK,
             **settings,
         }
