@@ -69,9 +69,8 @@ def without_emulator(why: str) -> NoReturn:
 
 
 @pytest.fixture
-def light(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Light]:
+def light(tmp_path: Path) -> Iterator[Light]:
     """The stack with its subscription. Without an emulator: a failure on CI, a skip elsewhere."""
-    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "")  # so that what the stack puts there is taken back
     with stack(tmp_path) as running:
         if running.pubsub is None:
             without_emulator(running.why_not)

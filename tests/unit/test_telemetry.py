@@ -91,7 +91,7 @@ def test_an_event_without_an_action_has_an_empty_one() -> None:
     """Libraries log too; the field is always there."""
     stream = io.StringIO()
     telemetry.configure("info", stream)
-    logging.getLogger("uvicorn.error").info("started")
+    logging.getLogger("uvicorn.error").warning("odd")
     assert lines(stream)[0]["action"] == ""
 
 
