@@ -124,7 +124,7 @@ class Settings:
 
     generation_transactions_max: int = _setting(
         "GENERATION_TRANSACTIONS_MAX",
-        1000,
+        500,
         "uploads after which the writer moves to a new generation",
         low=10,
     )
