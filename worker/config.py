@@ -94,6 +94,12 @@ class Settings:
         "longest a restore may take; Cloud Run's start-up probe waits at most 240 s",
         low=1,
     )
+    fetch_timeout_seconds: float = _setting(
+        "FETCH_TIMEOUT_SECONDS",
+        60.0,
+        "longest one object, such as a full copy, may take to be read in a restore",
+        low=1,
+    )
     restore_integrity_check: str = _setting("RESTORE_INTEGRITY_CHECK", "quick", "none, quick or full, after each restore")
 
     lease_ttl_seconds: float = _setting(
@@ -101,7 +107,7 @@ class Settings:
     )
     lease_renew_seconds: float = _setting("LEASE_RENEW_SECONDS", 4.0, "pause between two renewals of the lease", low=1)
     lease_poll_seconds: float = _setting(
-        "LEASE_POLL_SECONDS", 1.0, "pause between two looks at a lease held by another", low=0.1
+        "LEASE_POLL_SECONDS", 0.5, "pause between two looks at a lease held by another", low=0.1
     )
     lease_read_timeout_seconds: float = _setting(
         "LEASE_READ_TIMEOUT_SECONDS", 3.0, "longest one request for the lease record may take", low=0.1
@@ -124,7 +130,7 @@ class Settings:
 
     generation_transactions_max: int = _setting(
         "GENERATION_TRANSACTIONS_MAX",
-        500,
+        1000,
         "uploads after which the writer moves to a new generation",
         low=10,
     )

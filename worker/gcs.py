@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import google.auth.exceptions
 import requests
+import requests.adapters
 from google.api_core import exceptions as api
 from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
@@ -24,6 +26,8 @@ from worker.errors import Mismatch, StoreDenied, StoreMissing, StoreUnavailable
 _THREADS: Final = 4
 """Requests at once: a renewal, a lease read, and room for one of each that hangs until its timeout."""
 
+_FETCH_THREADS: Final = 24
+"""Downloads at once in a restore: 1,000 small objects at 40 ms each take 2 to 3 s instead of 42."""
 _TIMEOUT_SLACK_SECONDS: Final = 0.5
 
 T = TypeVar("T")
@@ -96,6 +100,34 @@ class Bucket:
 
         return await self._run(pages, f"list {name_prefix}", timeout)
 
+    async def fetch(self, name_prefix: str, directory: Path, *, timeout: float) -> None:
+        """Copy the objects below `name_prefix` into `directory`, many at a time; each is checked against its checksum.
+
+        Raises:
+            StoreMissing: One of them vanished while they were copied.
+        """
+        names = await self.names(name_prefix, timeout=timeout)
+
+        def download(name: str) -> None:
+            file = directory / name.removeprefix(name_prefix)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._bucket().blob(f"{self._prefix}/{name}").download_to_filename(str(file), timeout=timeout, retry=None)
+
+        async def one_lane(left: Iterator[str], threads: ThreadPoolExecutor) -> None:
+            for name in left:
+                await self._run(functools.partial(download, name), f"read {name}", timeout, threads)
+
+        left = iter(names)
+        threads = ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="fetch")
+        try:
+            async with asyncio.TaskGroup() as lanes:
+                for _ in range(min(_FETCH_THREADS, len(names))):
+                    lanes.create_task(one_lane(left, threads))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed  # each lane ends at its first error, and one is enough
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
     async def delete(self, name: str, *, timeout: float) -> None:
         """Delete an object; one that is not there is fine."""
 
@@ -131,15 +163,22 @@ class Bucket:
     def _client_on_thread(self) -> Any:
         if self._client is None:
             # Two threads may both come here; either client will do. The project is not used by object requests.
-            self._client = storage.Client(project="unused")
+            client = storage.Client(project="unused")
+            for scheme in ("https://", "http://"):  # by default ten connections are kept; each fetching thread uses one
+                client._http.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=_THREADS + _FETCH_THREADS))
+            self._client = client
         return self._client
 
-    async def _run(self, request: Callable[[], T], what: str, timeout: float) -> T:
+    async def _run(
+        self, request: Callable[[], T], what: str, timeout: float, threads: ThreadPoolExecutor | None = None
+    ) -> T:
         loop = asyncio.get_running_loop()
         try:
             # The client's own timeout is for each piece of an answer; this one is for the whole of it.
             async with asyncio.timeout(timeout + _TIMEOUT_SLACK_SECONDS):
-                return await loop.run_in_executor(self._threads, functools.partial(self._translated, request, what))
+                return await loop.run_in_executor(
+                    threads or self._threads, functools.partial(self._translated, request, what)
+                )
         except TimeoutError:
             raise StoreUnavailable(f"{what} at {self._url}: no whole answer within {timeout:g} s") from None
 

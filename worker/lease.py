@@ -184,7 +184,8 @@ class Lease:
             LeaseLost: The record names another.
         """
         while True:
-            await self._sleep_for(self._timing.renew)
+            # Any write of the record renews it; one right after another would hold up a change (`rested`).
+            await self._sleep_for(max(self._written + self._timing.renew - self._clock(), self._timing.spacing))
             try:
                 await self._change()
             except StoreUnavailable as error:
@@ -285,8 +286,10 @@ class Lease:
             self._seen = Seen(record, generation, self._clock())
 
     def _check(self, record: Record) -> None:
-        # While advance() is in doubt the record may be one epoch ahead of us; only we could have put it there.
-        ours = record.state == "held" and record.holder == self.holder and record.epoch in (self._epoch, self._advancing)
+        # Only we write our name. While advance() is in doubt the record may be one epoch ahead of us; a read that was
+        # answered before advance() had its answer is behind. Neither names another life.
+        newest = max(self.epoch, self._advancing or 0)
+        ours = record.state == "held" and record.holder == self.holder and record.epoch <= newest
         if not ours:
             self._lost(
                 f"the lease is held by {record.holder or 'nobody'} ({record.revision}) at epoch {record.epoch}, "

@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from typing import Final, Self
 import httpx
 import msgspec
 
-from worker.errors import ConfigError, LitestreamError, RestoreFailed, SyncUnavailable
+from worker.errors import ConfigError, LitestreamError, RestoreFailed, StoreMissing, StoreUnavailable, SyncUnavailable
 
 _RESTART_PAUSE_SECONDS: Final = 0.2
 _PROBE_PAUSE_SECONDS: Final = 0.02
@@ -56,6 +56,9 @@ class Options:
     starts_max: int
     silent_max: int
     stop_seconds: float
+    fetch: Callable[[str, Path], Awaitable[None]] | None = None
+    """Brings the objects below a path into a directory, side by side. Litestream 0.5.17 reads them one after the other:
+    at 40 ms each that is 43 s for 1,000 of them. None: let it."""
 
 
 def find_binary(name: str) -> Path:
@@ -261,45 +264,53 @@ async def restore(options: Options, *, replica_path: str, output: Path, integrit
     Raises:
         RestoreFailed: Litestream failed, took longer than `timeout` seconds, or wrote nothing.
     """
-    url = f"gs://{options.bucket}/{replica_path}"
-    command = [
-        str(options.binary),
-        "restore",
-        "-json",
-        "-integrity-check",
-        integrity_check,
-        "-o",
-        str(output),
-        url,
-    ]
+    scratch = output.with_name(output.name + ".replica")
     reason = ""
     for _ in range(2):
-        process = await asyncio.create_subprocess_exec(
-            *_tied_to_this_process(*command),
-            env=_environment_without_ours(),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
         try:
             async with asyncio.timeout(timeout):
-                said, errors = await process.communicate()
+                url = await _source(options, replica_path, scratch)
+                return await _restore_from(options, url, output, integrity_check)
         except TimeoutError:
             reason = f"it took longer than RESTORE_TIMEOUT_SECONDS, {timeout:g}"
-        else:
-            if process.returncode == 0 and output.exists():
-                return _restored_txid(said)
-            reason = errors.decode(errors="replace").strip()[-500:] or f"exit code {process.returncode}"
+        except (RestoreFailed, StoreUnavailable, StoreMissing) as error:
+            reason = str(error)
         finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-            if process.returncode != 0:
-                for suffix in ("", ".tmp", "-wal", "-shm"):
-                    _remove(output.with_name(output.name + suffix))
+            _remove(scratch)
+        for suffix in ("", ".tmp", "-wal", "-shm"):
+            _remove(output.with_name(output.name + suffix))
     raise RestoreFailed(
-        f"the live generation {url} could not be restored: {reason}. Nothing was served; "
+        f"the live generation gs://{options.bucket}/{replica_path} could not be restored: {reason}. Nothing was served; "
         "look at it with `litestream restore -dry-run`, and do not run init again"
     )
+
+
+async def _source(options: Options, replica_path: str, scratch: Path) -> str:
+    """Where Litestream is to restore from: a copy of the replica in `scratch`, or the bucket itself."""
+    if options.fetch is None:
+        return f"gs://{options.bucket}/{replica_path}"
+    _remove(scratch)
+    await options.fetch(f"{replica_path}/ltx/", scratch / "ltx")
+    return f"file://{scratch}"
+
+
+async def _restore_from(options: Options, url: str, output: Path, integrity_check: str) -> int:
+    command = [str(options.binary), "restore", "-json", "-integrity-check", integrity_check, "-o", str(output), url]
+    process = await asyncio.create_subprocess_exec(
+        *_tied_to_this_process(*command),
+        env=_environment_without_ours(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        said, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0 or not output.exists():
+        raise RestoreFailed(errors.decode(errors="replace").strip()[-500:] or f"exit code {process.returncode}")
+    return _restored_txid(said)
 
 
 def _restored_txid(said: bytes) -> int:

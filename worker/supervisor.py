@@ -17,6 +17,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
@@ -75,6 +76,7 @@ class _Parts:
     def __init__(self, settings: Settings) -> None:
         version = database.check_sqlite()
         self.settings = settings
+        self.store = Bucket(settings.bucket, settings.prefix)
         self.options = litestream.Options(
             binary=litestream.find_binary(settings.litestream_bin),
             config=settings.litestream_config,
@@ -86,8 +88,8 @@ class _Parts:
             starts_max=settings.litestream_starts_max,
             silent_max=settings.litestream_silent_max,
             stop_seconds=settings.final_sync_seconds,
+            fetch=self._fetch,
         )
-        self.store = Bucket(settings.bucket, settings.prefix)
         holder = str(uuid.uuid4())
         self.succession = Succession(
             self.store,
@@ -121,6 +123,10 @@ class _Parts:
         )
         self.users = Users(database.Reader(self.options.database, busy_timeout_seconds=settings.busy_timeout_seconds))
         log.info("starting with SQLite %s", version, extra={"action": "worker.starting"})
+
+    async def _fetch(self, replica_path: str, directory: Path) -> None:
+        name = replica_path.removeprefix(f"{self.settings.prefix}/")
+        await self.store.fetch(name, directory, timeout=self.settings.fetch_timeout_seconds)
 
 
 @dataclass(slots=True)

@@ -30,6 +30,7 @@ READ: dict[str, tuple[str, str, object]] = {
     "SYNC_TIMEOUT_SECONDS": ("7", "sync_timeout_seconds", 7),
     "FIRST_SYNC_TIMEOUT_SECONDS": ("60", "first_sync_timeout_seconds", 60),
     "RESTORE_TIMEOUT_SECONDS": ("90.5", "restore_timeout_seconds", 90.5),
+    "FETCH_TIMEOUT_SECONDS": ("9", "fetch_timeout_seconds", 9.0),
     "RESTORE_INTEGRITY_CHECK": ("full", "restore_integrity_check", "full"),
     "LEASE_TTL_SECONDS": ("30", "lease_ttl_seconds", 30.0),
     "LEASE_RENEW_SECONDS": ("2.5", "lease_renew_seconds", 2.5),

@@ -285,6 +285,45 @@ def test_an_advance_in_doubt_never_lowers_the_epoch(faults: list[str]) -> None:
     asyncio.run(held.verify())
 
 
+def test_a_read_answered_before_an_advance_is_no_loss() -> None:
+    """The answer of a slow read may be one epoch behind when it is looked at; it still names us."""
+    store, clock = MemoryStore(), Clock()
+    held = acquired(store, clock)
+    read = store.read
+
+    async def overtaken(name: str, *, timeout: float) -> tuple[bytes, int] | None:
+        answer = await read(name, timeout=timeout)
+        store.read = read  # type: ignore[method-assign]
+        await held.advance()
+        return answer
+
+    store.read = overtaken  # type: ignore[method-assign]
+    asyncio.run(held.verify())
+    assert held.epoch == 5
+
+
+def test_any_write_of_the_record_renews_it() -> None:
+    """A renewal comes after as long a pause as after a renewal, so that it does not hold up a change."""
+    store, clock = MemoryStore(), Clock()
+    held = acquired(store, clock)
+
+    class Enough(Exception):
+        """Ends the test's world."""
+
+    async def scenario() -> None:
+        clock.now += 3
+        await held.set_live("x")
+        clock.on_sleep = enough
+        await held.keep()
+
+    def enough(_: Clock) -> None:
+        raise Enough
+
+    with pytest.raises(Enough):
+        asyncio.run(scenario())
+    assert clock.slept == [4]
+
+
 def test_a_loss_is_told_before_anything_is_awaited() -> None:
     """Who must stop writing hears of it at the moment it is known."""
     store, clock = MemoryStore(), Clock()
