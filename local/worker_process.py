@@ -73,6 +73,8 @@ class WorkerProcess:
             "PYTHONPATH": str(ROOT),
         }
         self._process: subprocess.Popen[bytes] | None = None
+        # One client for all looks: making one for each costs more than the look.
+        self._http = httpx.Client(timeout=2, trust_env=False)
 
     @property
     def url(self) -> str:
@@ -127,7 +129,7 @@ class WorkerProcess:
         if self._code() is not None:
             return "ended"
         try:
-            return str(httpx.get(f"{self.url}/healthz", timeout=2, trust_env=False).json()["state"])
+            return str(self._http.get(f"{self.url}/healthz").json()["state"])
         except httpx.HTTPError:
             return "starting"
 

@@ -17,7 +17,8 @@ ACK_DEADLINE_SECONDS = 12
 """When a push is given up without an answer and delivered again, as the subscription would."""
 REDELIVERED_SHARE = 0.02
 """Share of acknowledged messages that are delivered once more: the queue is at-least-once."""
-_REFUSED_PAUSE_SECONDS = 0.1
+_IDLE_PAUSE_SECONDS = 0.05
+_REFUSED_PAUSE_SECONDS = 0.5
 
 
 @dataclass
@@ -76,7 +77,7 @@ class Load:
         while True:
             number = self._take()
             if number is None:
-                await asyncio.sleep(_REFUSED_PAUSE_SECONDS)
+                await asyncio.sleep(_IDLE_PAUSE_SECONDS)
                 continue
             url = self._random.choices(list(self.traffic), list(self.traffic.values()))[0]
             try:
