@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import random
 import statistics
 import sys
@@ -85,7 +86,7 @@ def measure(size: int, *, put_ms: float, get_ms: float) -> Handover:
         store.check(pushes.acknowledged)
         uploads = store.generations()[store.live()]
         marks = _marks(old, new, pushes, uploads)
-    steps = tuple(after - before for before, after in zip(marks, marks[1:], strict=False))
+    steps = tuple(after - before for before, after in itertools.pairwise(marks))
     return Handover(marks[-1] - marks[0], steps, database_bytes, objects, put, get)
 
 
@@ -160,7 +161,7 @@ def _gap_row(size: int, runs: list[Handover]) -> tuple[str, ...]:
     return (
         f"{size} MB" if size else "empty",
         format(round(statistics.median(run.database_bytes for run in runs)), ","),
-        f"{statistics.median(run.objects for run in runs):.0f}",
+        spread([run.objects for run in runs], ".0f"),
         spread([run.gap for run in runs]),
         f"{statistics.median(run.put for run in runs):.2f}",
         f"{statistics.median(run.get for run in runs):.2f}",

@@ -18,6 +18,8 @@ import msgspec
 _PAUSE_SECONDS: Final = 0.05
 """Before a message that was not acknowledged is sent again."""
 _PUSH_SECONDS: Final = 60
+_GIVE_UP_SECONDS: Final = 180
+"""For one message in all. A worker that has ended would otherwise be pushed to for ever."""
 
 
 @dataclass(slots=True)
@@ -74,6 +76,10 @@ class Pushes:
                 status = (await client.post(url, content=body)).status_code
             if status == httpx.codes.NO_CONTENT:
                 break
+            if time.time() > began + _GIVE_UP_SECONDS:
+                raise RuntimeError(
+                    f"{url} did not acknowledge a message for {_GIVE_UP_SECONDS} s; its last answer was {status}"
+                )
             await asyncio.sleep(_PAUSE_SECONDS)
         now = time.time()
         self.acknowledged[_message_id(number)] = number

@@ -1,4 +1,4 @@
-"""One store in a fake bucket, everything on a memory file system where there is one: its workers, their logs, its objects."""
+"""One store in a fake bucket: its workers, their logs, its objects. All of it on a memory file system, if there is one."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
 The code under test is the worker's own, from `supervisor._live_until` down: lease, succession, generations, retention,
 replicator, writer, intake. What stands in for the rest:
 
-    Bucket    objects with generations. A request has three moments, and anything may happen between two of them: it is
-              sent, it takes effect, its sender hears of it. One whose sender has given up may still take effect.
+    Bucket    objects with generations; see bucket.py for the three moments of a request.
     Child     Litestream: a full copy first, then a file for each change it notices, named by its transaction id in the
               path and uploaded in order, over whatever has that name already (there are no preconditions on GCS).
     Disk      the local database, as the ids of the messages that were committed.
@@ -17,158 +16,30 @@ is frozen at its awaits for as long as the machine attends to others.
 import asyncio
 import base64
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Awaitable, Callable, Iterator
 from types import SimpleNamespace, TracebackType
 from typing import Any, Final, Self, cast
 from unittest import mock
 
-import msgspec
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Message
 
+from tests.property.bucket import Ack, Ask, Bucket, File, applied, file_name
 from tests.property.loop import Loop
 from worker import app, generation, supervisor
 from worker.config import Settings
-from worker.errors import Mismatch, RestoreFailed, StoreUnavailable, SyncUnavailable, WorkerError
+from worker.errors import RestoreFailed, StoreUnavailable, SyncUnavailable, WorkerError
 from worker.group import Entry, Group, Outcome
 from worker.intake import Intake
 from worker.lease import Lease, Timing
-from worker.lease_record import RECORD, Record, encode
 from worker.litestream import Position
 from worker.succession import Succession, SuccessionTiming
 from worker.writer import Writer
 
 _DATA: Final = base64.b64encode(b'{"user_id":1}')
 """What every message holds: nothing here looks at users, only at message ids."""
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """What Litestream uploads: every row there is, or the rows that were added since the file before."""
-
-    full: bool
-    rows: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Ack:
-    """A message that was acknowledged, and by whom."""
-
-    message: str
-    holder: str
-    epoch: int
-
-
-@dataclass(eq=False, slots=True)
-class Ask:
-    """One request to the bucket: sent now; when it takes effect and when its sender hears of it is up to the machine."""
-
-    what: str
-    effect: Callable[[], Any]
-    answer: "asyncio.Future[Any]"
-    silence: type[WorkerError]
-    done: bool = False
-    value: Any = None
-    refusal: Mismatch | None = None
-
-    def __repr__(self) -> str:
-        return f"<{self.what}, {'done' if self.done else 'sent'}>"
-
-    def perform(self) -> None:
-        """Take effect, once."""
-        if not self.done:
-            self.done = True
-            try:
-                self.value = self.effect()
-            except Mismatch as refusal:
-                self.refusal = refusal
-
-    def reply(self) -> None:
-        """Tell the sender what came of it."""
-        if not self.answer.done():
-            if self.refusal is not None:
-                self.answer.set_exception(self.refusal)
-            else:
-                self.answer.set_result(self.value)
-
-    def time_out(self) -> None:
-        """Tell the sender that nobody knows."""
-        if not self.answer.done():
-            self.answer.set_exception(self.silence(f"{self.what}: no answer"))
-
-
-@dataclass
-class Bucket:
-    """The objects, and what the invariants want to know of how they came to be."""
-
-    objects: dict[str, tuple[Any, int]] = field(default_factory=dict)
-    late: list[Ask] = field(default_factory=list)
-    """Requests nobody waits for any more; each may still take effect."""
-    records: list[Record] = field(default_factory=list)
-    """Every lease record there ever was, oldest first."""
-    writers: dict[str, set[str]] = field(default_factory=dict)
-    """By path, the Litestream lives that wrote a file there."""
-    acks: list[Ack] = field(default_factory=list)
-    _generation: int = 0
-
-    def __post_init__(self) -> None:
-        self.swap(RECORD, encode(Record(state="released", holder="", revision="", epoch=0, live=None)), 0)
-
-    def swap(self, name: str, data: bytes, if_generation: int) -> int:
-        """Write if the object is at that generation; its new one."""
-        if self.objects.get(name, (b"", 0))[1] != if_generation:
-            raise Mismatch(f"{name}: 412")
-        if name == RECORD:
-            self.records.append(msgspec.json.decode(data, type=Record))
-        return self._put(name, data)
-
-    def upload(self, path: str, txid: int, file: File, writer: str) -> None:
-        """Write a file of a generation, over any of that name."""
-        self.writers.setdefault(path, set()).add(writer)
-        self._put(_file_name(path, txid), file)
-
-    def names(self, prefix: str) -> list[str]:
-        """The objects below a prefix."""
-        return sorted(name for name in self.objects if name.startswith(prefix))
-
-    def folders(self, prefix: str) -> list[str]:
-        """The folders right below a prefix."""
-        return sorted({name.removeprefix(prefix).partition("/")[0] for name in self.names(prefix)})
-
-    def restored(self) -> tuple[str, ...]:
-        """What a restore of the live generation would give now."""
-        live = self.records[-1].live
-        return () if live is None else applied(dict(self.files(live)))
-
-    def files(self, path: str) -> Iterator[tuple[int, File]]:
-        """The files of a generation, by transaction id."""
-        for name in self.names(_file_name(path)):
-            yield int(name[-16:], 16), self.objects[name][0]
-
-    def _put(self, name: str, content: Any) -> int:
-        self._generation += 1
-        self.objects[name] = (content, self._generation)
-        return self._generation
-
-
-def _file_name(path: str, txid: int | None = None) -> str:
-    return f"{path}/ltx/" if txid is None else f"{path}/ltx/{txid:016x}"
-
-
-def applied(files: dict[int, File]) -> tuple[str, ...]:
-    """The rows of a generation, as Litestream restores them: a full copy, then every later file without a gap.
-
-    Raises:
-        RestoreFailed: There is no full copy, or a file is missing.
-    """
-    order = sorted(files)
-    if not order or order != list(range(1, len(order) + 1)) or not files[1].full:
-        raise RestoreFailed(f"files {order} are no restorable generation")
-    rows: tuple[str, ...] = ()
-    for txid in order:
-        rows = files[txid].rows if files[txid].full else rows + files[txid].rows
-    return tuple(dict.fromkeys(rows))  # files hold pages: a row that is written again is there once
 
 
 class Child:
@@ -204,6 +75,9 @@ class Child:
     async def sync(self, *, timeout: int) -> Position:
         """Upload what was committed before the call; more may have been noticed by the time it is answered."""
         self.notice()
+        if self.process.litestream_hurries:
+            self.process.litestream_hurries = False
+            return Position(txid=len(self._files), replicated_txid=self._replicated)
         for txid in range(self._replicated + 1, len(self._files) + 1):
             await self._upload(txid)
         return Position(txid=len(self._files), replicated_txid=self._replicated)
@@ -232,6 +106,7 @@ class Child:
             f"upload {self.path} {txid}",
             lambda: self.process.bucket.upload(self.path, txid, file, self.life),
             silence=SyncUnavailable,
+            changes=True,
         )
         self._replicated = max(self._replicated, txid)
 
@@ -243,8 +118,10 @@ async def restore(options: Any, *, replica_path: str, output: "Disk", integrity_
     listed = await process.ask(f"list {path}", lambda: [txid for txid, _ in bucket.files(path)], silence=RestoreFailed)
     files: dict[int, File] = {}
     for txid in listed:
-        name = _file_name(path, txid)
-        found = await process.ask(f"restore {path} {txid}", lambda name=name: bucket.objects.get(name), silence=RestoreFailed)
+        name = file_name(path, txid)
+        found = await process.ask(
+            f"restore {path} {txid}", functools.partial(bucket.objects.get, name), silence=RestoreFailed
+        )
         if found is None:
             raise RestoreFailed(f"{name} has vanished")
         files[txid] = found[0]
@@ -299,6 +176,8 @@ class Process:
         """Requests its tasks wait for, oldest first."""
         self.child: Child | None = None
         self.children = 0
+        self.litestream_hurries = False
+        """The next sync is answered before its upload; that the two ids differ is all that tells."""
         self.early: tuple[str, ...] = ()  # for a mutant that restores before it holds the lease
         self._running = True
         self._stop = asyncio.Event()
@@ -347,29 +226,30 @@ class Process:
         """What is due by the clock happens."""
         self._run()
 
-    def step(self, *, newest: bool = False) -> None:
-        """What happens next when nothing is wrong: the oldest request is answered, or the next timer is reached."""
+    def step(self, *, overtaking: bool = False) -> None:
+        """What happens next when nothing is wrong: the oldest request is answered, or the next timer is reached.
+
+        With `overtaking`, all its requests take effect, and the newest is answered first.
+        """
         if self.pending:
-            request = self.pending[-1 if newest else 0]
-            request.perform()
-            self.reply(request)
+            for request in self.pending if overtaking else self.pending[:1]:
+                request.perform()
+            self.reply(self.pending[-1 if overtaking else 0])
         elif (due := self.loop.next_timer()) is not None:
             self.loop.now = max(self.loop.now, due)
             self._run()
 
     def crash(self) -> None:
         """SIGKILL, and the disk is gone."""
-        self._running = False
-        self._abandon_all()
-        self.loop.end()
+        self._end()
 
     async def ask(
-        self, what: str, effect: Callable[[], Any], *, silence: type[WorkerError] = StoreUnavailable
+        self, what: str, effect: Callable[[], Any], *, silence: type[WorkerError] = StoreUnavailable, changes: bool = False
     ) -> Any:
         """Send a request to the bucket and wait for its answer, or raise `silence`."""
         if not self._running:
             raise asyncio.CancelledError
-        request = Ask(f"{self.holder}: {what}", effect, self.loop.create_future(), silence)
+        request = Ask(f"{self.holder}: {what}", effect, self.loop.create_future(), silence, changes)
         self.pending.append(request)
         return await request.answer
 
@@ -378,7 +258,7 @@ class Process:
         return await self.ask(f"read {name}", lambda: self.bucket.objects.get(name))
 
     async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> Any:  # noqa: D102
-        return await self.ask(f"write {name}", lambda: self.bucket.swap(name, data, if_generation))
+        return await self.ask(f"write {name}", lambda: self.bucket.swap(name, data, if_generation), changes=True)
 
     async def names(self, name_prefix: str, *, timeout: float) -> Any:  # noqa: D102
         return await self.ask(f"names {name_prefix}", lambda: self.bucket.names(name_prefix))
@@ -387,20 +267,22 @@ class Process:
         return await self.ask(f"folders {name_prefix}", lambda: self.bucket.folders(name_prefix))
 
     async def delete(self, name: str, *, timeout: float) -> None:  # noqa: D102
-        await self.ask(f"delete {name}", lambda: self.bucket.objects.pop(name, None))
+        await self.ask(f"delete {name}", lambda: self.bucket.objects.pop(name, None), changes=True)
 
     def _run(self) -> None:
         self.loop.run()
-        self.bucket.late += [request for request in self.pending if request.answer.done() and not request.done]
-        self.pending = [request for request in self.pending if not request.answer.done()]
+        self._give_up([request for request in self.pending if request.answer.done()])
         if self.life.done() and self._running:
-            self._running = False
-            self._abandon_all()
-            self.loop.end()
+            self._end()
 
-    def _abandon_all(self) -> None:
-        self.bucket.late += [request for request in self.pending if not request.done]
-        self.pending = []
+    def _end(self) -> None:
+        self._running = False
+        self._give_up(self.pending)
+        self.loop.end()
+
+    def _give_up(self, requests: list[Ask]) -> None:
+        self.bucket.late += [request for request in requests if request.changes and not request.done]
+        self.pending = [request for request in self.pending if request not in requests]
 
     async def _push(self, message: str) -> None:
         body = b'{"message":{"messageId":"%b","publishTime":"2026-01-01T00:00:00Z","data":"%b"}}' % (message.encode(), _DATA)
@@ -410,7 +292,7 @@ class Process:
 
         headers = [(b"content-length", b"%d" % len(body))]
         scope = {"type": "http", "method": "POST", "path": "/", "headers": headers, "app": self._application}
-        answer = await app.handle(Request(scope, receive))
+        answer = await cast(Awaitable[Response], app.handle(Request(scope, receive)))
         if answer.status_code == 204:
             self.bucket.acks.append(Ack(message, self.holder, self.lease.epoch))
         else:
@@ -462,9 +344,9 @@ class Process:
 
 
 def settings() -> Settings:
-    """The defaults, but generations that roll over after a few uploads and are not kept once they have ended."""
-    made = Settings(replica_url="gs://bucket/prefix")
-    for name, value in (("generation_transactions_max", 4), ("retention_days", -1.0)):
+    """The defaults, but generations roll over after a few uploads, and are pruned soon, without any retention."""
+    made = Settings(replica_url="gs://bucket/prefix", prune_interval_seconds=7)
+    for name, value in (("generation_transactions_max", 3), ("retention_days", -1.0)):
         object.__setattr__(made, name, value)  # below what an operator may ask for
     return made
 
@@ -483,5 +365,3 @@ def installed() -> Iterator[None]:
         mock.patch.object(supervisor, "Writer", DiskWriter),
     ):
         yield
-
-
