@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -19,7 +18,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,13 +25,11 @@ import httpx
 import msgspec
 
 from bench import wrk
+from bench.figures import README, machine, rewrite
 from local.gcs_process import FakeGcs
 from local.proof import prove
 from local.worker_process import ROOT, WorkerProcess, free_port, wait_until
 
-README: Final = Path(__file__).parent / "README.md"
-BEGIN: Final = "<!-- figures of push: written by `python -m bench.push --write` -->"
-END: Final = "<!-- end of figures of push -->"
 _MEMORY: Final = Path("/dev/shm")
 _BUCKET: Final = "bench"
 _REPLICA_URL: Final = f"gs://{_BUCKET}/store"
@@ -86,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if result.faults:
         return 1
     if options.write:
-        rewrite(README, f"{setting(options)}\n\n{table(result)}")
+        rewrite(README, "push", f"{setting(options)}\n\n{table(result)}")
     return 0
 
 
@@ -182,7 +178,7 @@ def table(result: Result) -> str:
 def setting(options: argparse.Namespace) -> str:
     """Where, when and how the figures were taken."""
     return (
-        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({_processor()}), Python {platform.python_version()}; "
+        f"{machine()}; "
         f"{options.rounds} rounds of {options.seconds} s each, {options.connections} connections, "
         f"{options.put_ms:g} ms added to a write and {options.get_ms:g} ms to a read of the bucket."
     )
@@ -202,24 +198,6 @@ def report(result: Result, options: argparse.Namespace) -> dict[str, Any]:
         "users": result.users,
         "faults": result.faults,
     }
-
-
-def rewrite(readme: Path, figures: str) -> None:
-    """Put `figures` between the markers."""
-    text = readme.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise RuntimeError(f"{readme} has lost its markers, {BEGIN} and {END}")
-    readme.write_text(f"{before}{begin}\n{figures}\n{end}{after}")
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def _parser() -> argparse.ArgumentParser:

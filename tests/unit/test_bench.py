@@ -59,23 +59,6 @@ def test_the_ratio_is_taken_pair_by_pair() -> None:
     assert result.ratios == [0.5, 0.9]
 
 
-def test_figures_replace_what_stands_between_the_markers(tmp_path: Path) -> None:
-    """Only the block between the markers is rewritten; a text without them is refused."""
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{push.BEGIN}\nold\n{push.END}\nafter\n")
-    push.rewrite(readme, "new")
-    assert readme.read_text() == f"before\n{push.BEGIN}\nnew\n{push.END}\nafter\n"
-    readme.write_text("nothing")
-    with pytest.raises(RuntimeError, match="has lost its markers"):
-        push.rewrite(readme, "new")
-
-
-def test_the_readme_has_its_markers() -> None:
-    """`python -m bench.push --write` finds its place in bench/README.md."""
-    text = push.README.read_text()
-    assert 0 < text.find(push.BEGIN) < text.find(push.END)
-
-
 def test_without_wrk_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2 and the command to install it, before anything is started."""
     monkeypatch.setenv("PATH", "")
