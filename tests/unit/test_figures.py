@@ -9,7 +9,7 @@ import pytest
 from bench import figures, rollover
 from bench.store import Stored
 
-NAMES = ("handover", "rollover")
+NAMES = ("handover", "rollover", "push")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -22,7 +22,7 @@ def test_the_readme_has_a_place_for_the_figures(name: str) -> None:
 
 def test_only_the_own_block_is_rewritten(tmp_path: Path) -> None:
     """What stands between the markers of one name is replaced, and nothing else; without them it is refused."""
-    (begin, end), (other, other_end) = map(figures.markers, NAMES)
+    (begin, end), (other, other_end) = map(figures.markers, NAMES[:2])
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{begin}\nold\n{end}\n{other}\nkept\n{other_end}\nafter\n")
     figures.rewrite(readme, "handover", "new")
