@@ -27,8 +27,9 @@ import msgspec
 from bench import wrk
 from bench.figures import README, machine, rewrite
 from local.gcs_process import FakeGcs
+from local.ports import free_port
 from local.proof import prove
-from local.worker_process import ROOT, WorkerProcess, free_port, wait_until
+from local.worker_process import ROOT, WorkerProcess, wait_until
 
 _MEMORY: Final = Path("/dev/shm")
 _BUCKET: Final = "bench"

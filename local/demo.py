@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from local.ports import free_port
 from local.proof import Proof, accepted, prove
 from local.recorder import Recorder
 from local.stack import Stack, stack
-from local.worker_process import ROOT, free_port, wait_until
+from local.worker_process import ROOT, wait_until
 
 USERS: Final = 1000
 KILLS: Final = 2

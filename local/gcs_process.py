@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from local.faults import Faults
+from local.ports import free_port
 
 _ROOT = Path(__file__).parent.parent
 _LISTENING = re.compile(r"fake GCS on (http://(.+):(\d+)) ")
@@ -29,7 +30,7 @@ class FakeGcs:
 
     def __init__(self, data: Path, *, buckets: tuple[str, ...] = (), port: int = 0, log: Path | None = None) -> None:
         self.data = data.resolve()
-        self.port = port
+        self.port = port or free_port()
         self._buckets = buckets
         self._log = log
         self._process: subprocess.Popen[str] | None = None

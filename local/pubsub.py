@@ -8,7 +8,6 @@ import http.client
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from local.ports import free_port
 
 READY_SECONDS: Final = 60.0
 """How long the emulator may take to answer, in seconds: 1 to 10 are usual, a cold disk takes longer."""
@@ -97,7 +98,7 @@ def emulator(data_dir: Path, project: str, port: int | None = None) -> Iterator[
     if gcloud is None:
         raise EmulatorMissing(f"the Pub/Sub emulator needs gcloud on PATH: install the Google Cloud CLI, then {_INSTALL}")
     data_dir.mkdir(parents=True, exist_ok=True)
-    host = f"127.0.0.1:{port or _free_port()}"
+    host = f"127.0.0.1:{port or free_port()}"
     running = Emulator(host=host, project=project, data_dir=data_dir, log=data_dir / "emulator.log")
     with running.log.open("wb") as log:
         process = subprocess.Popen(
@@ -116,12 +117,6 @@ def emulator(data_dir: Path, project: str, port: int | None = None) -> Iterator[
         yield running
     finally:
         _kill_group(process)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], running: Emulator) -> None:

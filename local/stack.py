@@ -15,8 +15,9 @@ from typing import Final
 import httpx
 
 from local.gcs_process import FakeGcs
+from local.ports import free_port
 from local.pubsub import Emulator, EmulatorMissing, emulator
-from local.worker_process import WorkerProcess, free_port
+from local.worker_process import WorkerProcess
 
 PROJECT: Final = "local"
 TOPIC: Final = "users"

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,23 +15,12 @@ from typing import Final, Self
 
 import httpx
 
+from local.ports import free_port
+
 ROOT: Final = Path(__file__).parent.parent
 _STOP_SECONDS: Final = 12.0
 """Longest wait for an ordered end: the platform's 10 s and some."""
 _POLL_SECONDS: Final = 0.02
-
-
-def free_port(preferred: int = 0) -> int:
-    """A loopback port nobody listens on: `preferred` if it is free, else any."""
-    for port in (preferred, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise OSError("no free port on 127.0.0.1")
 
 
 def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 30.0) -> None:

@@ -17,10 +17,11 @@ from typing import Any, NoReturn
 import httpx
 import pytest
 
+from local.ports import free_port
 from local.proof import accepted, prove
 from local.recorder import Recorder
 from local.stack import BUCKET, SUBSCRIPTION, TOPIC, Stack, stack
-from local.worker_process import ROOT, free_port, wait_until
+from local.worker_process import ROOT, wait_until
 from publisher import message
 from publisher.message import UserCreated
 
