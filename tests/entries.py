@@ -6,7 +6,7 @@ from collections.abc import Callable
 from publisher import message
 from publisher.message import UserCreated
 from worker.envelope import Delivery
-from worker.group import Entry
+from worker.group import Entry, Problem
 
 PUBLISHED = 1_700_000_000_000
 """When every message is published unless a test says otherwise, in milliseconds."""
@@ -32,6 +32,13 @@ def entry(
     user = UserCreated(user_id=user_id, email_address=email, settings=settings, created_at=created_at)
     done = asyncio.get_running_loop().create_future()
     return Entry(delivery(message_id, user, publish_time=publish_time), user, deadline, done)
+
+
+def malformed(message_id: str = "m1", *, deadline: float = float("inf")) -> Entry:
+    """A message that breaks the format, waiting for its outcome on the running loop."""
+    problem = Problem("not_json", "data must be a JSON object")
+    broken = Delivery(message_id=message_id, publish_time=PUBLISHED, data=b"{", attributes={}, delivery_attempt=3)
+    return Entry(broken, problem, deadline, asyncio.get_running_loop().create_future())
 
 
 async def until(condition: Callable[[], object], *, seconds: float = 10.0) -> None:

@@ -12,15 +12,35 @@ MODULE_LINES_MAX = 450
 FUNCTION_LINES_MAX = 50
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "shared", "base"}
 
-VALUES = {"worker.errors", "worker.envelope", "worker.group", "worker.models", "worker.lease_record", "worker.background"}
-"""What every layer of the worker may import: values, formats, errors, and one piece of asyncio."""
-ADAPTERS = {"worker.database", "worker.writer", "worker.litestream", "worker.gcs"}
+VALUES = {
+    "worker.errors",
+    "worker.envelope",
+    "worker.group",
+    "worker.outcome",
+    "worker.models",
+    "worker.transaction",
+    "worker.lease_record",
+    "worker.background",
+}
+"""What every layer of the worker may import: values, formats, errors, what a message does, and one piece of asyncio."""
+ADAPTERS = {"worker.database", "worker.writer", "worker.rejections", "worker.litestream", "worker.gcs", "worker.sender"}
 """Each knows one foreign thing. They do not import one another."""
 DECIDERS = {"worker.lease", "worker.replication", "worker.succession"}
 """Each decides one rule over interfaces of its own, and imports no adapter."""
-COMPOSED = {"worker.intake", "worker.generation", "worker.retention", "worker.lease_commands", "worker.app", "worker.config"}
+COMPOSED = {
+    "worker.access",
+    "worker.intake",
+    "worker.expiry",
+    "worker.generation",
+    "worker.retention",
+    "worker.lease_commands",
+    "worker.rejection_commands",
+    "worker.operators",
+    "worker.app",
+    "worker.config",
+}
 """Parts made of the layers below, and settings."""
-WIRING = {"worker.supervisor", "worker.cli", "worker.__main__", "worker.telemetry"}
+WIRING = {"worker.supervisor", "worker.parts", "worker.rejection_cli", "worker.cli", "worker.__main__", "worker.telemetry"}
 """Only these see everything; nobody imports them but each other."""
 
 PURE: dict[str, set[str]] = {
@@ -29,6 +49,17 @@ PURE: dict[str, set[str]] = {
     "worker.lease_record": {"worker.errors"},
     "worker.group": {"worker.envelope", "worker.errors", "publisher.message"},
     "worker.models": set(),
+    "worker.outcome": {"worker.group", "publisher.message"},
+    "worker.transaction": {
+        "worker.envelope",
+        "worker.errors",
+        "worker.group",
+        "worker.models",
+        "worker.outcome",
+        "publisher.message",
+    },
+    "worker.sender": {"worker.errors"},
+    "worker.access": {"worker.errors"},
     "worker.background": set(),
     "worker.config": {"worker.errors"},
     "worker.telemetry": set(),
@@ -38,9 +69,11 @@ PURE: dict[str, set[str]] = {
 SEAMS: dict[str, set[str]] = {
     "google.cloud.storage": {"worker.gcs"},
     "google.cloud.pubsub_v1": {"publisher.client"},
-    "peewee": {"worker.database", "worker.models", "worker.writer"},
+    "peewee": {"worker.database", "worker.models", "worker.rejections", "worker.writer"},
+    "google.auth.jwt": {"worker.sender"},
+    "google.auth.crypt": {"worker.sender"},
     "playhouse": {"worker.database"},
-    "functions_framework": {"worker.app"},
+    "functions_framework": {"worker.app", "publisher.gateway"},
 }
 """Who alone in the worker and the publisher may import a foreign library, besides the migrations."""
 

@@ -19,8 +19,9 @@ import publisher.errors
 import publisher.settings
 import worker.cli
 import worker.errors
-from publisher.message import Reason
+import worker.rejection_cli
 from worker import config
+from worker.outcome import REASONS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -102,14 +103,14 @@ def same_value(shown: str, default: str) -> bool:
     try:
         return float(shown) == float(default)
     except ValueError:
-        return shown == default.removeprefix(f"{ROOT}/") or (shown == "required" and default == "")
+        return shown == default.removeprefix(f"{ROOT}/") or (shown in ("required", "none") and default == "")
 
 
 def test_every_worker_setting_is_documented_with_its_default() -> None:
     """docs/configuration.md has one row for each setting, and no row for anything else."""
     documented = rows("configuration.md", "## Worker")
     described = {name: default for name, default, _ in config.described()}
-    assert set(documented) - FOREIGN_VARIABLES == set(described)
+    assert set(documented) - FOREIGN_VARIABLES == set(described) | set(worker.rejection_cli.ENVIRONMENT)
     wrong = {name: documented[name][0] for name in described if not same_value(documented[name][0], described[name])}
     assert not wrong, {name: (shown, described[name]) for name, shown in wrong.items()}
 
@@ -165,7 +166,7 @@ def test_every_publisher_error_is_documented_with_its_code() -> None:
 
 def test_every_reason_code_is_documented() -> None:
     """docs/message-format.md has one row for each reason, and no row for anything else."""
-    assert set(rows("message-format.md", "## Reason codes")) == {str(reason) for reason in Reason}
+    assert set(rows("message-format.md", "## Reason codes")) == {str(reason) for reason in REASONS}
 
 
 def test_every_invariant_that_is_cited_is_documented() -> None:
@@ -227,6 +228,7 @@ def test_every_documented_make_target_exists() -> None:
 def test_every_documented_setting_exists() -> None:
     """A variable in backticks, with an underscore, is one that something reads; so is what an example sets."""
     known = {name for name, _, _ in config.described()} | set(publisher.settings.ENVIRONMENT) | FOREIGN_VARIABLES
+    known |= set(worker.rejection_cli.ENVIRONMENT)
     text = everything()
     named = set(re.findall(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)`", text))
     named |= set(re.findall(r"(?:^|[\s`])([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)=", text))

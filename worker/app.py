@@ -1,7 +1,8 @@
-"""HTTP: one functions-framework target for every path and verb. This file alone knows statuses, headers and bodies.
+"""HTTP: one functions-framework target for every path and verb. Beside operators.py, only this file knows statuses.
 
 POST /           a push from the subscription: 204 acknowledges, anything else leaves the message in the queue
 GET /users/<id>  the user's row; GET /healthz: this process lives; GET /readyz: it can take requests
+/rejections      for operators: see operators.py
 
 The function is at module level because functions-framework looks it up there; what it needs travels with the
 application, so that nothing lives in the module.
@@ -9,6 +10,7 @@ application, so that nothing lives in the module.
 
 import logging
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -18,17 +20,21 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from publisher import message
-from worker import envelope
-from worker.errors import BadMessage, BodyTooLarge, Refused, RequestError
+from worker import envelope, operators
+from worker.access import Access
+from worker.envelope import Delivery
+from worker.errors import BodyTooLarge, Refused, RequestError, Unwritable
+from worker.group import Problem
 from worker.intake import Held, Intake, State
+from worker.transaction import content_of
 
 _OTHER_METHOD: Final = "this path takes {allowed} only"
 
 log = logging.getLogger(__name__)
 
 
-class Users(Protocol):
-    """Where users are read from."""
+class Readers(operators.Readers, Protocol):
+    """Where the database is read."""
 
     async def user(self, user_id: int) -> dict[str, Any] | None:
         """The user's row, or None. `Refused` while there is no database."""
@@ -39,8 +45,11 @@ class Service:
     """What the requests need."""
 
     intake: Intake
-    users: Users
+    readers: Readers
+    access: Access
     body_max_bytes: int
+    unwrapped: bool = False
+    """Whether a push without metadata may come without a wrapper as well."""
 
 
 @functions_framework.aio.http
@@ -69,6 +78,8 @@ async def _route(service: Service, request: Request) -> Response:
     path = request.scope["path"]
     if path == "/":
         return await _push(service, request) if request.method == "POST" else _wrong_method("POST")
+    if path == operators.ROOT or path.startswith(f"{operators.ROOT}/"):
+        return await operators.answer(request, path, access=service.access, intake=service.intake, readers=service.readers)
     if request.method not in ("GET", "HEAD"):
         return _wrong_method("GET")
     if path.startswith("/users/"):
@@ -83,16 +94,24 @@ async def _route(service: Service, request: Request) -> Response:
 
 
 async def _push(service: Service, request: Request) -> Response:
+    await service.access.push(request.headers.get("authorization"))
     async with service.intake.hold() as held:
-        delivery = envelope.decode(await _body(request, held, service.body_max_bytes))
-        try:
-            user = message.decode(delivery.data, delivery.attributes)
-        except message.MessageError as error:  # names the field, never its value
-            log.warning("message %s refused: %s", delivery.message_id, error, extra={"action": "message.refused"})
-            raise BadMessage(f"message {delivery.message_id}: {error}") from None
-        outcome = await service.intake.submit(held, delivery, user)
+        delivery = _delivery(service, request, await _body(request, held, service.body_max_bytes))
+        content = content_of(delivery.data, delivery.attributes)
+        outcome = await service.intake.submit(held, delivery, content)
+    if outcome == "rejected" and isinstance(content, Problem):  # it names the field, never its value
+        reason = (content.reason, content.detail)
+        log.warning("message %s rejected: %s: %s", delivery.message_id, *reason, extra={"action": "message.rejected"})
+    elif outcome == "conflict":
+        log.warning("message %s kept as a conflict", delivery.message_id, extra={"action": "message.conflict"})
     log.debug("message %s: %s", delivery.message_id, outcome, extra={"action": "message.handled"})
     return Response(status_code=204)
+
+
+def _delivery(service: Service, request: Request, body: bytes) -> Delivery:
+    if envelope.ID_HEADER in request.headers or service.unwrapped:
+        return envelope.unwrapped(body, request.headers, now=round(time.time() * 1000))
+    return envelope.decode(body)
 
 
 async def _body(request: Request, held: Held, limit: int) -> bytes:
@@ -117,7 +136,7 @@ async def _body(request: Request, held: Held, limit: int) -> bytes:
 async def _user(service: Service, text: str) -> Response:
     if not (text.isascii() and text.isdecimal() and len(text) <= 19) or not 1 <= int(text) <= message.MAX_USER_ID:
         return JSONResponse({"error": "the user id must be a whole number from 1 to 2^63-1"}, status_code=400)
-    row = await service.users.user(int(text))
+    row = await service.readers.user(int(text))
     if row is None:
         return JSONResponse({"error": "no such user"}, status_code=404)
     return JSONResponse(row)
@@ -129,6 +148,6 @@ def _wrong_method(allowed: str) -> Response:
 
 def _refusal(error: RequestError) -> Response:
     headers = {"retry-after": str(error.retry_after)} if error.retry_after is not None else None
-    if not isinstance(error, Refused | BadMessage):
+    if not isinstance(error, Refused | Unwritable):  # an outage and a defect are logged where they are met
         log.warning("request refused: %s", error, extra={"action": "request.refused"})
     return JSONResponse({"error": str(error)}, status_code=error.status, headers=headers)

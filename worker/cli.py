@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import msgspec
 import uvloop
 
-from worker import config, lease_commands, lease_record, supervisor, telemetry
+from worker import config, lease_commands, lease_record, rejection_cli, supervisor, telemetry
 from worker.config import Settings
 from worker.errors import LeaseLost, WorkerError
 from worker.gcs import Bucket
@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
     """Run one command; its exit code: 0 done, 1 failed, 2 a setting or the store is wrong."""
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.command is None:
+            return rejection_cli.main(arguments, environ)
         settings = config.load(environ)
         telemetry.configure(settings.log_level)
         command: Callable[[Settings, argparse.Namespace], int] = arguments.command
@@ -76,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.set_defaults(command=_serve)
     _add_lease(verbs)
+    rejection_cli.add(verbs)
     return parser
 
 

@@ -64,6 +64,11 @@ class Settings:
     queue_max_messages: int = _setting("QUEUE_MAX_MESSAGES", 2000, "messages held at once; more are answered 503", low=1)
     queue_max_bytes: int = _setting("QUEUE_MAX_BYTES", 64_000_000, "bytes held at once; more are answered 503", low=1024)
     group_max_messages: int = _setting("GROUP_MAX_MESSAGES", 500, "most messages in one transaction", low=1, high=2000)
+    push_unwrapped: bool = _setting(
+        "PUSH_UNWRAPPED",
+        False,
+        "true: the subscription pushes bare data without metadata; with metadata it needs no setting",
+    )
     group_gather_seconds: float = _setting(
         "GROUP_GATHER_SECONDS",
         0.005,
@@ -78,6 +83,26 @@ class Settings:
         low=5,
         high=60,
     )
+
+    push_audience: str = _setting(
+        "PUSH_AUDIENCE", "", "audience that tokens must be made for; without it only the platform checks senders"
+    )
+    push_service_account: str = _setting(
+        "PUSH_SERVICE_ACCOUNT", "", "e-mail address of the service account with which the subscription pushes"
+    )
+    operators: str = _setting(
+        "OPERATORS", "", "e-mail addresses, with commas between them, that may read and resolve rejections"
+    )
+    oidc_certs_url: str = _setting(
+        "OIDC_CERTS_URL", "https://www.googleapis.com/oauth2/v1/certs", "where the certificates of tokens are fetched"
+    )
+    oidc_timeout_seconds: float = _setting(
+        "OIDC_TIMEOUT_SECONDS", 5.0, "longest a push waits for certificates that are not there yet", low=0.1
+    )
+    oidc_refresh_min_seconds: float = _setting(
+        "OIDC_REFRESH_MIN_SECONDS", 30.0, "least time between two fetches because of a token with an unknown key", low=1
+    )
+    oidc_tokens_max: int = _setting("OIDC_TOKENS_MAX", 1000, "verified tokens remembered until they expire", low=1)
 
     sync_timeout_seconds: int = _setting(
         "SYNC_TIMEOUT_SECONDS",
@@ -135,8 +160,13 @@ class Settings:
         low=10,
     )
     retention_days: float = _setting("RETENTION_DAYS", 7.0, "how long a generation is kept after it has ended", low=0)
+    receipt_days: float = _setting(
+        "RECEIPT_DAYS", 32.0, "how long the receipt of a message is kept: Pub/Sub can replay 31 days", low=31
+    )
+    rejection_days: float = _setting("REJECTION_DAYS", 90.0, "how long a rejection is kept, resolved or not", low=31)
+    prune_step_rows: int = _setting("PRUNE_STEP_ROWS", 2000, "most rows deleted in one transaction", low=1, high=20_000)
     prune_interval_seconds: float = _setting(
-        "PRUNE_INTERVAL_SECONDS", 3600.0, "pause between two looks for generations past their retention", low=1
+        "PRUNE_INTERVAL_SECONDS", 3600.0, "pause between two looks for what is past its retention", low=1
     )
     litestream_silent_max: int = _setting(
         "LITESTREAM_SILENT_MAX",
@@ -186,6 +216,13 @@ class Settings:
         _check_choice("RESTORE_INTEGRITY_CHECK", self.restore_integrity_check, ("none", "quick", "full"))
         if self.hold_limit_seconds == 0:
             object.__setattr__(self, "hold_limit_seconds", 0.8 * self.ack_deadline_seconds)
+        if bool(self.push_audience) != bool(self.push_service_account):
+            raise ConfigError(
+                "PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT belong together: set both, as the push subscription has them, "
+                "or neither"
+            )
+        if self.operators and not self.push_audience:
+            raise ConfigError("OPERATORS is set and PUSH_AUDIENCE is not: nobody's token could be verified; set it as well")
         for broken in _not_nested(self):
             raise ConfigError(broken)
 
@@ -253,6 +290,12 @@ def _not_nested(settings: Settings) -> list[str]:
             f"{PLATFORM_GRACE_SECONDS:g}, the time the platform gives between SIGTERM and SIGKILL",
         ),
         (
+            not settings.push_audience
+            or settings.oidc_timeout_seconds + settings.hold_limit_seconds < settings.ack_deadline_seconds,
+            f"OIDC_TIMEOUT_SECONDS + HOLD_LIMIT_SECONDS is {settings.oidc_timeout_seconds + settings.hold_limit_seconds:g} "
+            f"and must be less than ACK_DEADLINE_SECONDS, {settings.ack_deadline_seconds:g}: a push may wait for both",
+        ),
+        (
             settings.body_max_bytes <= settings.queue_max_bytes,
             f"BODY_MAX_BYTES is {settings.body_max_bytes} and must not exceed QUEUE_MAX_BYTES, {settings.queue_max_bytes}",
         ),
@@ -266,6 +309,9 @@ def _not_nested(settings: Settings) -> list[str]:
 
 
 def _parse(name: str, text: str, kind: type) -> Any:
+    if kind is bool:
+        _check_choice(name, text, ("true", "false"))
+        return text == "true"
     try:
         return kind(text)
     except ValueError:

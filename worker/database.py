@@ -5,18 +5,21 @@ the WAL, and a checkpoint behind its back costs a full copy of the database. Mig
 Litestream starts.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import peewee
 from playhouse.migrations import Runner
 
 from worker.errors import SqliteTooOld
-from worker.models import User
+from worker.models import Connection, User
 
 SQLITE_MIN: Final = (3, 51, 3)
 """Older SQLite can corrupt a WAL database that one process checkpoints while another commits (the WAL-reset bug, 3.7.0
 to 3.51.2; sqlite.org, "Write-Ahead Logging"): exactly Litestream beside a writer."""
+
+T = TypeVar("T")
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 SIDE_FILES: Final = ("-wal", "-shm", "-journal")
@@ -83,13 +86,18 @@ def clear(path: Path) -> bool:
 
 
 class Reader:
-    """Reads users over short connections of its own; safe to call from any thread."""
+    """Reads over short connections of its own; safe to call from any thread."""
 
     def __init__(self, path: Path, *, busy_timeout_seconds: float) -> None:
         self._database = connect(path, busy_timeout_seconds=busy_timeout_seconds, read_only=True)
 
     def user(self, user_id: int) -> dict[str, Any] | None:
         """The row of `user_id` as a dictionary of its columns, or None."""
-        with self._database.connection_context():
-            row: dict[str, Any] | None = User.select().where(User.user_id == user_id).dicts().bind(self._database).first()
+        query = User.select().where(User.user_id == user_id).dicts()
+        row: dict[str, Any] | None = self.read(lambda connection: query.bind(connection).first())
         return row
+
+    def read(self, query: Callable[[Connection], T]) -> T:
+        """What `query` reads; the connection lives for as long."""
+        with self._database.connection_context():
+            return query(self._database)

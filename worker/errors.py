@@ -15,12 +15,18 @@
     ├── LitestreamError       the child does not start, sync, restore or stay alive           exit 1
     │   ├── SyncUnavailable   this sync is not known to have reached the bucket               retried
     │   └── RestoreFailed     the live generation could not be restored                       exit 1
+    ├── ServiceUnreachable    the running service does not answer, or not yet                 exit 1
+    ├── ServiceRefused        the running service answered that this cannot be done           exit 1
     └── RequestError          answered to one sender; `status` says how
         ├── NotAPush          400  the body did not come from a push subscription
-        ├── BadMessage        400  the message can never succeed as it is
+        ├── BadQuery          400  a parameter of an operator's request is wrong
+        ├── Unauthenticated   401  the token is missing, or not one that was made for this service
+        ├── Forbidden         403  the token is genuine, but its bearer may not do this
+        ├── NotFound          404  there is no such rejection
+        ├── Resolved          409  the rejection has been resolved already
         ├── BodyTooLarge      413
         ├── Refused           503  try again: full, starting, draining, or an outage
-        └── Unwritable        500  the database refused a valid row: a bug of ours
+        └── Unwritable        500  the database refused a message altogether: a bug of ours
 
 "Definitely lost" (`LeaseLost`) and "don't know" (`StoreUnavailable`, `SyncUnavailable`) are different answers. Errors of
 other libraries are translated where the library is called (gcs.py, litestream.py, writer.py) and nowhere else. Each
@@ -98,6 +104,14 @@ class RestoreFailed(LitestreamError):
     """The live generation could not be restored; serving would mean serving an empty database (INV-5)."""
 
 
+class ServiceUnreachable(WorkerError):
+    """The running service, which an operator's command asks, does not answer."""
+
+
+class ServiceRefused(WorkerError):
+    """The running service answered an operator's command that this cannot be done."""
+
+
 class RequestError(WorkerError):
     """Answered to one sender. Its text is sent back, so it never holds user data."""
 
@@ -111,10 +125,34 @@ class NotAPush(RequestError):
     status = 400
 
 
-class BadMessage(RequestError):
-    """The message can never succeed as it is; refused, it stays in the queue."""
+class BadQuery(RequestError):
+    """A parameter of an operator's request is wrong."""
 
     status = 400
+
+
+class Unauthenticated(RequestError):
+    """The token is missing, or is not one that Google made for this service and that is valid now."""
+
+    status = 401
+
+
+class Forbidden(RequestError):
+    """The token is genuine, but its bearer may not do this."""
+
+    status = 403
+
+
+class NotFound(RequestError):
+    """There is no rejection with this message id."""
+
+    status = 404
+
+
+class Resolved(RequestError):
+    """The rejection has been resolved already: it was discarded, or a retry of it succeeded."""
+
+    status = 409
 
 
 class BodyTooLarge(RequestError):
@@ -131,6 +169,6 @@ class Refused(RequestError):
 
 
 class Unwritable(RequestError):
-    """The database refused a row that had passed validation."""
+    """The database refused to keep a message in any way, or refused a change: a bug of ours, or damage."""
 
     status = 500

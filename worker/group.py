@@ -1,41 +1,56 @@
 """A message on its way from the request to its acknowledgement, and the group it is committed in."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from publisher.message import UserCreated
 from worker.envelope import Delivery
 from worker.errors import Refused
 
-Outcome = Literal["created", "duplicate", "exists", "conflict"]
+Outcome = Literal["created", "duplicate", "exists", "conflict", "rejected"]
 """What a message did. `duplicate`: this message id was handled before. `exists`: the same user with the same content.
-`conflict`: the same user id with other content; kept as a rejection."""
+`conflict`: the same user id with other content. `rejected`: it breaks the format. The last two are kept as rejections."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a message cannot have its effect: a code of a closed list, and a line that names the field but no value."""
+
+    reason: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One valid message on its way. `deadline` is on the event loop's clock; `done` is only touched by the loop."""
+    """One message on its way. `deadline` is on the event loop's clock; `done` is only touched by the loop."""
 
     delivery: Delivery
-    user: UserCreated
+    content: UserCreated | Problem
     deadline: float
     done: "asyncio.Future[Outcome]"
 
-    @property
-    def created_at(self) -> int:
-        """What the row says: the message's own time or, so that a replay gives the same row, its publish time."""
-        stated = self.user.created_at
-        return self.delivery.publish_time // 1000 if stated is None else stated
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Anything else that is done to the database: a transaction of its own, confirmed like a message.
+
+    `apply` runs on the writer's thread inside the transaction and gets a `worker.transaction.Transaction`; what it returns
+    is the result. A `RequestError` it raises rolls back and is the answer.
+    """
+
+    apply: Callable[[Any], Any]
+    deadline: float
+    done: "asyncio.Future[Any]"
 
 
 @dataclass(slots=True)
 class Group:
-    """Messages committed in one transaction, with the outcome of each."""
+    """What was committed in one transaction, with the outcome of each message or the result of the one change."""
 
-    entries: list[Entry]
-    outcomes: list[Outcome]
+    entries: Sequence[Entry | Change]
+    results: list[Any]
 
     @property
     def deadline(self) -> float:
@@ -44,16 +59,16 @@ class Group:
 
     def succeed(self) -> None:
         """Answer all of them with their outcome: they are confirmed."""
-        for entry, outcome in zip(self.entries, self.outcomes, strict=True):
+        for entry, result in zip(self.entries, self.results, strict=True):
             if not entry.done.done():  # a sender may have gone away
-                entry.done.set_result(outcome)
+                entry.done.set_result(result)
 
     def refuse(self, reason: str) -> None:
         """Answer all of them 503: they may or may not be in the bucket, and will come again."""
         fail(self.entries, Refused(reason))
 
 
-def fail(entries: Iterable[Entry], error: Exception) -> None:
+def fail(entries: Iterable[Entry | Change], error: Exception) -> None:
     """Answer messages with an error; a sender that has gone away is passed over."""
     for entry in entries:
         if not entry.done.done():

@@ -9,13 +9,16 @@ import asyncio
 from collections.abc import Callable
 from enum import StrEnum
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from publisher.message import UserCreated
 from worker.envelope import Delivery
 from worker.errors import Refused
-from worker.group import Entry, Outcome
+from worker.group import Change, Entry, Outcome, Problem
+from worker.transaction import Transaction
 from worker.writer import Writer
+
+T = TypeVar("T")
 
 
 class State(StrEnum):
@@ -52,12 +55,12 @@ class Intake:
         """
         return Held(self)
 
-    async def submit(self, held: "Held", delivery: Delivery, user: UserCreated) -> Outcome:
+    async def submit(self, held: "Held", delivery: Delivery, content: UserCreated | Problem) -> Outcome:
         """Wait until a message's outcome is confirmed.
 
         Raises:
             Refused: Draining, or not confirmed for a reason that passes; the queue delivers it again.
-            Unwritable: The database refused it.
+            Unwritable: The database refused to keep it in any way.
         """
         if self.state is State.STANDBY:
             self._waiting()
@@ -66,9 +69,23 @@ class Intake:
             raise Refused("the service stopped before it could serve; the queue delivers this to the next one")
         if self.state is State.DRAINING:  # since its place was taken; the writer may be closed by now
             raise Refused("the service is stopping; the queue delivers this to the next one")
-        entry = Entry(delivery, user, held.deadline, asyncio.get_running_loop().create_future())
+        entry = Entry(delivery, content, held.deadline, asyncio.get_running_loop().create_future())
         self._writer.submit(entry)
         return await entry.done
+
+    async def change(self, apply: Callable[[Transaction], T]) -> T:
+        """Make a change in a transaction of its own; its result, once that is confirmed. It takes a place like a push.
+
+        Raises:
+            Refused: Not serving, or not confirmed for a reason that passes; ask again.
+            RequestError: What `apply` raised; nothing was changed.
+        """
+        async with self.hold() as held:
+            if self._writer is None or self.state is not State.SERVING:
+                raise Refused("this instance is not serving; ask again")
+            done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+            self._writer.submit(Change(apply, held.deadline, done))
+            return await done
 
     def serve(self, writer: Writer) -> None:
         """Hand what is held, and what comes, to the writer."""

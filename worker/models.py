@@ -5,7 +5,7 @@
 
 from typing import Final
 
-from peewee import BigIntegerField, BlobField, Model, TextField
+from peewee import BigIntegerField, BlobField, Database, Model, TextField
 
 
 class User(Model):
@@ -36,7 +36,11 @@ class Receipt(Model):
 
 
 class Rejection(Model):
-    """A message that had no effect, kept whole with the reason. Times are in milliseconds; `attributes` is JSON."""
+    """A message that had no effect, kept whole with the reason. Times are in milliseconds.
+
+    `detail` names fields and no values; `attributes` is JSON, and so is `stored`, the user's row that a conflict met.
+    It is open while `resolved_at` is null; `resolution` is then what the retry did, or `discarded`.
+    """
 
     message_id = TextField(primary_key=True)
     reason = TextField()
@@ -46,9 +50,15 @@ class Rejection(Model):
     publish_time = BigIntegerField()
     received_at = BigIntegerField()
     resolved_at = BigIntegerField(null=True)
+    stored = TextField(null=True)
+    delivery_attempt = BigIntegerField(null=True)
+    resolution = TextField(null=True)
 
     class Meta:
         table_name = "rejections"
 
+
+Connection = Database
+"""An open database that queries are executed on, whichever engine it is."""
 
 ALL: Final = (User, Receipt, Rejection)

@@ -13,26 +13,23 @@ import asyncio
 import contextlib
 import logging
 import socket
-import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
 
-from worker import app, database, lease_record, litestream
+from worker import app, database, lease_record
 from worker import retention as retention_
 from worker.background import running
 from worker.config import Settings
-from worker.errors import ConfigError, LeaseLost, Refused, StoreUnavailable, WorkerError
-from worker.gcs import Bucket
+from worker.errors import ConfigError, LeaseLost, StoreUnavailable, WorkerError
+from worker.expiry import Expiry
 from worker.generation import Generations, Limits
-from worker.intake import Intake, State
-from worker.lease import Lease, Timing
+from worker.intake import State
+from worker.lease import Lease
+from worker.parts import Parts
 from worker.replication import LitestreamConfirmation, Replicator
-from worker.succession import Succession, SuccessionTiming
 from worker.writer import Writer
 
 _CLOSE_SECONDS: Final = 1
@@ -57,7 +54,7 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
         LeaseLost: Another instance took over; nothing was released.
         WorkerError: It could not start, or a part of it died.
     """
-    parts = _Parts(settings)
+    parts = Parts(settings)
     try:
         with contextlib.suppress(StoreUnavailable):  # an outage is waited out while standing by
             await lease_record.look(parts.store, timeout=settings.lease_read_timeout_seconds)  # a mistyped URL ends here
@@ -66,88 +63,11 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
             log.info("listening on port %d", port, extra={"action": "worker.listening"})
             await _live_until(stop, server, parts)
     finally:
-        parts.store.close()
+        parts.close()
     log.info("stopped", extra={"action": "worker.stopped"})
 
 
-class _Parts:
-    """What exists once per process, whether or not it ever holds the lease."""
-
-    def __init__(self, settings: Settings) -> None:
-        version = database.check_sqlite()
-        self.settings = settings
-        self.store = Bucket(settings.bucket, settings.prefix)
-        self.options = litestream.Options(
-            binary=litestream.find_binary(settings.litestream_bin),
-            config=settings.litestream_config,
-            bucket=settings.bucket,
-            database=settings.database_path.resolve(),
-            metrics_address=settings.litestream_metrics_address,
-            log_level="warn" if settings.log_level != "debug" else "info",
-            start_seconds=settings.litestream_start_seconds,
-            starts_max=settings.litestream_starts_max,
-            silent_max=settings.litestream_silent_max,
-            stop_seconds=settings.final_sync_seconds,
-            fetch=self._fetch,
-        )
-        holder = str(uuid.uuid4())
-        self.succession = Succession(
-            self.store,
-            holder=holder,
-            revision=settings.revision,
-            timing=SuccessionTiming(
-                poll=settings.successor_poll_seconds,
-                tenure=settings.tenure_min_seconds,
-                fresh=settings.successor_fresh_seconds,
-                timeout=settings.lease_read_timeout_seconds,
-            ),
-        )
-        self.lease = Lease(
-            self.store,
-            holder=holder,
-            revision=settings.revision,
-            timing=Timing(
-                ttl=settings.lease_ttl_seconds,
-                renew=settings.lease_renew_seconds,
-                poll=settings.lease_poll_seconds,
-                spacing=settings.lease_write_spacing_seconds,
-                timeout=settings.lease_read_timeout_seconds,
-            ),
-            waiting=self.succession,
-        )
-        self.intake = Intake(
-            max_messages=settings.queue_max_messages,
-            max_bytes=settings.queue_max_bytes,
-            hold_seconds=settings.hold_limit_seconds,
-            waiting=self.succession.message_received,
-        )
-        self.users = Users(database.Reader(self.options.database, busy_timeout_seconds=settings.busy_timeout_seconds))
-        log.info("starting with SQLite %s", version, extra={"action": "worker.starting"})
-
-    async def _fetch(self, replica_path: str, directory: Path) -> None:
-        name = replica_path.removeprefix(f"{self.settings.prefix}/")
-        await self.store.fetch(name, directory, timeout=self.settings.fetch_timeout_seconds)
-
-
-@dataclass(slots=True)
-class Users:
-    """Reads users while there is a database to read."""
-
-    reader: database.Reader
-    open: bool = False
-
-    async def user(self, user_id: int) -> dict[str, Any] | None:
-        """The user's row, or None.
-
-        Raises:
-            Refused: This instance has no database: it stands by, or stops.
-        """
-        if not self.open:
-            raise Refused("this instance is not serving yet; ask again")
-        return await asyncio.to_thread(self.reader.user, user_id)
-
-
-async def _live_until(stop: asyncio.Event, server: "asyncio.Task[None]", parts: _Parts) -> None:
+async def _live_until(stop: asyncio.Event, server: "asyncio.Task[None]", parts: Parts) -> None:
     """One life, ended by `stop`, by its own error, or by the server's end."""
     life = asyncio.create_task(_life(stop, parts), name="life")
     stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -169,7 +89,7 @@ async def _live_until(stop: asyncio.Event, server: "asyncio.Task[None]", parts: 
         raise WorkerError("the HTTP server ended by itself; see the log above")
 
 
-async def _life(stop: asyncio.Event, parts: _Parts) -> None:
+async def _life(stop: asyncio.Event, parts: Parts) -> None:
     settings, lease_ = parts.settings, parts.lease
     async with lease_.held(release_seconds=settings.release_seconds), asyncio.TaskGroup() as side:
         limits = Limits(
@@ -188,11 +108,12 @@ async def _life(stop: asyncio.Event, parts: _Parts) -> None:
             await _serve(stop, parts, side, generations)
 
 
-async def _serve(stop: asyncio.Event, parts: _Parts, side: asyncio.TaskGroup, generations: Generations) -> None:
+async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, generations: Generations) -> None:
     settings, lease_ = parts.settings, parts.lease
     confirmation = LitestreamConfirmation(generations, lease_, sync_timeout=settings.sync_timeout_seconds)
     connection = database.connect(parts.options.database, busy_timeout_seconds=settings.busy_timeout_seconds)
     retention = timedelta(days=settings.retention_days)
+    expiry = Expiry(settings.receipt_days, settings.rejection_days, settings.prune_step_rows)
     leave = asyncio.Event()
     async with (
         Replicator(confirmation) as replicator,
@@ -207,11 +128,12 @@ async def _serve(stop: asyncio.Event, parts: _Parts, side: asyncio.TaskGroup, ge
         running(side, "writer", writer.run()),
         running(side, "roll-over", generations.roll_over_when_long(lambda: _quiet(writer, replicator, lease_))),
         running(side, "retention", retention_.prune_every(settings.prune_interval_seconds, parts.store, lease_, retention)),
+        running(side, "expiry", expiry.run(parts.tables, interval_seconds=settings.prune_interval_seconds)),
         running(side, "succession", _then(parts.succession.requested(lambda: lease_.epoch), leave)),
         running(side, "stop", _then(stop.wait(), leave)),
     ):
         try:
-            parts.users.open = True
+            parts.tables.open = True
             parts.intake.serve(writer)
             log.info("serving epoch %d", lease_.epoch, extra={"action": "worker.serving"})
             await leave.wait()
@@ -224,7 +146,7 @@ async def _serve(stop: asyncio.Event, parts: _Parts, side: asyncio.TaskGroup, ge
                     extra={"action": "worker.undrained"},
                 )
         finally:
-            parts.users.open = False
+            parts.tables.open = False
             parts.intake.drain()
 
 
@@ -243,12 +165,14 @@ async def _then(something: Coroutine[Any, Any, object], event: asyncio.Event) ->
 
 
 @contextlib.asynccontextmanager
-async def _listening(settings: Settings, parts: _Parts) -> AsyncIterator[tuple[int, "asyncio.Task[None]"]]:
+async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[int, "asyncio.Task[None]"]]:
     try:
         listener = socket.create_server((settings.host, settings.port), backlog=_BACKLOG)
     except OSError as error:
         raise ConfigError(f"HOST={settings.host} PORT={settings.port} cannot be listened on: {error}") from error
-    application = app.build(app.Service(parts.intake, parts.users, settings.body_max_bytes))
+    application = app.build(
+        app.Service(parts.intake, parts.tables, parts.access, settings.body_max_bytes, settings.push_unwrapped)
+    )
     server = _Server(
         uvicorn.Config(
             application,
@@ -264,11 +188,23 @@ async def _listening(settings: Settings, parts: _Parts) -> AsyncIterator[tuple[i
         )
     )
     task = asyncio.create_task(server.serve(sockets=[listener]), name="http server")
+    certificates = asyncio.create_task(_fresh_certificates(parts, server), name="certificates")
     try:
         yield listener.getsockname()[1], task
     finally:
+        certificates.cancel()
         server.should_exit = True
-        await asyncio.wait({task})
+        await asyncio.wait({task, certificates})
+
+
+async def _fresh_certificates(parts: Parts, server: uvicorn.Server) -> None:
+    if parts.verifier is None:
+        return
+    try:
+        await parts.verifier.keep_fresh()
+    except Exception as error:  # an outage is not one: this is a defect, and ends the process like any dead part
+        log.error("the task 'certificates' died: %s", error, extra={"action": "worker.task_died"})
+        server.should_exit = True
 
 
 class _Server(uvicorn.Server):

@@ -29,9 +29,10 @@ from starlette.types import Message
 from tests.property.bucket import Ack, Ask, Bucket, File, applied, file_name
 from tests.property.loop import Loop
 from worker import app, generation, supervisor
+from worker.access import Access
 from worker.config import Settings
 from worker.errors import RestoreFailed, StoreUnavailable, SyncUnavailable, WorkerError
-from worker.group import Entry, Group, Outcome
+from worker.group import Change, Entry, Group, Outcome
 from worker.intake import Intake
 from worker.lease import Lease, Timing
 from worker.litestream import Position
@@ -154,10 +155,11 @@ class Disk:
 class DiskWriter(Writer):
     """The worker's writer, with the transaction alone replaced."""
 
-    def _commit(self, entries: list[Entry]) -> Group:
+    def _commit(self, entries: list[Entry] | list[Change]) -> Group:
         disk = cast(Disk, self._database)
         outcomes: list[Outcome] = []
         for entry in entries:
+            assert isinstance(entry, Entry)
             message = entry.delivery.message_id
             outcomes.append("duplicate" if message in disk.rows else "created")
             if message not in disk.rows:
@@ -184,7 +186,7 @@ class Process:
         self._parts = self._make_parts()
         self.lease: Lease = self._parts.lease
         self.intake: Intake = self._parts.intake
-        self._application = app.build(app.Service(self.intake, self._parts.users, settings.body_max_bytes))
+        self._application = app.build(app.Service(self.intake, self._parts.tables, Access(), settings.body_max_bytes))
         self.life = self.loop.create_task(self._live())
         self._run()
 
@@ -306,7 +308,7 @@ class Process:
             server.cancel()
 
     def _make_parts(self) -> Any:
-        """What `supervisor._Parts` makes, with this process's bucket and clock."""
+        """What `parts.Parts` makes, with this process's bucket and clock."""
         settings, clock = self.settings, self.loop.time
         succession = Succession(
             self,
@@ -339,8 +341,13 @@ class Process:
                 hold_seconds=settings.hold_limit_seconds,
                 waiting=succession.message_received,
             ),
-            users=SimpleNamespace(open=False),
+            tables=SimpleNamespace(open=False, read=_nothing),
         )
+
+
+async def _nothing(query: object) -> list[object]:
+    """There is nothing old enough to expire."""
+    return []
 
 
 def settings() -> Settings:

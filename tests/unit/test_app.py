@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,8 +13,9 @@ import pytest
 from publisher import message
 from publisher.message import MAX_USER_ID
 from worker import app
+from worker.access import Access
 from worker.errors import Refused, Unwritable
-from worker.group import Entry
+from worker.group import Entry, Problem
 from worker.intake import Intake
 from worker.writer import Writer
 
@@ -46,6 +47,7 @@ class Table:
 
     error: Exception | None = None
     asked: list[int] = field(default_factory=list)
+    database: Any = None
 
     async def user(self, user_id: int) -> dict[str, Any] | None:
         """See `worker.app.Users`."""
@@ -53,6 +55,10 @@ class Table:
         if self.error is not None:
             raise self.error
         return dict(ROW) if user_id == ROW["user_id"] else None
+
+    async def read(self, query: Callable[[Any], Any]) -> Any:
+        """See `worker.operators.Readers`."""
+        return query(self.database)
 
 
 @dataclass
@@ -63,6 +69,8 @@ class Site:
     users: Table = field(default_factory=Table)
     intake: Intake = field(default_factory=lambda: Intake(max_messages=2, max_bytes=10_000, hold_seconds=60))
     serving: bool = True
+    access: Access = field(default_factory=Access)
+    unwrapped: bool = False
 
     def ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         """One request."""
@@ -70,7 +78,7 @@ class Site:
         async def body() -> httpx.Response:
             if self.serving:
                 self.intake.serve(cast("Writer", self.writer))
-            built = app.build(app.Service(self.intake, self.users, LIMIT))
+            built = app.build(app.Service(self.intake, self.users, self.access, LIMIT, self.unwrapped))
             transport = httpx.ASGITransport(built, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
                 return await client.request(method, path, **request)
@@ -93,7 +101,7 @@ def site() -> Site:
     return Site()
 
 
-@pytest.mark.parametrize("outcome", ["created", "duplicate", "exists", "conflict"])
+@pytest.mark.parametrize("outcome", ["created", "duplicate", "exists", "conflict", "rejected"])
 def test_every_confirmed_outcome_is_acknowledged(site: Site, outcome: str) -> None:
     """204 and nothing else: the emulator takes 202 for a refusal."""
     site.writer.answer = outcome
@@ -110,7 +118,7 @@ def test_a_push_reaches_the_writer_whole(site: Site) -> None:
         b'{"user_id":5,"email_address":"a"}',
         {"event_type": "user.created"},
     )
-    assert (entry.user.user_id, entry.user.email_address) == (5, "a")
+    assert entry.content == message.UserCreated(user_id=5, email_address="a")
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"hello", b'{"user_id":5}', b"\xff", b"[" * 2000])
@@ -138,19 +146,21 @@ def test_what_is_no_push_is_refused(site: Site, body: bytes) -> None:
         (b'{"user_id":5}', {"event_type": "s3cret"}, "attribute event_type must be user.created"),
     ],
 )
-def test_a_bad_message_is_refused_by_its_field(
+def test_a_bad_message_is_kept_with_its_field(
     site: Site, caplog: pytest.LogCaptureFixture, data: bytes, attributes: dict[str, str], named: str
 ) -> None:
-    """400 with the message id and the field, in the answer and in the log, and no value of the user's in either."""
+    """It reaches the writer with its bytes and what is wrong: 204, and no value of the user's in the log."""
+    site.writer.answer = "rejected"
     with caplog.at_level(logging.DEBUG):
         answer = site.push(data, attributes)
-    assert answer.status_code == 400
-    assert answer.json()["error"].startswith("message m1: ")
-    assert named in answer.json()["error"]
-    assert SECRET not in answer.text
-    assert "m1" in caplog.text
-    assert SECRET not in caplog.text
-    assert site.writer.entries == []
+    assert answer.status_code == 204
+    (entry,) = site.writer.entries
+    assert isinstance(entry.content, Problem)
+    assert named in entry.content.detail
+    assert (entry.delivery.data, entry.delivery.attributes) == (data, attributes)
+    assert "message m1 rejected: " in caplog.text
+    assert named in caplog.text
+    assert SECRET not in caplog.text + entry.content.detail
 
 
 def test_a_body_that_says_it_is_too_large_is_not_read(site: Site) -> None:
@@ -329,7 +339,7 @@ def test_a_sender_that_hangs_up_disturbs_nobody(site: Site) -> None:
 
     async def body() -> None:
         site.intake.serve(cast("Writer", site.writer))
-        built = app.build(app.Service(site.intake, site.users, LIMIT))
+        built = app.build(app.Service(site.intake, site.users, Access(), LIMIT))
         incoming: list[dict[str, Any]] = [
             {"type": "http.request", "body": b'{"message":', "more_body": True},
             {"type": "http.disconnect"},

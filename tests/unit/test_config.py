@@ -25,8 +25,16 @@ READ: dict[str, tuple[str, str, object]] = {
     "QUEUE_MAX_MESSAGES": ("1", "queue_max_messages", 1),
     "QUEUE_MAX_BYTES": ("20000000", "queue_max_bytes", 20_000_000),
     "GROUP_MAX_MESSAGES": ("2000", "group_max_messages", 2000),
+    "PUSH_UNWRAPPED": ("true", "push_unwrapped", True),
     "GROUP_GATHER_SECONDS": ("0", "group_gather_seconds", 0.0),
     "BUSY_TIMEOUT_SECONDS": ("6.5", "busy_timeout_seconds", 6.5),
+    "PUSH_AUDIENCE": ("https://users.example", "push_audience", "https://users.example"),
+    "PUSH_SERVICE_ACCOUNT": ("push@acme.example", "push_service_account", "push@acme.example"),
+    "OPERATORS": ("ann@acme.example", "operators", "ann@acme.example"),
+    "OIDC_CERTS_URL": ("http://127.0.0.1:1/certs", "oidc_certs_url", "http://127.0.0.1:1/certs"),
+    "OIDC_TIMEOUT_SECONDS": ("2.5", "oidc_timeout_seconds", 2.5),
+    "OIDC_REFRESH_MIN_SECONDS": ("1", "oidc_refresh_min_seconds", 1.0),
+    "OIDC_TOKENS_MAX": ("10", "oidc_tokens_max", 10),
     "SYNC_TIMEOUT_SECONDS": ("7", "sync_timeout_seconds", 7),
     "FIRST_SYNC_TIMEOUT_SECONDS": ("60", "first_sync_timeout_seconds", 60),
     "RESTORE_TIMEOUT_SECONDS": ("90.5", "restore_timeout_seconds", 90.5),
@@ -42,6 +50,9 @@ READ: dict[str, tuple[str, str, object]] = {
     "TENURE_MIN_SECONDS": ("0", "tenure_min_seconds", 0.0),
     "GENERATION_TRANSACTIONS_MAX": ("10", "generation_transactions_max", 10),
     "RETENTION_DAYS": ("0.5", "retention_days", 0.5),
+    "RECEIPT_DAYS": ("40", "receipt_days", 40.0),
+    "REJECTION_DAYS": ("31", "rejection_days", 31.0),
+    "PRUNE_STEP_ROWS": ("1", "prune_step_rows", 1),
     "PRUNE_INTERVAL_SECONDS": ("60", "prune_interval_seconds", 60.0),
     "LITESTREAM_SILENT_MAX": ("1", "litestream_silent_max", 1),
     "DRAIN_SECONDS": ("2", "drain_seconds", 2.0),
@@ -53,6 +64,10 @@ READ: dict[str, tuple[str, str, object]] = {
     "LITESTREAM_START_SECONDS": ("20", "litestream_start_seconds", 20.0),
     "LITESTREAM_STARTS_MAX": ("3", "litestream_starts_max", 3),
 }
+
+_TOKENS = {"PUSH_AUDIENCE": "https://users.example", "PUSH_SERVICE_ACCOUNT": "push@acme.example"}
+COMPANIONS = dict.fromkeys(("PUSH_AUDIENCE", "PUSH_SERVICE_ACCOUNT", "OPERATORS"), _TOKENS)
+"""Settings that load only together with others."""
 
 WRONG: list[tuple[str, str, str]] = [
     ("PORT", "http", "a whole number"),
@@ -92,6 +107,13 @@ WRONG: list[tuple[str, str, str]] = [
     ("TENURE_MIN_SECONDS", "inf", "a finite number"),
     ("GENERATION_TRANSACTIONS_MAX", "9", "at least 10"),
     ("RETENTION_DAYS", "-1", "at least 0"),
+    ("RECEIPT_DAYS", "30", "at least 31"),
+    ("REJECTION_DAYS", "30", "at least 31"),
+    ("PRUNE_STEP_ROWS", "0", "between 1 and 20000"),
+    ("PUSH_UNWRAPPED", "yes", "one of true, false"),
+    ("OIDC_TIMEOUT_SECONDS", "0", "at least 0.1"),
+    ("OIDC_REFRESH_MIN_SECONDS", "0", "at least 1"),
+    ("OIDC_TOKENS_MAX", "0", "at least 1"),
     ("PRUNE_INTERVAL_SECONDS", "0.5", "at least 1"),
     ("LITESTREAM_SILENT_MAX", "0", "at least 1"),
     ("DRAIN_SECONDS", "0", "at least 0.1"),
@@ -117,7 +139,7 @@ def test_the_defaults_load() -> None:
 def test_a_setting_is_read_from_its_variable(name: str) -> None:
     """Each variable reaches its field, in the field's type."""
     text, field, value = READ[name]
-    found = getattr(load(**{name: text}), field)
+    found = getattr(load(**{**COMPANIONS.get(name, {}), name: text}), field)
     assert found == value
     assert type(found) is type(value)
 
@@ -229,6 +251,13 @@ def test_one_process_may_be_asked_for(count: str) -> None:
             {"HOLD_LIMIT_SECONDS": "inf"},
             "HOLD_LIMIT_SECONDS is 'inf' and must be a finite number",
         ),
+        (
+            {**_TOKENS, "OIDC_TIMEOUT_SECONDS": "12"},
+            "OIDC_TIMEOUT_SECONDS + HOLD_LIMIT_SECONDS is 60 and must be less than ACK_DEADLINE_SECONDS, 60: ",
+        ),
+        ({"PUSH_AUDIENCE": "https://users.example"}, "PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT belong together: "),
+        ({"PUSH_SERVICE_ACCOUNT": "push@acme.example"}, "PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT belong together: "),
+        ({"OPERATORS": "ann@acme.example"}, "OPERATORS is set and PUSH_AUDIENCE is not: "),
         (
             {"LEASE_RENEW_SECONDS": "5"},
             "LEASE_RENEW_SECONDS is 5 and must be less than a third of LEASE_TTL_SECONDS, 15: ",

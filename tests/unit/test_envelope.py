@@ -89,7 +89,7 @@ def test_null_attributes_are_none() -> None:
         ("2024-01-02T03:04:05Z", MILLISECONDS - 678),
         ("2024-01-02T03:04:05.6Z", MILLISECONDS - 78),
         ("2024-01-02T05:04:05.678+02:00", MILLISECONDS),
-        ("1969-12-31T23:59:59Z", -1000),
+        ("1970-01-01T00:00:00Z", 0),
     ],
 )
 def test_publish_times_become_milliseconds(text: str, milliseconds: int) -> None:
@@ -167,10 +167,72 @@ def test_a_refusal_names_no_value(body: bytes) -> None:
     assert "s3cret" not in str(refused.value)
 
 
-def test_a_huge_delivery_attempt_is_a_number_like_any_other() -> None:
-    """It is only counted by the queue; no integer is too long to be read."""
-    body = json.dumps({"message": {"messageId": "m1", "publishTime": TIME}, "deliveryAttempt": HUGE}).encode()
-    assert envelope.decode(body).delivery_attempt == HUGE
+@pytest.mark.parametrize(
+    ("count", "kept"),
+    [(0, 0), (7, 7), (2**31 - 1, 2**31 - 1), (2**31, None), (-1, None), pytest.param(HUGE, None, id="huge")],
+)
+def test_a_delivery_attempt_that_is_no_count_is_left_out(count: int, kept: int | None) -> None:
+    """It is only kept for people to read: no number in it costs a message."""
+    body = json.dumps({"message": {"messageId": "m1", "publishTime": TIME}, "deliveryAttempt": count}).encode()
+    assert envelope.decode(body).delivery_attempt == kept
+
+
+@pytest.mark.parametrize(
+    "text", ["1969-12-31T23:59:59Z", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2024-01-02T03:04:05", ""]
+)
+def test_a_publish_time_that_is_none_is_no_push(text: str) -> None:
+    """Before 1970, out of what can be counted, or without a zone: Pub/Sub sends none of these."""
+    with pytest.raises(NotAPush):
+        envelope.decode(push(publishTime=text))
+
+
+HEADERS = {
+    "x-goog-pubsub-message-id": "m1",
+    "x-goog-pubsub-publish-time": TIME,
+    "x-goog-pubsub-subscription-name": "projects/p/subscriptions/s",
+    "x-goog-pubsub-ordering-key": "k",
+    "x-goog-pubsub-delivery-attempt": "4",
+    "event_type": "user.created",
+    "authorization": "Bearer s3cret",
+}
+
+
+def test_an_unwrapped_push_is_read_from_its_headers() -> None:
+    """The body is the data; of the attributes the one that is read is taken, and no header of the transport."""
+    found = envelope.unwrapped(b"data", HEADERS, now=1)
+    assert found == envelope.Delivery(
+        message_id="m1",
+        publish_time=MILLISECONDS,
+        data=b"data",
+        attributes={"event_type": "user.created"},
+        ordering_key="k",
+        delivery_attempt=4,
+        subscription="projects/p/subscriptions/s",
+    )
+
+
+def test_an_unwrapped_push_without_metadata_is_known_by_its_content() -> None:
+    """INV-3: delivered again it is the same message; its time is the first we know."""
+    first, again, other = (envelope.unwrapped(data, {}, now=now) for data, now in ((b"a", 1), (b"a", 2), (b"b", 3)))
+    assert first.message_id == again.message_id != other.message_id
+    assert first.message_id.startswith(envelope.CONTENT_ID)
+    assert (first.publish_time, again.publish_time) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"x-goog-pubsub-message-id": ""},
+        {"x-goog-pubsub-message-id": "x" * 1025},
+        {"x-goog-pubsub-publish-time": ""},
+        {"x-goog-pubsub-publish-time": "yesterday"},
+        {"x-goog-pubsub-publish-time": '2024-01-02T03:04:05"'},
+    ],
+)
+def test_metadata_that_is_none_is_no_push(changed: dict[str, str]) -> None:
+    """An id and a time that can be counted are what Pub/Sub sends."""
+    with pytest.raises(NotAPush):
+        envelope.unwrapped(b"data", {**HEADERS, **changed}, now=1)
 
 
 @given(st.binary(max_size=10_000), st.dictionaries(TEXT, TEXT, max_size=5), TEXT.filter(len), TIMES, TEXT)

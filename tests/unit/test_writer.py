@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from publisher.message import UserCreated
-from tests.entries import PUBLISHED, delivery, entry, turns, until
+from tests.entries import PUBLISHED, delivery, entry, malformed, turns, until
 from worker import database
 from worker.errors import Refused, Unwritable
 from worker.group import Entry, Group
-from worker.writer import Writer, plan
+from worker.outcome import plan
+from worker.writer import Writer
 
 NOW = 1_700_000_100.25
 REFUSE = "CREATE TRIGGER refuse BEFORE INSERT ON {table} WHEN new.user_id = 13 BEGIN SELECT RAISE(ABORT, 'no'); END"
@@ -203,23 +204,52 @@ def test_what_a_second_message_does(bench: Bench, case: str, together: bool) -> 
 
 
 def test_a_conflict_is_kept_with_both_sides(bench: Bench) -> None:
-    """INV-6: its bytes, attributes and the two rows that differ, for the operator to decide."""
+    """INV-6: its bytes, attributes, the row that it met, and the names of what differs, for the operator to decide."""
     bench.write(lambda: [entry(5, "m1", email="a", created_at=9)], lambda: [entry(5, "m2", email="b", created_at=10)])
     (kept,) = bench.rows("SELECT * FROM rejections")
-    row = {"user_id": 5, "deleted": 0, "settings": None}
-    assert json.loads(kept.pop("detail")) == {
-        "stored": {**row, "email_address": "a", "created_at": 9},
-        "message": {**row, "email_address": "b", "created_at": 10},
+    assert json.loads(kept.pop("stored")) == {
+        "user_id": 5,
+        "deleted": 0,
+        "settings": None,
+        "email_address": "a",
+        "created_at": 9,
     }
     assert json.loads(kept.pop("attributes")) == {"source": "test"}
     assert kept == {
         "message_id": "m2",
         "reason": "conflict",
+        "detail": "this user is stored with another email_address and created_at",
         "data": b'{"user_id":5,"email_address":"b","created_at":10}',
         "publish_time": PUBLISHED,
         "received_at": 1_700_000_100_250,
+        "delivery_attempt": None,
         "resolved_at": None,
+        "resolution": None,
     }
+
+
+def test_a_malformed_message_is_kept_and_harms_nobody(bench: Bench) -> None:
+    """INV-6: its bytes, its reason and its delivery attempt are kept beside the good messages of its group, once."""
+    assert bench.write(lambda: [entry(5, "m1"), malformed("m2"), entry(6, "m3")], lambda: [malformed("m2")]) == [
+        "created",
+        "rejected",
+        "created",
+        "duplicate",
+    ]
+    assert bench.users == [5, 6]
+    assert bench.outcomes == {"m1": "created", "m2": "rejected", "m3": "created"}
+    assert bench.rows("SELECT message_id, reason, detail, stored, data, attributes, delivery_attempt FROM rejections") == [
+        {
+            "message_id": "m2",
+            "reason": "not_json",
+            "detail": "data must be a JSON object",
+            "stored": None,
+            "data": b"{",
+            "attributes": "{}",
+            "delivery_attempt": 3,
+        }
+    ]
+    assert bench.rows("SELECT user_id FROM receipts WHERE message_id = 'm2'") == [{"user_id": None}]
 
 
 def test_a_retry_never_overwrites(bench: Bench) -> None:
@@ -243,39 +273,51 @@ def test_a_replay_after_its_receipt_was_pruned_keeps_one_rejection(bench: Bench)
     assert bench.rows("SELECT message_id, resolved_at FROM rejections") == [{"message_id": "m2", "resolved_at": 1}]
 
 
+REFUSE_ALL = (
+    "CREATE TRIGGER refuse BEFORE INSERT ON {table} WHEN new.message_id = 'm13' BEGIN SELECT RAISE(ABORT, 'no'); END"
+)
+
+
 @pytest.mark.parametrize("table", ["users", "receipts"])
 def test_a_row_that_only_the_database_refuses_fails_alone(bench: Bench, table: str) -> None:
-    """INV-6: the group is written again one message at a time, and everybody else is committed."""
+    """INV-6: the group is written again one message at a time, everybody else is committed, and it is kept."""
     bench.execute(REFUSE.format(table=table))
     answers = bench.write(lambda: [entry(user, f"m{user}") for user in (11, 12, 13, 14)])
-    assert kinds(answers) == ["created", "created", Unwritable, "created"]
+    assert answers == ["created", "created", "rejected", "created"]
     assert bench.users == [11, 12, 14]
-    assert set(bench.outcomes) == {"m11", "m12", "m14"}
+    assert bench.outcomes == {"m11": "created", "m12": "created", "m13": "rejected", "m14": "created"}
+    (kept,) = bench.rows("SELECT message_id, reason, detail, data FROM rejections")
+    assert kept == {
+        "message_id": "m13",
+        "reason": "not_storable",
+        "detail": "the database refused the row: IntegrityError; the log says why",
+        "data": b'{"user_id":13}',
+    }
 
 
 def test_a_row_that_another_constraint_refuses_is_not_taken_for_written(bench: Bench) -> None:
-    """A refusal by a constraint that the plan does not know is an error, never a row silently left out."""
+    """A refusal by a constraint that the plan does not know is a rejection, never a row silently left out."""
     bench.execute("CREATE UNIQUE INDEX addresses ON users (email_address)")
     answers = bench.write(lambda: [entry(1, "m1", email="a"), entry(2, "m2", email="a"), entry(3, "m3", email="c")])
-    assert kinds(answers) == ["created", Unwritable, "created"]
-    assert set(bench.outcomes) == {"m1", "m3"}
+    assert answers == ["created", "rejected", "created"]
+    assert bench.users == [1, 3]
+
+
+@pytest.mark.parametrize("table", ["receipts", "rejections"])
+def test_what_cannot_even_be_kept_stays_in_the_queue(bench: Bench, table: str) -> None:
+    """INV-3: receipt and rejection are one transaction; without both there is neither, and no acknowledgement."""
+    bench.execute(REFUSE.format(table="users"))
+    bench.execute(REFUSE_ALL.format(table=table).replace("refuse", "refuse_all"))
+    assert kinds(bench.write(lambda: [entry(12, "m12"), entry(13, "m13")])) == ["created", Unwritable]
+    assert bench.rows("SELECT * FROM rejections") == []
+    assert bench.outcomes == {"m12": "created"}
 
 
 def test_effect_and_receipt_are_one_transaction(bench: Bench) -> None:
-    """INV-3: where the receipt cannot be written, neither can the user nor the rejection."""
-    bench.execute(REFUSE.format(table="receipts"))
-    bench.execute("INSERT INTO users VALUES (13, 'stored', 1, 0, NULL)")
-    assert kinds(bench.write(lambda: [entry(13, "m1", email="other")])) == [Unwritable]
-    assert bench.rows("SELECT * FROM rejections") == []
-    assert bench.outcomes == {}
-
-
-def test_a_refused_row_is_taken_once_the_cause_is_gone(bench: Bench) -> None:
-    """It stays in the queue; its redelivery is a first delivery."""
-    bench.execute(REFUSE.format(table="users"))
-    assert kinds(bench.write(lambda: [entry(13, "m1")])) == [Unwritable]
-    bench.execute("DROP TRIGGER refuse")
-    assert bench.write(lambda: [entry(13, "m1")]) == ["created"]
+    """INV-3: where the receipt cannot be written, neither can the user."""
+    bench.execute(REFUSE_ALL.format(table="receipts"))
+    assert kinds(bench.write(lambda: [entry(13, "m13")])) == [Unwritable]
+    assert bench.users == []
 
 
 def test_a_locked_database_is_an_outage(bench: Bench) -> None:
@@ -317,7 +359,7 @@ def test_an_outage_in_the_middle_of_isolation_refuses_the_rest(bench: Bench) -> 
     async def body() -> None:
         async with bench.writing(Confirmed(), pages=size["page_count"]) as (writer, _):
             answers = await submitted(writer, [entry(1, "m1"), entry(13, "m13"), entry(2, "m2", settings="x" * 100_000)])
-            assert kinds(answers) == [Refused, Unwritable, Refused]
+            assert kinds(answers) == [Refused, Refused, Refused]
             assert await submitted(writer, [entry(1, "m1")]) == ["duplicate"]
 
     asyncio.run(body())
@@ -349,7 +391,10 @@ def test_a_group_is_bounded(bench: Bench) -> None:
         async with bench.writing(committed, group_max=4) as (writer, _):
             await submitted(writer, [entry(user, f"m{user}") for user in range(1, 11)])
         assert committed.sizes == [4, 4, 2]
-        assert [each.user.user_id for group in committed.groups for each in group.entries] == list(range(1, 11))
+        messages = [
+            each.delivery.message_id for group in committed.groups for each in group.entries if isinstance(each, Entry)
+        ]
+        assert messages == [f"m{user}" for user in range(1, 11)]
 
     asyncio.run(body())
 

@@ -1,0 +1,268 @@
+"""Rejections on real SQLite: kept, listed, retried, discarded, and deleted when their time has come."""
+
+import asyncio
+import base64
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import peewee
+import pytest
+
+from tests.entries import PUBLISHED, entry, malformed
+from worker import database, rejections
+from worker.errors import NotFound, Refused, Resolved
+from worker.expiry import Expiry
+from worker.group import Entry
+from worker.models import Connection, Receipt, Rejection, User
+from worker.rejections import Filter
+from worker.transaction import Transaction
+
+T = TypeVar("T")
+
+NOW = 1_700_000_100_000
+DAY = 86_400_000
+
+
+@dataclass
+class Store:
+    """A database with the newest schema. Also what `Expiry` reads and changes."""
+
+    connection: peewee.SqliteDatabase
+    steps: list[int] = field(default_factory=list)
+    error: Exception | None = None
+
+    def transaction(self, apply: Callable[[Transaction], T], *, now: int = NOW, epoch: int = 7) -> T:
+        """What `apply` returns, committed."""
+        with self.connection.atomic("IMMEDIATE"):
+            return apply(Transaction(self.connection, epoch, now))
+
+    def handle(self, *make: Callable[[], Entry], now: int = NOW) -> list[str]:
+        """Handle messages in one transaction."""
+
+        async def body() -> list[str]:
+            entries = [each() for each in make]
+            return list(self.transaction(lambda transaction: transaction.handle(entries), now=now))
+
+        return asyncio.run(body())
+
+    def rows(self, model: Any) -> list[dict[str, Any]]:
+        """A whole table."""
+        return list(model.select().dicts().bind(self.connection))
+
+    def page(self, **wanted: Any) -> list[str]:
+        """The message ids of a page."""
+        return [row["message_id"] for row in rejections.page(self.connection, Filter(**wanted)).rejections]
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """See `worker.expiry.Database`."""
+        return query(self.connection)
+
+    async def change(self, apply: Callable[[Transaction], T]) -> T:
+        """See `worker.expiry.Database`."""
+        if self.error is not None:
+            raise self.error
+        result = self.transaction(apply)
+        self.steps.append(int(str(result)))
+        return result
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A new database."""
+    path = tmp_path / "users.db"
+    database.migrate(path, busy_timeout_seconds=5)
+    connection = database.connect(path, busy_timeout_seconds=5)
+    with connection.connection_context():
+        yield Store(connection)
+
+
+def conflicting(message_id: str = "m2") -> Callable[[], Entry]:
+    """A message about user 5 that differs from the first one."""
+    return lambda: entry(5, message_id, email="b")
+
+
+def test_a_retry_after_the_cause_is_gone_has_its_effect(store: Store) -> None:
+    """INV-3: row, receipt and rejection change together, and the row is what the first delivery would have written."""
+    assert store.handle(lambda: entry(5, "m1", email="a"), conflicting()) == ["created", "conflict"]
+    User.delete().where(User.user_id == 5).execute(store.connection)
+    assert store.transaction(lambda transaction: transaction.retry("m2"), now=NOW + 1, epoch=8) == "created"
+    assert store.rows(User) == [
+        {"user_id": 5, "email_address": "b", "created_at": PUBLISHED // 1000, "deleted": 0, "settings": None}
+    ]
+    receipt = next(row for row in store.rows(Receipt) if row["message_id"] == "m2")
+    assert receipt == {
+        "message_id": "m2",
+        "user_id": 5,
+        "outcome": "created",
+        "publish_time": PUBLISHED,
+        "processed_at": NOW + 1,
+        "epoch": 8,
+    }
+    (kept,) = store.rows(Rejection)
+    assert (kept["resolved_at"], kept["resolution"]) == (NOW + 1, "created")
+    assert store.handle(conflicting()) == ["duplicate"]
+
+
+def test_a_retry_of_what_is_there_by_now_exists(store: Store) -> None:
+    """Somebody published the mended message meanwhile."""
+    store.handle(lambda: entry(5, "m1", email="a"), conflicting())
+    User.update(email_address="b").execute(store.connection)
+    assert store.transaction(lambda transaction: transaction.retry("m2")) == "exists"
+    assert store.rows(Rejection)[0]["resolution"] == "exists"
+
+
+def test_a_retry_never_overwrites_a_row(store: Store) -> None:
+    """It stays a conflict, open, with the row that it met now."""
+    store.handle(lambda: entry(5, "m1", email="a"), conflicting())
+    User.update(settings="newer").execute(store.connection)
+    before = store.rows(User)
+    assert store.transaction(lambda transaction: transaction.retry("m2")) == "conflict"
+    assert store.rows(User) == before
+    (kept,) = store.rows(Rejection)
+    assert (kept["resolved_at"], kept["detail"]) == (None, "this user is stored with another email_address and settings")
+    assert '"settings":"newer"' in kept["stored"]
+
+
+def test_a_retry_of_what_is_still_malformed_stays_open(store: Store) -> None:
+    """With its bytes, its reason of today, and one receipt."""
+    store.handle(lambda: malformed("m2"))
+    assert store.transaction(lambda transaction: transaction.retry("m2")) == "rejected"
+    (kept,) = store.rows(Rejection)
+    assert (bytes(kept["data"]), kept["resolved_at"], kept["reason"]) == (b"{", None, "not_json")
+    assert [row["outcome"] for row in store.rows(Receipt)] == ["rejected"]
+
+
+def test_a_retry_after_its_receipt_has_expired_makes_a_new_one(store: Store) -> None:
+    """A rejection may be kept longer than receipts."""
+    store.handle(lambda: entry(5, "m1", email="a"), conflicting())
+    Receipt.delete().execute(store.connection)
+    User.delete().execute(store.connection)
+    assert store.transaction(lambda transaction: transaction.retry("m2")) == "created"
+    assert [row["message_id"] for row in store.rows(Receipt)] == ["m2"]
+
+
+def test_a_discarded_message_stays_without_effect(store: Store) -> None:
+    """Delivered again it is a duplicate; it cannot be retried or discarded again."""
+    store.handle(lambda: malformed("m2"))
+    store.transaction(lambda transaction: transaction.discard("m2"), now=NOW + 5)
+    (kept,) = store.rows(Rejection)
+    assert (kept["resolved_at"], kept["resolution"]) == (NOW + 5, "discarded")
+    assert store.handle(lambda: malformed("m2")) == ["duplicate"]
+    for again in ("retry", "discard"):
+        with pytest.raises(Resolved, match="resolved already: discarded"):
+            store.transaction(lambda transaction, again=again: getattr(transaction, again)("m2"))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("verb", ["retry", "discard"])
+def test_what_was_not_rejected_cannot_be_resolved(store: Store, verb: str) -> None:
+    """A message that had its effect is none of these commands' business."""
+    store.handle(lambda: entry(5, "m1"))
+    with pytest.raises(NotFound):
+        store.transaction(lambda transaction: getattr(transaction, verb)("m1"))
+
+
+def test_a_page_holds_what_was_asked_for(store: Store) -> None:
+    """By reason, by time of receipt, open or all; oldest first."""
+    store.handle(lambda: malformed("m9"), now=1000)
+    store.handle(lambda: entry(5, "m1", email="a"), conflicting(), now=2000)
+    store.handle(lambda: malformed("m3"), lambda: malformed("m4"), now=3000)
+    store.transaction(lambda transaction: transaction.discard("m4"))
+    assert store.page() == ["m9", "m2", "m3"]
+    assert store.page(resolved=True) == ["m9", "m2", "m3", "m4"]
+    assert store.page(reason="conflict") == ["m2"]
+    assert store.page(since=2000) == ["m2", "m3"]
+    assert store.page(until=2000) == ["m9"]
+    assert store.page(since=2000, until=3000) == ["m2"]
+
+
+def test_pages_join_without_gap_or_overlap(store: Store) -> None:
+    """Also where many were received in one millisecond, as a group is."""
+    store.handle(*[lambda number=number: malformed(f"m{number:02}") for number in range(25)])
+    found: list[str] = []
+    after = None
+    while True:
+        page = rejections.page(store.connection, Filter(after=after, limit=4))
+        found += [row["message_id"] for row in page.rejections]
+        if (after := page.after) is None:
+            break
+    assert found == [f"m{number:02}" for number in range(25)]
+
+
+def test_a_page_has_no_data_and_one_has_all(store: Store) -> None:
+    """A list of thousands stays small; times are readable; bytes come whole."""
+    store.handle(lambda: entry(5, "m1", email="a"), conflicting())
+    (listed,) = rejections.page(store.connection, Filter()).rejections
+    assert listed == {
+        "message_id": "m2",
+        "reason": "conflict",
+        "detail": "this user is stored with another email_address",
+        "publish_time": "2023-11-14T22:13:20.000Z",
+        "received_at": "2023-11-14T22:15:00.000Z",
+        "delivery_attempt": None,
+        "resolved_at": None,
+        "resolution": None,
+        "bytes": 33,
+    }
+    found = rejections.whole(store.connection, "m2")
+    assert found is not None
+    assert found.items() >= listed.items()
+    assert base64.b64decode(found["data"]) == b'{"user_id":5,"email_address":"b"}'
+    assert found["attributes"] == {"source": "test"}
+    assert found["stored"]["email_address"] == "a"
+    assert rejections.whole(store.connection, "m1") is None
+
+
+def expire(store: Store, *, now: int, step: int = 2) -> dict[str, int]:
+    """One walk through both tables."""
+    return asyncio.run(Expiry(32, 90, step, wall_clock=lambda: now / 1000).once(store))
+
+
+def test_receipts_and_rejections_expire_each_at_its_time(store: Store) -> None:
+    """Receipts after 32 days, rejections after 90; users never."""
+    store.handle(lambda: entry(5, "m1", email="a"), conflicting(), now=NOW)
+    store.handle(lambda: entry(6, "m3"), now=NOW + 40 * DAY)
+    assert expire(store, now=NOW + 32 * DAY) == {"receipts": 0, "rejections": 0}
+    assert expire(store, now=NOW + 32 * DAY + 1) == {"receipts": 2, "rejections": 0}
+    assert [row["message_id"] for row in store.rows(Receipt)] == ["m3"]
+    assert expire(store, now=NOW + 90 * DAY + 1) == {"receipts": 1, "rejections": 1}
+    assert store.rows(Rejection) == []
+    assert [row["user_id"] for row in store.rows(User)] == [5, 6]
+
+
+def test_expiry_goes_in_bounded_steps(store: Store) -> None:
+    """INV-7: no transaction deletes more than PRUNE_STEP_ROWS, whatever lies between."""
+    for number in range(23):
+        store.handle(lambda number=number: entry(number + 1, f"m{number:02}"), now=NOW + (number % 3) * DAY)  # type: ignore[misc]
+    assert expire(store, now=NOW + 33 * DAY, step=4) == {"receipts": 8, "rejections": 0}
+    assert max(store.steps) <= 4
+    assert sum(store.steps) == 8
+    assert len(store.rows(Receipt)) == 15
+
+
+def test_an_unresolved_rejection_does_not_expire_in_silence(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """The log counts those that nobody has looked at, and names nobody."""
+    store.handle(lambda: malformed("m1"), lambda: malformed("m2"), lambda: malformed("m3"))
+    store.transaction(lambda transaction: transaction.discard("m2"))
+    assert expire(store, now=NOW + 91 * DAY, step=10)["rejections"] == 3
+    assert "2 rejections are deleted that nobody resolved" in caplog.text
+
+
+def test_an_outage_puts_expiry_off(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """It is tried again after the interval, and nothing else is harmed."""
+    store.handle(lambda: entry(5, "m1"))
+    store.error = Refused("the bucket does not answer")
+
+    async def body() -> None:
+        task = asyncio.create_task(
+            Expiry(32, 90, 10, wall_clock=lambda: (NOW + 40 * DAY) / 1000).run(store, interval_seconds=0.01)
+        )
+        while "expiry is put off" not in caplog.text:  # noqa: ASYNC110  # the log has no event
+            await asyncio.sleep(0.005)
+        store.error = None
+        while store.rows(Receipt):  # noqa: ASYNC110  # nor has the table
+            await asyncio.sleep(0.005)
+        task.cancel()
+
+    asyncio.run(asyncio.wait_for(body(), 10))

@@ -1,0 +1,67 @@
+"""Who may do what: pushes are for the subscription's service account, rejections for the operators.
+
+Without PUSH_AUDIENCE nothing is checked here, and the platform's own check is the only one.
+"""
+
+import logging
+from collections.abc import Collection
+from typing import Final, Protocol
+
+from worker.errors import Forbidden
+
+UNVERIFIED: Final = "somebody the platform let in"
+
+log = logging.getLogger(__name__)
+
+
+class Verifier(Protocol):
+    """Tells whose token it is."""
+
+    async def email(self, authorization: str | None) -> str:
+        """The verified e-mail address; `Unauthenticated`, `Forbidden`, or `Refused` when nobody can know now."""
+
+
+class Access:
+    """What each sender may do.
+
+    Args:
+        verifier: None when tokens are not checked.
+        pusher: The e-mail address of the service account that the push subscription uses.
+        operators: The e-mail addresses that may read and resolve rejections.
+    """
+
+    def __init__(self, verifier: Verifier | None = None, *, pusher: str = "", operators: Collection[str] = ()) -> None:
+        self._verifier, self._pusher, self._operators = verifier, pusher, frozenset(operators)
+        if verifier is None:
+            log.warning(
+                "PUSH_AUDIENCE is not set: senders are not verified here, only by the platform",
+                extra={"action": "access.unverified"},
+            )
+
+    async def push(self, authorization: str | None) -> None:
+        """Let a push in.
+
+        Raises:
+            Unauthenticated: There is no token, or it is not a valid one for this service.
+            Forbidden: It is somebody else's than PUSH_SERVICE_ACCOUNT's.
+            Refused: Nobody can know now.
+        """
+        if self._verifier is None:
+            return
+        if await self._verifier.email(authorization) != self._pusher:
+            raise Forbidden("the token's e-mail address is not PUSH_SERVICE_ACCOUNT; pushes are for the subscription alone")
+
+    async def operator(self, authorization: str | None) -> str:
+        """Let an operator in; who it is.
+
+        Raises:
+            Unauthenticated: There is no token, or it is not a valid one for this service.
+            Forbidden: Its e-mail address is not one of OPERATORS.
+            Refused: Nobody can know now.
+        """
+        if self._verifier is None:
+            return UNVERIFIED
+        email = await self._verifier.email(authorization)
+        if email not in self._operators:
+            raise Forbidden("the token's e-mail address is not one of OPERATORS; add it there and deploy")
+        return email

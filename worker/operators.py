@@ -1,0 +1,113 @@
+"""HTTP for operators: rejections read, retried and discarded in the running service, so that there is never a second writer.
+
+GET /rejections                 a page: ?reason=&since=&until=&resolved=true&after=&limit=
+GET /rejections/<id>            one, whole
+POST /rejections/<id>/retry     handle it once more: 200 with its outcome
+POST /rejections/<id>/discard   give it up: 200
+
+A change is answered once it is in the bucket, like a message (INV-1).
+"""
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+from typing import Final, Protocol, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from worker import rejections
+from worker.access import Access
+from worker.errors import BadQuery, NotFound
+from worker.intake import Intake
+from worker.models import Connection
+from worker.outcome import REASONS
+from worker.rejections import PAGE_MAX, Filter
+from worker.transaction import DISCARDED
+
+T = TypeVar("T")
+
+ROOT: Final = "/rejections"
+
+log = logging.getLogger(__name__)
+
+
+class Readers(Protocol):
+    """Where the database is read."""
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """What `query` reads. `Refused` while there is no database."""
+
+
+async def answer(request: Request, path: str, *, access: Access, intake: Intake, readers: Readers) -> Response:
+    """Answer a request below `ROOT`.
+
+    Raises:
+        RequestError: It is refused, or what it asks for cannot be done.
+    """
+    who = await access.operator(request.headers.get("authorization"))
+    name = path.removeprefix(ROOT).removeprefix("/")
+    if request.method == "POST":
+        return await _change(intake, name, who)
+    if request.method != "GET":
+        return JSONResponse({"error": "this path takes GET and POST only"}, status_code=405, headers={"allow": "GET, POST"})
+    if not name:
+        page = await readers.read(partial(rejections.page, wanted=_filter(request)))
+        after = None if page.after is None else f"{page.after[0]},{page.after[1]}"
+        return JSONResponse({"rejections": page.rejections, "after": after})
+    found = await readers.read(partial(rejections.whole, message_id=name))
+    if found is None:
+        raise NotFound("there is no rejection with this message id")
+    return JSONResponse(found)
+
+
+async def _change(intake: Intake, name: str, who: str) -> Response:
+    message_id, _, verb = name.rpartition("/")
+    if verb == "retry":
+        outcome: str = await intake.change(lambda transaction: transaction.retry(message_id))
+        log.info("message %s: retried by %s: %s", message_id, who, outcome, extra={"action": "rejection.retried"})
+    elif verb == "discard":
+        await intake.change(lambda transaction: transaction.discard(message_id))
+        outcome = DISCARDED
+        log.info("message %s: discarded by %s", message_id, who, extra={"action": "rejection.discarded"})
+    else:
+        raise NotFound("no such path; POST /rejections/<message id>/retry or /discard")
+    return JSONResponse({"message_id": message_id, "outcome": outcome})
+
+
+def _filter(request: Request) -> Filter:
+    query = request.query_params
+    reason, after, limit = query.get("reason"), query.get("after"), query.get("limit", str(PAGE_MAX))
+    if reason is not None and reason not in REASONS:
+        raise BadQuery(f"reason must be one of {', '.join(REASONS)}")
+    if not (limit.isascii() and limit.isdecimal() and len(limit) < 5) or not 1 <= int(limit) <= PAGE_MAX:
+        raise BadQuery(f"limit must be a whole number from 1 to {PAGE_MAX}")
+    return Filter(
+        reason=reason,
+        since=_time(query.get("since"), "since"),
+        until=_time(query.get("until"), "until"),
+        resolved=query.get("resolved") == "true",
+        after=None if after is None else _cursor(after),
+        limit=int(limit),
+    )
+
+
+def _time(text: str | None, name: str) -> int | None:
+    if text is None:
+        return None
+    try:
+        moment = msgspec.convert(text, datetime)
+        if moment.tzinfo is None:
+            raise ValueError
+        return round(moment.timestamp() * 1000)
+    except (msgspec.ValidationError, ValueError, OverflowError):
+        raise BadQuery(f"{name} must be an RFC 3339 time with a zone, for example 2026-01-31T12:00:00Z") from None
+
+
+def _cursor(text: str) -> tuple[int, str]:
+    time, comma, message_id = text.partition(",")
+    if not (comma and time.isascii() and time.isdecimal() and len(time) < 16):
+        raise BadQuery("after must be what an earlier page gave as `after`")
+    return int(time), message_id

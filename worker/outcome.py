@@ -1,0 +1,120 @@
+"""What each message of a group does: the outcomes, and the rows they write. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from publisher.message import Reason, UserCreated
+from worker.group import Entry, Outcome, Problem
+
+CONFLICT: Final = "conflict"
+"""The reason of a rejection whose user is there with other content."""
+NOT_STORABLE: Final = "not_storable"
+"""The reason of a rejection that keeps to the format, and whose row the database refuses all the same."""
+REASONS: Final = (*Reason, CONFLICT, NOT_STORABLE)
+"""Why a message is kept as a rejection. The list is closed: these codes are stored and alerted on."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """The rows one group writes, and the outcome of each of its messages."""
+
+    users: list[dict[str, Any]] = field(default_factory=list)
+    receipts: list[dict[str, Any]] = field(default_factory=list)
+    rejections: list[dict[str, Any]] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+def plan(
+    entries: Sequence[Entry],
+    *,
+    receipts: Iterable[str],
+    users: Mapping[int, Mapping[str, Any]],
+    epoch: int,
+    now: int,
+) -> Plan:
+    """Decide the outcome of each message of a group, in order.
+
+    Args:
+        entries: The group.
+        receipts: Those of its message ids that have been handled before.
+        users: The rows there already are for its user ids.
+        epoch: The writer life, kept in each receipt.
+        now: Milliseconds since the epoch.
+    """
+    made = Plan()
+    handled, rows = set(receipts), dict(users)
+    for entry in entries:
+        message_id, content = entry.delivery.message_id, entry.content
+        if message_id in handled:
+            made.outcomes.append("duplicate")
+            continue
+        handled.add(message_id)
+        outcome, problem, stored = _decide(content, rows)
+        if outcome == "created":
+            assert isinstance(content, UserCreated)
+            rows[content.user_id] = row = _row(content, entry.delivery.publish_time)
+            made.users.append(row)
+        if problem is not None:
+            made.rejections.append(_rejection(entry, problem, stored, now))
+        made.outcomes.append(outcome)
+        made.receipts.append(_receipt(entry, outcome, epoch, now))
+    return made
+
+
+def _decide(
+    content: UserCreated | Problem, rows: Mapping[int, Mapping[str, Any]]
+) -> tuple[Outcome, Problem | None, Mapping[str, Any] | None]:
+    if isinstance(content, Problem):
+        return "rejected", content, None
+    stored = rows.get(content.user_id)
+    if stored is None:
+        return "created", None, None
+    differing = [name for name in ("email_address", "settings") if stored[name] != getattr(content, name)]
+    # A message that states no time says nothing that could differ: its publish time is not content.
+    if content.created_at not in (None, stored["created_at"]):
+        differing.append("created_at")
+    if not differing:
+        return "exists", None, None
+    return "conflict", Problem(CONFLICT, f"this user is stored with another {' and '.join(differing)}"), stored
+
+
+def _row(user: UserCreated, publish_time: int) -> dict[str, Any]:
+    return {
+        "user_id": user.user_id,
+        "email_address": user.email_address,
+        # The message's own time or, so that a replay gives the same row, its publish time.
+        "created_at": publish_time // 1000 if user.created_at is None else user.created_at,
+        "deleted": 0,
+        "settings": user.settings,
+    }
+
+
+def _receipt(entry: Entry, outcome: Outcome, epoch: int, now: int) -> dict[str, Any]:
+    return {
+        "message_id": entry.delivery.message_id,
+        "user_id": entry.content.user_id if isinstance(entry.content, UserCreated) else None,
+        "outcome": outcome,
+        "publish_time": entry.delivery.publish_time,
+        "processed_at": now,
+        "epoch": epoch,
+    }
+
+
+def _rejection(entry: Entry, problem: Problem, stored: Mapping[str, Any] | None, now: int) -> dict[str, Any]:
+    delivery = entry.delivery
+    return {
+        "message_id": delivery.message_id,
+        "reason": problem.reason,
+        "detail": problem.detail,
+        "stored": None if stored is None else msgspec.json.encode(dict(stored)).decode(),
+        "data": delivery.data,
+        "attributes": msgspec.json.encode(delivery.attributes).decode(),
+        "publish_time": delivery.publish_time,
+        "delivery_attempt": delivery.delivery_attempt,
+        "received_at": now,
+        "resolved_at": None,
+        "resolution": None,
+    }

@@ -1,0 +1,149 @@
+"""The parts that exist once per process, made from the settings; supervisor.py gives them their life."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from worker import database, litestream
+from worker.access import Access
+from worker.config import Settings
+from worker.errors import Refused
+from worker.gcs import Bucket
+from worker.intake import Intake
+from worker.lease import Lease, Timing
+from worker.models import Connection
+from worker.sender import TokenVerifier
+from worker.succession import Succession, SuccessionTiming
+from worker.transaction import Transaction
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class Parts:
+    """What exists once per process, whether or not it ever holds the lease."""
+
+    def __init__(self, settings: Settings) -> None:
+        version = database.check_sqlite()
+        self.settings = settings
+        self.store = Bucket(settings.bucket, settings.prefix)
+        self.options = self._options()
+        holder = str(uuid.uuid4())
+        self.succession = self._succession(holder)
+        self.lease = self._lease(holder)
+        self.intake = Intake(
+            max_messages=settings.queue_max_messages,
+            max_bytes=settings.queue_max_bytes,
+            hold_seconds=settings.hold_limit_seconds,
+            waiting=self.succession.message_received,
+        )
+        self.tables = Tables(
+            database.Reader(self.options.database, busy_timeout_seconds=settings.busy_timeout_seconds), self.intake
+        )
+        self.verifier = _verifier(settings)
+        log.info("starting with SQLite %s", version, extra={"action": "worker.starting"})
+
+    def close(self) -> None:
+        """Give back connections and threads."""
+        self.store.close()
+        if self.verifier is not None:
+            self.verifier.close()
+
+    @property
+    def access(self) -> Access:
+        """Who may do what."""
+        operators = [address.strip() for address in self.settings.operators.split(",") if address.strip()]
+        return Access(self.verifier, pusher=self.settings.push_service_account, operators=operators)
+
+    def _options(self) -> litestream.Options:
+        settings = self.settings
+        return litestream.Options(
+            binary=litestream.find_binary(settings.litestream_bin),
+            config=settings.litestream_config,
+            bucket=settings.bucket,
+            database=settings.database_path.resolve(),
+            metrics_address=settings.litestream_metrics_address,
+            log_level="warn" if settings.log_level != "debug" else "info",
+            start_seconds=settings.litestream_start_seconds,
+            starts_max=settings.litestream_starts_max,
+            silent_max=settings.litestream_silent_max,
+            stop_seconds=settings.final_sync_seconds,
+            fetch=self._fetch,
+        )
+
+    def _succession(self, holder: str) -> Succession:
+        settings = self.settings
+        timing = SuccessionTiming(
+            poll=settings.successor_poll_seconds,
+            tenure=settings.tenure_min_seconds,
+            fresh=settings.successor_fresh_seconds,
+            timeout=settings.lease_read_timeout_seconds,
+        )
+        return Succession(self.store, holder=holder, revision=settings.revision, timing=timing)
+
+    def _lease(self, holder: str) -> Lease:
+        settings = self.settings
+        timing = Timing(
+            ttl=settings.lease_ttl_seconds,
+            renew=settings.lease_renew_seconds,
+            poll=settings.lease_poll_seconds,
+            spacing=settings.lease_write_spacing_seconds,
+            timeout=settings.lease_read_timeout_seconds,
+        )
+        return Lease(self.store, holder=holder, revision=settings.revision, timing=timing, waiting=self.succession)
+
+    async def _fetch(self, replica_path: str, directory: Path) -> None:
+        name = replica_path.removeprefix(f"{self.settings.prefix}/")
+        await self.store.fetch(name, directory, timeout=self.settings.fetch_timeout_seconds)
+
+
+@dataclass(slots=True)
+class Tables:
+    """Reads and changes the database while there is one."""
+
+    reader: database.Reader
+    intake: Intake
+    open: bool = False
+
+    async def user(self, user_id: int) -> dict[str, Any] | None:
+        """The user's row, or None.
+
+        Raises:
+            Refused: This instance has no database: it stands by, or stops.
+        """
+        return await asyncio.to_thread(self._opened().user, user_id)
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """What `query` reads.
+
+        Raises:
+            Refused: As for `user`.
+        """
+        return await asyncio.to_thread(self._opened().read, query)
+
+    async def change(self, apply: Callable[[Transaction], T]) -> T:
+        """What `apply` returns, once its transaction is confirmed; see `Intake.change`."""
+        return await self.intake.change(apply)
+
+    def _opened(self) -> database.Reader:
+        if not self.open:
+            raise Refused("this instance is not serving yet; ask again")
+        return self.reader
+
+
+def _verifier(settings: Settings) -> TokenVerifier | None:
+    if not settings.push_audience:
+        return None
+    return TokenVerifier(
+        audience=settings.push_audience,
+        certs_url=settings.oidc_certs_url,
+        refresh_min_seconds=settings.oidc_refresh_min_seconds,
+        timeout_seconds=settings.oidc_timeout_seconds,
+        tokens_max=settings.oidc_tokens_max,
+        waiting_max=settings.queue_max_messages,
+    )

@@ -1,0 +1,224 @@
+"""The command line of `worker rejections`: options, tables for people, JSON for programs."""
+
+import argparse
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from worker.errors import ServiceRefused
+from worker.outcome import REASONS
+from worker.rejection_commands import Service, Wanted, export
+
+ENVIRONMENT: Final[Mapping[str, str]] = {
+    "SERVICE_URL": "where the service listens, for `rejections` [http://127.0.0.1:PORT]",
+    "IDENTITY_TOKEN": "an operator's identity token, for `rejections` [none]",
+}
+"""The variables that only these commands read."""
+
+_COLUMNS: Final = ("message_id", "reason", "detail", "publish_time", "received_at", "delivery_attempt", "bytes")
+_PIPE_WIDTH: Final = 10_000
+"""Columns of a table that is not on a terminal: nothing is cut off."""
+_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
+
+_INTRO: Final = """\
+Messages that could not have their effect, kept with the reason: look at them, and end each in one of three ways.
+
+  the worker was mended:       rejections retry ID
+  the message must be mended:  rejections export bad.jsonl; edit it; python -m publisher load bad.jsonl;
+                               rejections discard ID --yes
+  it is not wanted:            rejections discard ID --yes
+
+These commands ask the running service, which is the one writer; they need neither REPLICA_URL nor a restart.
+"""
+
+
+def add(verbs: Any) -> None:
+    """Add the commands to the worker's parser."""
+    raw = argparse.RawDescriptionHelpFormatter
+    environment = "environment:\n" + "\n".join(f"  {name:<16}{text}" for name, text in ENVIRONMENT.items())
+    top = verbs.add_parser(
+        "rejections", help="see, retry, discard or export rejected messages", description=_INTRO, formatter_class=raw
+    )
+    inner = top.add_subparsers(metavar="COMMAND", required=True)
+    listing = inner.add_parser("list", help="a table of the open ones", description="List rejections, oldest first.")
+    show = inner.add_parser("show", help="everything that is kept of one", description="Show one rejection, with its data.")
+    retry = inner.add_parser(
+        "retry",
+        help="handle messages once more",
+        description="Handle messages once more, as they were published, oldest first, and say the outcome of each. One that "
+        "still cannot have its effect stays open. Nothing stored is overwritten.",
+    )
+    discard = inner.add_parser(
+        "discard",
+        help="give messages up",
+        description="Give messages up: they stay without effect, however often they come.",
+    )
+    exporting = inner.add_parser(
+        "export",
+        help="write them to a file that can be mended and loaded",
+        description="Write rejections as JSON Lines. Mend the lines, publish them with `python -m publisher load FILE`, and "
+        "discard the rejections.",
+    )
+    for parser, command in ((listing, _list), (show, _show), (retry, _retry), (discard, _discard), (exporting, _export)):
+        parser.add_argument("--url", metavar="URL", help="the service's address (default: SERVICE_URL)")
+        parser.epilog, parser.formatter_class = environment, raw
+        parser.set_defaults(command=None, ask=command)
+    show.add_argument("id", metavar="ID", help="the message id")
+    for parser in (retry, discard):
+        parser.add_argument("ids", metavar="ID", nargs="*", help="message ids; or choose with the options below")
+        parser.add_argument("--all", action="store_true", help="every open one")
+    discard.add_argument("--yes", action="store_true", help="do it; without this, only say what would be discarded")
+    exporting.add_argument("file", metavar="FILE", type=Path, help="a file that does not exist yet")
+    for parser in (listing, exporting):
+        parser.add_argument("--all", action="store_true", help="the resolved ones as well")
+    for parser in (listing, retry, discard, exporting):
+        parser.add_argument("--reason", choices=REASONS, metavar="CODE", help=f"one of {', '.join(REASONS)}")
+        parser.add_argument(
+            "--since", type=_moment, metavar="TIME", help="received then or later: RFC 3339, or 30m, 12h, 7d ago"
+        )
+        parser.add_argument("--until", type=_moment, metavar="TIME", help="received before then")
+    for parser in (listing, show, retry, discard, exporting):
+        parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def main(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Run the command that was parsed; its exit code.
+
+    Raises:
+        WorkerError: It could not be done.
+    """
+    url = options.url or environ.get("SERVICE_URL") or f"http://127.0.0.1:{environ.get('PORT') or 8080}"
+    ask: Callable[[Service, argparse.Namespace], Awaitable[int]] = options.ask
+
+    async def asking() -> int:
+        async with Service(url, environ.get("IDENTITY_TOKEN", "")) as service:
+            return await ask(service, options)
+
+    return asyncio.run(asking())
+
+
+async def _list(service: Service, options: argparse.Namespace) -> int:
+    rows = [row async for row in service.each(_wanted(options, resolved=options.all))]
+    if options.json:
+        print(json.dumps(rows))
+        return 0
+    columns = (*_COLUMNS, "resolution") if options.all else _COLUMNS
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name.replace("_", " "), no_wrap=name != "detail", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("-" if row[name] is None else _plain(str(row[name]))) for name in columns))
+    _print(table if rows else "no rejections")
+    return 0
+
+
+async def _show(service: Service, options: argparse.Namespace) -> int:
+    found = await service.whole(options.id)
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    width = max(map(len, found))
+    for name, value in found.items():
+        text = "-" if value is None else value if isinstance(value, str) else json.dumps(value)
+        print(f"{name.replace('_', ' '):<{width}}  {_plain(text)}")
+    return 0
+
+
+async def _retry(service: Service, options: argparse.Namespace) -> int:
+    return await _resolve(service, options, service.retry, open_after=("rejected", "conflict"))
+
+
+async def _discard(service: Service, options: argparse.Namespace) -> int:
+    if options.yes:
+        return await _resolve(service, options, service.discard)
+    ids = await _chosen(service, options)
+    print(f"this would discard {len(ids)} messages for good: {', '.join(map(_plain, ids)) or 'none'}; add --yes to do it")
+    return 1
+
+
+async def _export(service: Service, options: argparse.Namespace) -> int:
+    console = Console(stderr=True)
+    try:
+        with console.status("exporting") as status:
+            wanted = _wanted(options, resolved=options.all)
+            count = await export(service, wanted, options.file, lambda done: status.update(f"exporting: {done:,}"))
+    except OSError as error:
+        raise ServiceRefused(
+            f"cannot write {options.file}: {error.strerror}; name a new file in a folder that exists"
+        ) from None
+    if options.json:
+        print(json.dumps({"exported": count, "file": str(options.file)}))
+    else:
+        print(f"{count:,} exported; mend {options.file}, then: python -m publisher load {options.file}")
+    return 0
+
+
+async def _resolve(
+    service: Service,
+    options: argparse.Namespace,
+    change: Callable[[str], Awaitable[str]],
+    open_after: tuple[str, ...] = (),
+) -> int:
+    failed = False
+    for message_id in await _chosen(service, options):
+        try:
+            result = {"message_id": message_id, "outcome": await change(message_id)}
+            failed = failed or result["outcome"] in open_after
+        except ServiceRefused as error:  # this one; the others are not its fault
+            result, failed = {"message_id": message_id, "error": str(error)}, True
+        if options.json:
+            print(json.dumps(result), flush=True)
+        else:
+            print(f"{_plain(message_id)}  {result.get('outcome') or result['error']}", flush=True)
+    return int(failed)
+
+
+async def _chosen(service: Service, options: argparse.Namespace) -> list[str]:
+    wanted = _wanted(options)
+    filtered = wanted != Wanted()
+    if bool(options.ids) + (filtered or options.all) != 1:
+        raise ServiceRefused(
+            "name message ids, or choose with --reason, --since and --until, or take --all; nothing was changed"
+        )
+    if options.ids:
+        return list(options.ids)
+    found = [row async for row in service.each(wanted)]
+    return [row["message_id"] for row in sorted(found, key=lambda row: str(row["publish_time"]))]
+
+
+def _wanted(options: argparse.Namespace, *, resolved: bool = False) -> Wanted:
+    return Wanted(reason=options.reason, since=options.since, until=options.until, resolved=resolved)
+
+
+def _moment(text: str) -> str:
+    ago = re.fullmatch(r"(\d{1,5})([mhd])", text)
+    if ago:
+        moment = datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    else:
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError("give a time such as 2026-01-31T12:00:00Z, or 30m, 12h, 7d ago") from None
+        if moment.tzinfo is None:
+            raise argparse.ArgumentTypeError("give the time with its zone, for example 2026-01-31T12:00:00Z")
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _plain(text: str) -> str:
+    """Without what would move a terminal's cursor: ids and details are other people's."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def _print(what: Table | str) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PIPE_WIDTH)
+    console.print(what, markup=False, highlight=False)

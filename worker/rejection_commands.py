@@ -1,0 +1,186 @@
+"""`worker rejections …`: the operator's way to rejected messages, through the running service and its HTTP endpoints.
+
+The service is the one writer, so everything that changes a rejection is done by it; this only asks.
+"""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, NoReturn, Self
+from urllib.parse import quote
+
+import httpx
+
+from worker.errors import ServiceRefused, ServiceUnreachable
+from worker.operators import ROOT
+
+_REQUEST_SECONDS: Final = 60.0
+"""Longest wait for one answer: the service holds a change until it is in the bucket."""
+_PATIENCE_SECONDS: Final = 30.0
+"""How long a service that is starting, full or stopping (503) is asked again."""
+_PAUSE_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which rejections; see `GET /rejections`. Times are RFC 3339."""
+
+    reason: str | None = None
+    since: str | None = None
+    until: str | None = None
+    resolved: bool = False
+
+    def parameters(self) -> dict[str, str]:
+        """The query string's."""
+        given = {"reason": self.reason, "since": self.since, "until": self.until}
+        return {name: value for name, value in given.items() if value} | ({"resolved": "true"} if self.resolved else {})
+
+
+class Service:
+    """A running worker, asked over HTTP: `async with Service(...) as service`.
+
+    Args:
+        url: Where it listens.
+        token: An identity token for PUSH_AUDIENCE whose e-mail address is one of OPERATORS; none for a service that does
+            not verify senders.
+        patience: Seconds for which a 503 is asked again.
+    """
+
+    def __init__(self, url: str, token: str = "", *, patience: float = _PATIENCE_SECONDS) -> None:
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._client = httpx.AsyncClient(base_url=url, headers=headers, timeout=_REQUEST_SECONDS)
+        self._url, self._patience = url, patience
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
+
+    async def each(self, wanted: Wanted) -> AsyncIterator[dict[str, Any]]:
+        """The rejections wanted, oldest first, without their data.
+
+        Raises:
+            ServiceUnreachable: It does not answer, or not yet.
+            ServiceRefused: It answered that this cannot be done.
+        """
+        parameters = wanted.parameters()
+        while True:
+            page = await self._ask("GET", ROOT, parameters)
+            for row in page["rejections"]:
+                yield row
+            if page["after"] is None:
+                return
+            parameters["after"] = page["after"]
+
+    async def whole(self, message_id: str) -> dict[str, Any]:
+        """One rejection with its data; the errors are those of `each`."""
+        found: dict[str, Any] = await self._ask("GET", _path(message_id))
+        return found
+
+    async def retry(self, message_id: str) -> str:
+        """Have a message handled once more; its outcome. The errors are those of `each`."""
+        answer = await self._ask("POST", f"{_path(message_id)}/retry")
+        return str(answer["outcome"])
+
+    async def discard(self, message_id: str) -> str:
+        """Have a message given up. The errors are those of `each`."""
+        answer = await self._ask("POST", f"{_path(message_id)}/discard")
+        return str(answer["outcome"])
+
+    async def _ask(self, method: str, path: str, parameters: Mapping[str, str] | None = None) -> Any:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._patience
+        while True:
+            try:
+                answer = await self._client.request(method, path, params=parameters)
+            except httpx.HTTPError as error:
+                raise ServiceUnreachable(
+                    f"{self._url} does not answer ({type(error).__name__}): is the service running there? "
+                    "Give its address with --url or SERVICE_URL"
+                ) from error
+            if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE and loop.time() < until:
+                await asyncio.sleep(_PAUSE_SECONDS)
+                continue
+            return _content(answer)
+
+
+def _path(message_id: str) -> str:
+    return f"{ROOT}/{quote(message_id, safe='')}"
+
+
+def _content(answer: httpx.Response) -> Any:
+    try:
+        content = answer.json()
+    except ValueError:
+        content = {}
+    if answer.is_success and isinstance(content, dict):
+        return content
+    said = content.get("error") if isinstance(content, dict) else None
+    text = f"the service answered {answer.status_code}: {said or 'nothing that can be read; is this the worker?'}"
+    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        text += (
+            "; set IDENTITY_TOKEN to a token of an operator, for example from `gcloud auth print-identity-token "
+            "--impersonate-service-account=OPERATOR --audiences=PUSH_AUDIENCE --include-email`"
+        )
+    if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+        raise ServiceUnreachable(text + "; try again")
+    raise ServiceRefused(text)
+
+
+def line(rejection: Mapping[str, Any]) -> bytes:
+    """One rejection as a line that `python -m publisher load` reads once it is mended.
+
+    A message that is a JSON object keeps its fields. One that states no `created_at` gets its publish time, so that the
+    mended message gives the row that the first one would have given. Anything else becomes a user without an id, to be
+    filled in. What was wrong stands in `_rejection`, which the format ignores.
+    """
+    data = base64.b64decode(rejection["data"])
+    about = {name: rejection[name] for name in ("message_id", "reason", "detail", "publish_time", "attributes", "stored")}
+    fields = _fields(data)
+    if fields is None:
+        fields = {"user_id": None}
+        about |= _readable(data)
+    if fields.get("created_at") is None:
+        fields["created_at"] = int(datetime.fromisoformat(rejection["publish_time"]).timestamp())
+    return json.dumps(fields | {"_rejection": about}).encode() + b"\n"
+
+
+def _fields(data: bytes) -> dict[str, Any] | None:
+    # Python's own reader and writer: msgspec does not write integers of more than 64 bits, which may be what was wrong.
+    try:
+        found = json.loads(data, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _readable(data: bytes) -> dict[str, str]:
+    try:
+        return {"data": data.decode()}
+    except UnicodeDecodeError:
+        return {"data_base64": base64.b64encode(data).decode()}
+
+
+async def export(service: Service, wanted: Wanted, path: Path, say: Callable[[int], None]) -> int:
+    """Write the rejections wanted to a new file, a line each; how many. `say` hears the count as it grows.
+
+    Raises:
+        FileExistsError: There is such a file; it is left alone.
+        WorkerError: As for `Service.each`; the file then holds the lines so far.
+    """
+    count = 0
+    with path.open("xb") as file:
+        async for row in service.each(wanted):
+            file.write(line(await service.whole(row["message_id"])))
+            count += 1
+            say(count)
+    return count

@@ -1,0 +1,116 @@
+"""What is done to the database inside one of the writer's transactions. Nothing here begins, commits or rolls back.
+
+INV-3: the receipt of a message is written in the transaction of its effect, so a message has one effect however often it
+comes; a retry changes receipt, row and rejection in one transaction as well.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from publisher import message
+from worker.envelope import Delivery
+from worker.errors import NotFound, Resolved
+from worker.group import Entry, Outcome, Problem
+from worker.models import Connection, Receipt, Rejection, User
+from worker.outcome import Plan, plan
+
+DISCARDED = "discarded"
+"""The resolution of a rejection that an operator has given up."""
+
+
+def content_of(data: bytes, attributes: dict[str, str]) -> message.UserCreated | Problem:
+    """Read a message, or say what is wrong with it."""
+    try:
+        return message.decode(data, attributes)
+    except message.MessageError as error:
+        return Problem(error.reason, error.detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """One open transaction. `epoch` is the writer life, `now` is in milliseconds since the epoch."""
+
+    database: Connection
+    epoch: int
+    now: int
+
+    def handle(self, entries: Sequence[Entry]) -> list[Outcome]:
+        """Give each message its effect, in order."""
+        made = self._plan(entries, self._handled([entry.delivery.message_id for entry in entries]))
+        # Never "or ignore": that would drop a row that any constraint refuses, and its message would be acknowledged.
+        for model, rows in ((User, made.users), (Receipt, made.receipts)):
+            if rows:
+                model.insert_many(rows).execute(self.database)
+        if made.rejections:  # kept longer than its receipt, so a late replay may meet the one it made before
+            Rejection.insert_many(made.rejections).on_conflict_ignore().execute(self.database)
+        return made.outcomes
+
+    def retry(self, message_id: str) -> Outcome:
+        """Handle a rejected message once more, as it was published; it stays open unless it has its effect now.
+
+        Raises:
+            NotFound: There is no such rejection.
+            Resolved: It has been resolved already.
+        """
+        row = self._open(message_id)
+        attributes = msgspec.json.decode(row["attributes"], type=dict[str, str])
+        delivery = Delivery(
+            message_id=message_id,
+            publish_time=row["publish_time"],
+            data=bytes(row["data"]),
+            attributes=attributes,
+            delivery_attempt=row["delivery_attempt"],
+        )
+        entry = Entry(delivery, content_of(delivery.data, attributes), 0.0, None)  # type: ignore[arg-type]  # nobody waits
+        made = self._plan([entry], ())
+        Receipt.delete().where(Receipt.message_id == message_id).execute(self.database)
+        for model, rows in ((User, made.users), (Receipt, made.receipts)):
+            if rows:
+                model.insert_many(rows).execute(self.database)
+        if made.rejections:
+            [again] = made.rejections
+            self._update(message_id, {name: again[name] for name in ("reason", "detail", "stored")})
+        else:
+            self._update(message_id, {"resolved_at": self.now, "resolution": made.outcomes[0]})
+        return made.outcomes[0]
+
+    def discard(self, message_id: str) -> None:
+        """Give a rejected message up: it has no effect, and its receipt says that it was handled.
+
+        Raises:
+            NotFound: There is no such rejection.
+            Resolved: It has been resolved already.
+        """
+        self._open(message_id)
+        self._update(message_id, {"resolved_at": self.now, "resolution": DISCARDED})
+
+    def _plan(self, entries: Sequence[Entry], handled: Iterable[str]) -> Plan:
+        user_ids = [entry.content.user_id for entry in entries if isinstance(entry.content, message.UserCreated)]
+        return plan(entries, receipts=handled, users=self._users(user_ids), epoch=self.epoch, now=self.now)
+
+    def _handled(self, message_ids: list[str]) -> list[str]:
+        query = Receipt.select(Receipt.message_id).where(Receipt.message_id.in_(message_ids)).tuples()
+        rows: Iterable[tuple[str]] = query.bind(self.database).iterator()
+        return [message_id for (message_id,) in rows]
+
+    def _users(self, user_ids: list[int]) -> dict[int, dict[str, Any]]:
+        if not user_ids:
+            return {}
+        query = User.select().where(User.user_id.in_(user_ids)).dicts()
+        rows: Iterable[dict[str, Any]] = query.bind(self.database).iterator()
+        return {row["user_id"]: row for row in rows}
+
+    def _open(self, message_id: str) -> dict[str, Any]:
+        query = Rejection.select().where(Rejection.message_id == message_id).dicts()
+        row: dict[str, Any] | None = query.bind(self.database).first()
+        if row is None:
+            raise NotFound("there is no rejection with this message id; `worker rejections list --all` shows all")
+        if row["resolved_at"] is not None:
+            raise Resolved(f"this rejection has been resolved already: {row['resolution']}")
+        return row
+
+    def _update(self, message_id: str, values: dict[str, Any]) -> None:
+        Rejection.update(values).where(Rejection.message_id == message_id).execute(self.database)
