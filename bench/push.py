@@ -16,9 +16,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import httpx
@@ -31,10 +32,11 @@ from local.ports import free_port
 from local.proof import prove
 from local.worker_process import ROOT, WorkerProcess, wait_until
 
-_MEMORY: Final = Path("/dev/shm")
+MEMORY: Final = Path("/dev/shm")
 _BUCKET: Final = "bench"
-_REPLICA_URL: Final = f"gs://{_BUCKET}/store"
-_WARM_UP_SECONDS: Final = 1
+REPLICA_URL: Final = f"gs://{_BUCKET}/store"
+WARM_UP_SECONDS: Final = 1
+NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -89,9 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace) -> Result:
     """Start both servers, push at them in turn, end them, and look into the bucket."""
-    memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+    memory = MEMORY if os.access(MEMORY, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="solowriter-bench-", dir=memory) as directory:
-        with _ours(Path(directory)) as (worker, gcs), _ceiling() as ceiling_url:
+        with serving(Path(directory)) as (worker, gcs), _ceiling() as ceiling_url:
             if options.put_ms:
                 gcs.faults.add(action="delay", verb="insert", seconds=options.put_ms / 1000)
             for verb in ("get", "download") if options.get_ms else ():
@@ -99,7 +101,7 @@ def measure(options: argparse.Namespace) -> Result:
             result = _rounds(worker.url, ceiling_url, options)
             gcs.faults.clear()
             worker.stop()
-            proof = prove(gcs.url, _REPLICA_URL, ())
+            proof = prove(gcs.url, REPLICA_URL, ())
             result.in_bucket, result.users = proof.receipts, proof.users
     return result
 
@@ -107,7 +109,7 @@ def measure(options: argparse.Namespace) -> Result:
 def _rounds(ours_url: str, ceiling_url: str, options: argparse.Namespace) -> Result:
     result = Result([], [])
     for number in range(options.rounds + 1):
-        seconds = options.seconds if number else _WARM_UP_SECONDS
+        seconds = options.seconds if number else WARM_UP_SECONDS
         ours = wrk.run(ours_url, connections=options.connections, seconds=seconds, number=number)
         ceiling = wrk.run(ceiling_url, connections=options.connections, seconds=seconds, number=number)
         result.acknowledged += ours.acknowledged
@@ -120,11 +122,16 @@ def _rounds(ours_url: str, ceiling_url: str, options: argparse.Namespace) -> Res
 
 
 @contextlib.contextmanager
-def _ours(directory: Path) -> Iterator[tuple[WorkerProcess, FakeGcs]]:
+def serving(directory: Path, settings: Mapping[str, str] = NO_SETTINGS) -> Iterator[tuple[WorkerProcess, FakeGcs]]:
+    """A serving worker with a bucket of its own, both below `directory`."""
     with FakeGcs(directory / "gcs", buckets=(_BUCKET,)) as gcs:
         log = directory / "worker.log"
         worker = WorkerProcess(
-            disk=directory / "disk", replica_url=_REPLICA_URL, environment=gcs.environment(), port=0, log=log
+            disk=directory / "disk",
+            replica_url=REPLICA_URL,
+            environment={**gcs.environment(), **settings},
+            port=0,
+            log=log,
         )
         init = worker.run("init")
         if init.returncode != 0:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
 
 SCRIPT: Final = Path(__file__).parent / "push.lua"
+NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 ROUNDS_MAX: Final = 900
 """Runs against one store whose messages are told apart by the script's three digits."""
 _THREADS: Final = 1
@@ -66,7 +69,7 @@ def find() -> str:
     return found
 
 
-def run(url: str, *, connections: int, seconds: int, number: int) -> Run:
+def run(url: str, *, connections: int, seconds: int, number: int, headers: Mapping[str, str] = NO_HEADERS) -> Run:
     """Push for `seconds` over `connections`; `number` tells the messages of this run from every other's.
 
     Raises:
@@ -74,6 +77,7 @@ def run(url: str, *, connections: int, seconds: int, number: int) -> Run:
     """
     command = [
         *(find(), "--threads", str(_THREADS), "--connections", str(connections), "--duration", f"{seconds}s"),
+        *(f"--header={name}: {value}" for name, value in headers.items()),
         *("--timeout", _TIMEOUT, "--script", str(SCRIPT), url, "--", str(number)),
     ]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)

@@ -37,6 +37,7 @@ class Recorder:
     def __init__(self, target: str, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.acknowledged: dict[str, float] = {}  # message id -> monotonic seconds; written by the proxy's thread only
+        self.deliveries = 0  # acknowledged ones, redeliveries included
         self.refused = 0
         self._target = target
         app = Starlette(routes=[Route("/", self._push, methods=["POST"])])
@@ -73,6 +74,7 @@ class Recorder:
             return Response(status_code=502)  # nobody there, or killed while it worked: the queue delivers again
         if answer.is_success:
             self.acknowledged.setdefault(message_id, time.monotonic())
+            self.deliveries += 1
         else:
             self.refused += 1
         return Response(answer.content, status_code=answer.status_code)

@@ -45,10 +45,13 @@ class WorkerProcess:
         environment: Variables on top of this process's own.
         port: Where it listens; 0 picks a free one, kept over restarts.
         log: File its output is appended to.
+        code: Folder that holds `worker/`: this checkout's, or another version's.
     """
 
-    def __init__(self, *, disk: Path, replica_url: str, environment: Mapping[str, str], port: int, log: Path) -> None:
-        self.disk, self.log = disk.resolve(), log
+    def __init__(
+        self, *, disk: Path, replica_url: str, environment: Mapping[str, str], port: int, log: Path, code: Path = ROOT
+    ) -> None:
+        self.disk, self.log, self._code_folder = disk.resolve(), log, code
         self.port = port or free_port()
         self._environment = {
             **os.environ,
@@ -58,7 +61,7 @@ class WorkerProcess:
             "PORT": str(self.port),
             "REPLICA_URL": replica_url,
             "DATABASE_PATH": str(self.disk / "users.db"),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(code),
         }
         self._process: subprocess.Popen[bytes] | None = None
         # One client for all looks: making one for each costs more than the look.
@@ -80,6 +83,7 @@ class WorkerProcess:
         return subprocess.run(
             [sys.executable, "-m", "worker", verb, *arguments],
             env=self._environment,
+            cwd=self._code_folder,
             text=True,
             capture_output=True,
             check=False,
@@ -93,6 +97,7 @@ class WorkerProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "worker", "serve"],
                 env=self._environment,
+                cwd=self._code_folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
