@@ -14,6 +14,7 @@ _EXAMPLES: Final = f"""examples:
   python -m publisher create --user-id 5 --email a@example.com
   python -m publisher load users.csv --rejects bad.csv
   python -m publisher load users.jsonl --dry-run
+  python -m publisher serve --port 8080
 
 {_ENVIRONMENT_HELP}
 """
@@ -45,6 +46,26 @@ examples:
 
 exit code: 0 every line accepted, 1 some were not, 2 wrong usage, 130 Ctrl-C
 """
+_SERVE: Final = """Take users over HTTP and publish them, until SIGTERM or Ctrl-C.
+
+POST /users takes the JSON of one message, {"user_id": 5}, and answers
+  202  {"message_id": "..."}: Pub/Sub has accepted it, and only now may the sender forget it
+  400  it breaks the format, or the topic refuses it; the answer names the field, never its value
+  413  it is larger than a message can be
+  503  Pub/Sub is out of reach, or too much is in flight: keep it, and send it again after
+       Retry-After seconds. Repeating is harmless, because a user that is repeated is absorbed.
+GET /healthz answers 200 while the process lives.
+
+It checks nobody's identity: leave that to the platform (on Cloud Run, require authentication).
+A first signal stops taking users and answers what is in flight; a second one leaves at once.
+
+examples:
+  python -m publisher serve --topic users --project acme
+  python -m publisher serve --host 127.0.0.1 --port 8081 --push-to http://127.0.0.1:8080/   # no Pub/Sub needed
+  curl --json '{"user_id": 5}' http://127.0.0.1:8081/users
+
+exit code: 0 stopped in order, 1 no credentials, a failure or a second signal, 2 wrong usage
+"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,9 +82,11 @@ def parser() -> argparse.ArgumentParser:
     _add_create(create)
     load = commands.add_parser("load", help="many users from JSONL or CSV", description=_LOAD, formatter_class=raw)
     _add_load(load)
-    for command in (create, load):
+    serve = commands.add_parser("serve", help="users over HTTP", description=_SERVE, formatter_class=raw)
+    _add_serve(serve)
+    for command in (create, load, serve):
         command.epilog = _ENVIRONMENT_HELP
-        _add_target(command)
+        _add_target(command, settings.GATEWAY_GIVE_UP_SECONDS if command is serve else settings.GIVE_UP_AFTER_SECONDS)
     return top
 
 
@@ -103,7 +126,21 @@ def _add_load(load: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_target(command: argparse.ArgumentParser) -> None:
+def _add_serve(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument("--host", metavar="ADDRESS", help=f"overrides HOST (default: {settings.GATEWAY_HOST})")
+    serve.add_argument(
+        "--port", type=_Between(0, settings.MAX_PORT), metavar="N", help=f"overrides PORT (default: {settings.GATEWAY_PORT})"
+    )
+    serve.add_argument(
+        "--in-flight",
+        type=_Between(1, settings.MAX_IN_FLIGHT),
+        default=settings.GATEWAY_IN_FLIGHT,
+        metavar="N",
+        help="users taken and not answered yet, at most; more are answered 503 (default: %(default)s)",
+    )
+
+
+def _add_target(command: argparse.ArgumentParser, give_up_after: float) -> None:
     target = command.add_argument_group("where to")
     target.add_argument("--topic", help="overrides TOPIC")
     target.add_argument("--project", help="overrides GOOGLE_CLOUD_PROJECT")
@@ -111,7 +148,7 @@ def _add_target(command: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--give-up-after",
         type=_seconds,
-        default=settings.GIVE_UP_AFTER_SECONDS,
+        default=give_up_after,
         metavar="SECONDS",
         help="how long one message is retried (default: %(default)g)",
     )

@@ -19,7 +19,19 @@ from publisher.load import Loader, Summary
 from publisher.message import MessageError, UserCreated
 from publisher.progress import TerminalReport, describe
 from publisher.records import CsvRows, Lines, open_reader
-from publisher.settings import PUSH_SUBSCRIPTION, Limits, PushLimits, topic_path
+from publisher.settings import (
+    GATEWAY_HOST,
+    GATEWAY_LOG_LEVEL,
+    GATEWAY_MARGIN_SECONDS,
+    GATEWAY_PORT,
+    PUSH_SUBSCRIPTION,
+    GatewayLimits,
+    Limits,
+    PushLimits,
+    log_level,
+    port_number,
+    topic_path,
+)
 from publisher.sink import Sink
 
 EXIT_NOT_ACCEPTED = 1
@@ -40,7 +52,7 @@ def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] | Non
     options = parser().parse_args(argv)
     env = os.environ if environment is None else environment
     try:
-        return _create(options, env) if options.command == "create" else _load(options, env)
+        return {"create": _create, "load": _load, "serve": _serve}[options.command](options, env)
     except (UsageError, MessageError) as error:
         return _fail(str(error), EXIT_USAGE)
     except DeliveryError as error:
@@ -105,6 +117,20 @@ def _load(options: Namespace, environment: Mapping[str, str]) -> int:
         summary = loader.run(reader)
     _finish(options, console, summary)
     return summary.exit_code
+
+
+def _serve(options: Namespace, environment: Mapping[str, str]) -> int:
+    # Of the three commands this one alone needs an HTTP server.
+    from publisher import server, telemetry
+
+    telemetry.configure(log_level(environment.get("LOG_LEVEL") or GATEWAY_LOG_LEVEL))
+    port = options.port if options.port is not None else port_number(environment.get("PORT") or str(GATEWAY_PORT))
+    limits = GatewayLimits(answer_seconds=options.give_up_after + GATEWAY_MARGIN_SECONDS, in_flight=options.in_flight)
+    with (
+        server.listen(options.host or environment.get("HOST") or GATEWAY_HOST, port) as listener,
+        open_sink(options, environment) as sink,
+    ):
+        server.main(listener, sink, limits)
 
 
 def _finish(options: Namespace, console: Console, summary: Summary) -> None:

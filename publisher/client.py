@@ -5,9 +5,11 @@ errors, and is the only one that knows them. Google's client honours PUBSUB_EMUL
 """
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, Final, Self
 
+import grpc  # type: ignore[import-untyped]  # google's stubs are a package of their own
 from google.api_core import exceptions as google_errors
 from google.api_core.retry import Retry, if_exception_type
 from google.api_core.timeout import ConstantTimeout
@@ -16,6 +18,7 @@ from google.cloud import pubsub_v1
 from google.cloud.pubsub_v1.publisher.exceptions import (  # type: ignore[import-untyped]  # as above
     MessageTooLargeError,
 )
+from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
 
 from publisher import settings
 from publisher.errors import (
@@ -42,6 +45,7 @@ _RETRIED: Final = (
 _RETRY_INITIAL_SECONDS: Final = 0.1
 _RETRY_MAXIMUM_SECONDS: Final = 10.0
 _ERROR_TEXT_CHARACTERS: Final = 300
+_RECONNECT: Final = ("grpc.max_reconnect_backoff_ms", int(settings.RECONNECT_MAXIMUM_SECONDS * 1000))
 
 
 class Publisher:
@@ -61,7 +65,7 @@ class Publisher:
         self._open = OpenFutures()
         self._closed = False  # only the thread that owns the publisher touches this
         try:
-            self._batches = self._client(settings.BATCH_MESSAGES)
+            self._batches = self._client(settings.BATCH_MESSAGES, transport=_Transport)
             # Shares the connection. Takes what has to be published alone, see _answered.
             self._singles = self._client(1, transport=self._batches.transport)
         except DefaultCredentialsError as error:
@@ -161,6 +165,18 @@ class Publisher:
 
     def _translate(self, error: BaseException) -> DeliveryError:
         return translate(error, self._topic, self._limits.give_up_after)
+
+
+class _Transport(PublisherGrpcTransport):
+    """Google's transport, which finds Pub/Sub again soon after an outage; see `settings.RECONNECT_MAXIMUM_SECONDS`."""
+
+    def __init__(self, *, channel: Any = None, **arguments: Any) -> None:
+        # The client gives a channel for the emulator only; nothing has been sent over it yet.
+        emulated = grpc.insecure_channel(os.environ["PUBSUB_EMULATOR_HOST"], options=[_RECONNECT]) if channel else None
+        super().__init__(channel=emulated or self._channel, **arguments)
+
+    def _channel(self, host: str, *, options: Sequence[tuple[str, int]], **arguments: Any) -> Any:
+        return self.create_channel(host, options=[*options, _RECONNECT], **arguments)
 
 
 def translate(error: BaseException, topic: str, give_up_after: float) -> DeliveryError:

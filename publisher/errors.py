@@ -7,6 +7,7 @@
         |-- NotPermittedError       * these credentials may not publish, or there are none
         |-- UnreachableError        * no answer in time; whether the message was accepted is unknown
         |-- RefusedError              the server answered, and the answer was no
+        |-- BusyError                 the gateway takes no more just now; it was not sent
         `-- NotConfirmedError         given up waiting; whether the message was accepted is unknown
 
 The starred ones would meet every other message as well: whoever publishes many stops at the first (`fatal`).
@@ -65,8 +66,14 @@ class RefusedError(DeliveryError):
     code = "refused"
 
 
+class BusyError(DeliveryError):
+    """The gateway is stopping, or as much is in flight as it allows; the message was not sent."""
+
+    code = "busy"
+
+
 class NotConfirmedError(DeliveryError):
-    """The sink was closed before the server answered."""
+    """It was given up before the server answered."""
 
     code = "not_confirmed"
     unknown = True

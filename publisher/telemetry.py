@@ -1,0 +1,64 @@
+"""The gateway's log: one JSON object a line in Cloud Logging's fields, or readable lines on a terminal.
+
+Each event carries an `action` from a list in docs/operations.md. No user data is logged: reasons, fields' names, counts.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from typing import Final, TextIO
+
+_NOISY: Final = ("uvicorn", "google", "grpc", "urllib3", "httpx", "httpcore", "asyncio")
+
+
+class _CloudLogging(logging.Formatter):
+    """Source of the field names: Cloud Logging documentation, "Structured logging"."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.exc_info:
+            text = f"{text}\n{self.formatException(record.exc_info)}"
+        event = {"severity": record.levelname, "message": text, "action": getattr(record, "action", "")}
+        return json.dumps(event)
+
+
+def configure(level: str, stream: TextIO = sys.stderr) -> None:
+    """Send this process's log to `stream`.
+
+    Args:
+        level: one of `settings.LOG_LEVELS`.
+        stream: where to; JSON unless it is a terminal.
+    """
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s") if stream.isatty() else _CloudLogging())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+
+
+class RateLimitedLog:
+    """Logs each action at most once in a while; the next line tells how many were left out.
+
+    Args:
+        log: where to.
+        seconds: the least time between two lines of one action.
+        clock: a monotonic clock, in seconds.
+    """
+
+    def __init__(self, log: logging.Logger, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log, self._seconds, self._clock = log, seconds, clock
+        self._next: dict[str, float] = {}  # when an action may be logged again
+        self._left_out: dict[str, int] = {}
+
+    def __call__(self, level: int, action: str, text: str) -> None:
+        """Log `text`, unless this action was logged a moment ago."""
+        now = self._clock()
+        if now < self._next.get(action, now):
+            self._left_out[action] = self._left_out.get(action, 0) + 1
+            return
+        self._next[action] = now + self._seconds
+        left_out = self._left_out.pop(action, 0)
+        more = f" ({left_out} more like this since the last line)" if left_out else ""
+        self._log.log(level, "%s%s", text, more, extra={"action": action})
