@@ -27,6 +27,7 @@ from publisher.errors import (
     NotPermittedError,
     RefusedError,
     TopicNotFoundError,
+    TopicUnusableError,
     UnreachableError,
 )
 from publisher.message import UserCreated, encode
@@ -205,6 +206,8 @@ def translate(error: BaseException, topic: str, give_up_after: float) -> Deliver
         )
     if isinstance(error, MessageTooLargeError):
         return RefusedError("the message is larger than Pub/Sub takes (10 MB with its overhead)")
-    if isinstance(error, google_errors.GoogleAPICallError):
+    if isinstance(error, (google_errors.InvalidArgument, google_errors.OutOfRange)):
         return RefusedError(f"Pub/Sub refused it: {text}")
+    if isinstance(error, google_errors.GoogleAPICallError):  # about the topic, and never a verdict on the message
+        return TopicUnusableError(f"topic {topic} takes no message at present: mend what Pub/Sub says of it ({text})")
     return NotConfirmedError(f"publishing broke off ({type(error).__name__}); it may have been accepted")

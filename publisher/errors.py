@@ -4,6 +4,7 @@
     |-- UsageError              nothing was sent: the command line, a setting or the input file is wrong
     `-- DeliveryError           one message was not accepted
         |-- TopicNotFoundError      * the topic does not exist
+        |-- TopicUnusableError      * the topic takes nothing at present: its key, its policy
         |-- NotPermittedError       * these credentials may not publish, or there are none
         |-- UnreachableError        * no answer in time; whether the message was accepted is unknown
         |-- RefusedError              the server answered, and the answer was no
@@ -43,6 +44,13 @@ class TopicNotFoundError(DeliveryError):
 
     fatal = True
     code = "topic_not_found"
+
+
+class TopicUnusableError(DeliveryError):
+    """The topic is there and takes no message at present, for example because its encryption key is disabled."""
+
+    fatal = True
+    code = "topic_unusable"
 
 
 class NotPermittedError(DeliveryError):

@@ -28,6 +28,7 @@ from publisher.errors import (
     NotPermittedError,
     RefusedError,
     TopicNotFoundError,
+    TopicUnusableError,
     UnreachableError,
 )
 from publisher.message import EVENT_TYPE, EVENT_TYPE_ATTRIBUTE, UserCreated, decode
@@ -184,7 +185,8 @@ def test_one_refused_message_leaves_its_batch_alone(running: Emulator, monkeypat
         (GOOGLE.ServiceUnavailable("x"), UnreachableError, "within 60 s"),
         (GOOGLE.RetryError("x", GOOGLE.DeadlineExceeded("y")), UnreachableError, "(y)"),
         (GOOGLE.RetryError("x", GOOGLE.NotFound("y")), TopicNotFoundError, "does not exist"),
-        (GOOGLE.FailedPrecondition("x"), RefusedError, "refused it: x"),
+        (GOOGLE.InvalidArgument("x"), RefusedError, "refused it: x"),
+        (GOOGLE.FailedPrecondition("x"), TopicUnusableError, "takes no message at present"),
         (RuntimeError("x"), NotConfirmedError, "RuntimeError"),
     ],
 )
