@@ -42,14 +42,14 @@ def live_generation(gcs_url: str, replica_url: str) -> str:
     return f"{prefix}/{record['live']}"
 
 
-def restore(gcs_url: str, url: str, output: Path) -> None:
-    """Plain `litestream restore` with a full integrity check.
+def restore(gcs_url: str, url: str, output: Path, *options: str) -> None:
+    """Plain `litestream restore` with a full integrity check, and further options.
 
     Raises:
         RuntimeError: It failed; the text says why.
     """
     done = subprocess.run(
-        [str(find_binary("litestream")), "restore", "-integrity-check", "full", "-o", str(output), url],
+        [str(find_binary("litestream")), "restore", "-integrity-check", "full", *options, "-o", str(output), url],
         env={**os.environ, "STORAGE_EMULATOR_HOST": gcs_url},
         capture_output=True,
         text=True,

@@ -20,12 +20,13 @@ VALUES = {
     "worker.models",
     "worker.transaction",
     "worker.lease_record",
+    "worker.layout",
     "worker.background",
 }
 """What every layer of the worker may import: values, formats, errors, what a message does, and one piece of asyncio."""
 ADAPTERS = {"worker.database", "worker.writer", "worker.rejections", "worker.litestream", "worker.gcs", "worker.sender"}
 """Each knows one foreign thing. They do not import one another."""
-DECIDERS = {"worker.lease", "worker.replication", "worker.succession"}
+DECIDERS = {"worker.lease", "worker.replica", "worker.replication", "worker.succession"}
 """Each decides one rule over interfaces of its own, and imports no adapter."""
 COMPOSED = {
     "worker.access",
@@ -35,18 +36,29 @@ COMPOSED = {
     "worker.retention",
     "worker.lease_commands",
     "worker.rejection_commands",
+    "worker.restore_commands",
     "worker.operators",
     "worker.app",
     "worker.config",
 }
 """Parts made of the layers below, and settings."""
-WIRING = {"worker.supervisor", "worker.parts", "worker.rejection_cli", "worker.cli", "worker.__main__", "worker.telemetry"}
+WIRING = {
+    "worker.supervisor",
+    "worker.parts",
+    "worker.rejection_cli",
+    "worker.replica_cli",
+    "worker.tables",
+    "worker.cli",
+    "worker.__main__",
+    "worker.telemetry",
+}
 """Only these see everything; nobody imports them but each other."""
 
 PURE: dict[str, set[str]] = {
     "worker.errors": set(),
     "worker.envelope": {"worker.errors"},
     "worker.lease_record": {"worker.errors"},
+    "worker.layout": {"worker.errors"},
     "worker.group": {"worker.envelope", "worker.errors", "publisher.message"},
     "worker.models": set(),
     "worker.outcome": {"worker.group", "publisher.message"},

@@ -8,6 +8,7 @@
     │   ├── StoreDenied       the credentials may not do this                                 exit 1
     │   ├── StoreUnavailable  no answer or a passing refusal: nobody knows what happened      retried
     │   ├── Mismatch          412: the object is not at the generation we named               re-read
+    │   ├── NotInReplica      the bucket has no such generation, or nothing of that time      exit 1
     │   └── RecordInvalid     the lease record is not one this version can read               exit 1
     ├── Unconfirmed           whether everything committed is safe is not known           retried
     ├── LeaseLost             another instance owns the store now; nothing may be written     exit 0
@@ -72,6 +73,10 @@ class StoreUnavailable(StoreError):
 
 class Mismatch(StoreError):
     """412: the object is not at the generation the request named."""
+
+
+class NotInReplica(StoreError):
+    """The bucket holds no such generation, or nothing of that time."""
 
 
 class RecordInvalid(StoreError):

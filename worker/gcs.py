@@ -7,7 +7,7 @@ STORAGE_EMULATOR_HOST is honoured by the client, without credentials.
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
@@ -22,6 +22,7 @@ from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
 
 from worker.errors import Mismatch, StoreDenied, StoreMissing, StoreUnavailable
+from worker.layout import StoredObject
 
 _THREADS: Final = 4
 """Requests at once: a renewal, a lease read, and room for one of each that hangs until its timeout."""
@@ -89,6 +90,17 @@ class Bucket:
 
         return await self._run(pages, f"list {name_prefix}", timeout)
 
+    async def objects(self, name_prefix: str, *, timeout: float) -> list[StoredObject]:
+        """The objects whose names begin with `name_prefix`, in order, with what a listing tells of each."""
+
+        def pages() -> list[StoredObject]:
+            return [
+                StoredObject(blob.name.removeprefix(f"{self._prefix}/"), blob.size, blob.time_created, blob.metadata or {})
+                for blob in self._list(name_prefix, None, timeout)
+            ]
+
+        return await self._run(pages, f"list {name_prefix}", timeout)
+
     async def folders(self, name_prefix: str, *, timeout: float) -> list[str]:
         """What follows `name_prefix` up to the next slash, once for each, in order."""
 
@@ -106,7 +118,10 @@ class Bucket:
         Raises:
             StoreMissing: One of them vanished while they were copied.
         """
-        names = await self.names(name_prefix, timeout=timeout)
+        await self.fetch_named(await self.names(name_prefix, timeout=timeout), name_prefix, directory, timeout=timeout)
+
+    async def fetch_named(self, names: Sequence[str], name_prefix: str, directory: Path, *, timeout: float) -> None:
+        """Copy these objects, all below `name_prefix`; see `fetch`."""
 
         def download(name: str) -> None:
             file = directory / name.removeprefix(name_prefix)

@@ -21,31 +21,14 @@ import msgspec
 from worker import database, litestream
 from worker.background import running
 from worker.errors import LitestreamError, Mismatch, StoreUnavailable, SyncUnavailable
+from worker.layout import MANIFEST, Manifest, path_of
 from worker.lease import Lease
 from worker.lease_record import Store
 
-MANIFEST: Final = "manifest.json"
 _RETRY_PAUSE_SECONDS: Final = 0.25
 _CLAIM_SECONDS: Final = 5.0
 
 log = logging.getLogger(__name__)
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """`manifest.json` in a generation: what it continues, and who began it. Written once."""
-
-    format: int = 1
-    epoch: int
-    base: str | None
-    base_txid: int
-    started_at: datetime
-    revision: str
-    holder: str
-
-
-def path_of(epoch: int) -> str:
-    """The generation's path under the store's prefix."""
-    return f"generations/{epoch:016x}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from worker.errors import LeaseHeld, Mismatch, RecordInvalid
-from worker.generation import MANIFEST, Manifest, path_of
+from worker.layout import MANIFEST, Manifest, path_of
 from worker.lease_record import RECORD, SUCCESSOR, Record, Store, Successor, encode, look
 
 T = TypeVar("T")

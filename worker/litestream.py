@@ -270,7 +270,7 @@ async def restore(options: Options, *, replica_path: str, output: Path, integrit
         try:
             async with asyncio.timeout(timeout):
                 url = await _source(options, replica_path, scratch)
-                return await _restore_from(options, url, output, integrity_check)
+                return await restore_from(url, output, binary=options.binary, integrity_check=integrity_check)
         except TimeoutError:
             reason = f"it took longer than RESTORE_TIMEOUT_SECONDS, {timeout:g}"
         except (RestoreFailed, StoreUnavailable, StoreMissing) as error:
@@ -294,8 +294,13 @@ async def _source(options: Options, replica_path: str, scratch: Path) -> str:
     return f"file://{scratch}"
 
 
-async def _restore_from(options: Options, url: str, output: Path, integrity_check: str) -> int:
-    command = [str(options.binary), "restore", "-json", "-integrity-check", integrity_check, "-o", str(output), url]
+async def restore_from(url: str, output: Path, *, binary: Path, integrity_check: str) -> int:
+    """Restore the newest state of the replica at `url` into `output`; the transaction id it ends at.
+
+    Raises:
+        RestoreFailed: Litestream failed or wrote nothing; the text is what it said.
+    """
+    command = [str(binary), "restore", "-json", "-integrity-check", integrity_check, "-o", str(output), url]
     process = await asyncio.create_subprocess_exec(
         *_tied_to_this_process(*command),
         env=_environment_without_ours(),

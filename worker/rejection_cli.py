@@ -3,19 +3,16 @@
 import argparse
 import asyncio
 import json
-import re
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from worker.errors import ServiceRefused
 from worker.outcome import REASONS
 from worker.rejection_commands import Service, Wanted, export
+from worker.tables import moment, pairs, plain, rfc3339, table
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "SERVICE_URL": "where the service listens, for `rejections` [http://127.0.0.1:PORT]",
@@ -24,9 +21,6 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 """The variables that only these commands read."""
 
 _COLUMNS: Final = ("message_id", "reason", "detail", "publish_time", "received_at", "delivery_attempt", "bytes")
-_PIPE_WIDTH: Final = 10_000
-"""Columns of a table that is not on a terminal: nothing is cut off."""
-_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
 
 _INTRO: Final = """\
 Messages that could not have their effect, kept with the reason: look at them, and end each in one of three ways.
@@ -82,9 +76,9 @@ def add(verbs: Any) -> None:
     for parser in (listing, retry, discard, exporting):
         parser.add_argument("--reason", choices=REASONS, metavar="CODE", help=f"one of {', '.join(REASONS)}")
         parser.add_argument(
-            "--since", type=_moment, metavar="TIME", help="received then or later: RFC 3339, or 30m, 12h, 7d ago"
+            "--since", type=_utc, metavar="TIME", help="received then or later: RFC 3339, or 30m, 12h, 7d ago"
         )
-        parser.add_argument("--until", type=_moment, metavar="TIME", help="received before then")
+        parser.add_argument("--until", type=_utc, metavar="TIME", help="received before then")
     for parser in (listing, show, retry, discard, exporting):
         parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -111,12 +105,10 @@ async def _list(service: Service, options: argparse.Namespace) -> int:
         print(json.dumps(rows))
         return 0
     columns = (*_COLUMNS, "resolution") if options.all else _COLUMNS
-    table = Table(box=None, pad_edge=False)
-    for name in columns:
-        table.add_column(name.replace("_", " "), no_wrap=name != "detail", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text("-" if row[name] is None else _plain(str(row[name]))) for name in columns))
-    _print(table if rows else "no rejections")
+    if rows:
+        table([name.replace("_", " ") for name in columns], [[row[name] for name in columns] for row in rows])
+    else:
+        print("no rejections")
     return 0
 
 
@@ -125,10 +117,7 @@ async def _show(service: Service, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found))
         return 0
-    width = max(map(len, found))
-    for name, value in found.items():
-        text = "-" if value is None else value if isinstance(value, str) else json.dumps(value)
-        print(f"{name.replace('_', ' '):<{width}}  {_plain(text)}")
+    pairs([(name.replace("_", " "), value) for name, value in found.items()])
     return 0
 
 
@@ -140,7 +129,7 @@ async def _discard(service: Service, options: argparse.Namespace) -> int:
     if options.yes:
         return await _resolve(service, options, service.discard)
     ids = await _chosen(service, options)
-    print(f"this would discard {len(ids)} messages for good: {', '.join(map(_plain, ids)) or 'none'}; add --yes to do it")
+    print(f"this would discard {len(ids)} messages for good: {', '.join(map(plain, ids)) or 'none'}; add --yes to do it")
     return 1
 
 
@@ -177,7 +166,7 @@ async def _resolve(
         if options.json:
             print(json.dumps(result), flush=True)
         else:
-            print(f"{_plain(message_id)}  {result.get('outcome') or result['error']}", flush=True)
+            print(f"{plain(message_id)}  {result.get('outcome') or result['error']}", flush=True)
     return int(failed)
 
 
@@ -198,27 +187,5 @@ def _wanted(options: argparse.Namespace, *, resolved: bool = False) -> Wanted:
     return Wanted(reason=options.reason, since=options.since, until=options.until, resolved=resolved)
 
 
-def _moment(text: str) -> str:
-    ago = re.fullmatch(r"(\d{1,5})([mhd])", text)
-    if ago:
-        moment = datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-    else:
-        try:
-            moment = datetime.fromisoformat(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError("give a time such as 2026-01-31T12:00:00Z, or 30m, 12h, 7d ago") from None
-        if moment.tzinfo is None:
-            raise argparse.ArgumentTypeError("give the time with its zone, for example 2026-01-31T12:00:00Z")
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _plain(text: str) -> str:
-    """Without what would move a terminal's cursor: ids and details are other people's."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
-def _print(what: Table | str) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH)
-    console.print(what, markup=False, highlight=False)
+def _utc(text: str) -> str:
+    return rfc3339(moment(text))

@@ -16,7 +16,7 @@ from typing import Protocol
 import msgspec
 
 from worker.errors import StoreError
-from worker.generation import MANIFEST, Manifest
+from worker.layout import MANIFEST, Manifest
 from worker.lease import Lease
 
 log = logging.getLogger(__name__)

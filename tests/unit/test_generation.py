@@ -16,7 +16,8 @@ from tests.fakes import Clock, MemoryStore
 from tests.unit.test_lease import acquired, record_in
 from worker import database, generation, litestream
 from worker.errors import LeaseLost, LitestreamError, RestoreFailed, StoreUnavailable, SyncUnavailable
-from worker.generation import Generations, Limits, Manifest, insist, path_of
+from worker.generation import Generations, Limits, insist
+from worker.layout import Manifest, path_of
 from worker.lease import Lease
 from worker.litestream import Position
 

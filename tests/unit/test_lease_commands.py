@@ -9,7 +9,7 @@ import pytest
 from tests.fakes import MemoryStore
 from tests.unit.test_lease import HELD, RELEASED, put, record_in
 from worker.errors import LeaseHeld, StoreMissing
-from worker.generation import Manifest
+from worker.layout import Manifest
 from worker.lease_commands import Status, break_, show
 from worker.lease_record import SUCCESSOR, Successor
 

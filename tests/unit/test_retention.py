@@ -10,7 +10,7 @@ import pytest
 from tests.fakes import Clock, MemoryStore
 from tests.unit.test_lease import acquired, record_in
 from worker.errors import LeaseLost
-from worker.generation import Manifest, path_of
+from worker.layout import Manifest, path_of
 from worker.retention import expired, prune
 
 NOW = datetime(2024, 1, 31, tzinfo=UTC)

@@ -1,0 +1,147 @@
+"""The command line of `worker replica` and `worker restore`."""
+
+import argparse
+import asyncio
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from rich.console import Console
+
+from worker.config import Settings
+from worker.errors import ConfigError
+from worker.gcs import Bucket
+from worker.litestream import find_binary
+from worker.replica import Generation, Survey, survey
+from worker.restore_commands import Restored, Wanted, restore
+from worker.tables import moment, pairs, table
+
+_LIST_SECONDS: Final = 60.0
+"""Longest a listing of the whole store may take."""
+
+_REPLICA: Final = """\
+What is in the bucket: the generations, newest first. One is live; the others were live before it, and stay restorable for
+RETENTION_DAYS. Nothing is changed, and no lease is needed.
+
+  python -m worker replica               the generations
+  python -m worker replica ls 7          the files of epoch 7
+"""
+_RESTORE: Final = """\
+Restore a state from the bucket into a new file: the newest, or what it was at a time, or a generation up to a transaction.
+The live service is not touched, and no lease is needed.
+
+  python -m worker restore -o now.db
+  python -m worker restore -o yesterday.db --at 24h
+  python -m worker restore -o before.db --at 2026-01-31T12:00:00Z
+  python -m worker restore -o seven.db --epoch 7 --txid 120
+"""
+
+
+def add(verbs: Any) -> None:
+    """Add the commands to the worker's parser."""
+    raw = argparse.RawDescriptionHelpFormatter
+    replica = verbs.add_parser("replica", help="what is in the bucket", description=_REPLICA, formatter_class=raw)
+    replica.add_argument("--json", action="store_true", help="print JSON")
+    replica.set_defaults(command=_replica)
+    inner = replica.add_subparsers(metavar="COMMAND")
+    ls = inner.add_parser("ls", help="the files of a generation", description="List the files of one generation.")
+    ls.add_argument("epoch", metavar="EPOCH", type=int)
+    ls.add_argument("--json", action="store_true", help="print JSON")
+    ls.set_defaults(command=_ls)
+    restoring = verbs.add_parser(
+        "restore", help="a state from the bucket, into a file", description=_RESTORE, formatter_class=raw
+    )
+    restoring.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="a file that does not exist yet")
+    which = restoring.add_mutually_exclusive_group()
+    which.add_argument("--at", metavar="TIME", type=moment, help="the state at that time: RFC 3339, or 30m, 12h, 7d ago")
+    which.add_argument("--epoch", metavar="N", type=int, help="the generation of that epoch")
+    restoring.add_argument("--txid", metavar="X", type=int, help="with --epoch: up to that transaction")
+    restoring.add_argument("--json", action="store_true", help="print JSON")
+    restoring.set_defaults(command=_restore)
+
+
+def _replica(settings: Settings, options: argparse.Namespace) -> int:
+    found = _survey(settings)
+    rows = [_row(generation, found) for generation in sorted((*found.history, *found.others), key=_epoch, reverse=True)]
+    if options.json:
+        print(msgspec.json.encode(rows).decode())
+    elif rows:
+        table(list(rows[0]), [list(row.values()) for row in rows])
+    else:
+        print("the store is empty: no generation has been written yet")
+    return 0
+
+
+def _ls(settings: Settings, options: argparse.Namespace) -> int:
+    generation = _survey(settings).of_epoch(options.epoch)
+    if options.json:
+        print(msgspec.json.encode(generation.files).decode())
+    else:
+        rows = [
+            (f"gs://{settings.bucket}/{settings.prefix}/{file.name}", file.first, file.last, file.time, file.bytes)
+            for file in generation.files
+        ]
+        table(("file", "first", "last", "time", "bytes"), rows)
+    return 0
+
+
+def _restore(settings: Settings, options: argparse.Namespace) -> int:
+    if options.txid is not None and options.epoch is None:
+        raise ConfigError("--txid counts within one generation: give its --epoch as well")
+    wanted = Wanted(options.at, options.epoch, options.txid)
+    console = Console(stderr=True)
+
+    async def run(store: Bucket) -> Restored:
+        with console.status("looking at the bucket"):
+            return await restore(
+                store,
+                wanted,
+                options.output,
+                binary=find_binary(settings.litestream_bin),
+                now=datetime.now(UTC),
+                request_seconds=_LIST_SECONDS,
+                fetch_seconds=settings.fetch_timeout_seconds,
+                say=lambda line: print(line, file=sys.stderr),
+            )
+
+    restored = _with_bucket(settings, run)
+    if options.json:
+        print(msgspec.json.encode(restored).decode())
+    else:
+        pairs([(name.replace("_", " "), value) for name, value in msgspec.structs.asdict(restored).items()])
+    return 0
+
+
+def _survey(settings: Settings) -> Survey:
+    found: Survey = _with_bucket(settings, lambda store: survey(store, timeout=_LIST_SECONDS))
+    return found
+
+
+def _with_bucket(settings: Settings, use: Any) -> Any:
+    store = Bucket(settings.bucket, settings.prefix)
+    try:
+        return asyncio.run(use(store))
+    finally:
+        store.close()
+
+
+def _epoch(generation: Generation) -> int:
+    return generation.manifest.epoch
+
+
+def _row(generation: Generation, found: Survey) -> dict[str, Any]:
+    manifest = generation.manifest
+    state = "live" if generation.live else "was live" if generation in found.history else "never live"
+    return {
+        "epoch": manifest.epoch,
+        "state": state,
+        "began": generation.began,
+        "ended": generation.ended,
+        "base": None if manifest.base is None else f"{manifest.base.rpartition('/')[2].lstrip('0')}@{manifest.base_txid}",
+        "transactions": generation.transactions,
+        "objects": generation.objects,
+        "bytes": generation.bytes,
+        "revision": manifest.revision,
+    }

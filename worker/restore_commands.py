@@ -1,0 +1,160 @@
+"""`worker restore`: a state that is in the bucket, into a file. It needs no lease and touches neither bucket nor service.
+
+The files of the generation that make up the state are fetched side by side, plain `litestream restore` puts them together,
+and the result gets its name only when it is whole and checked.
+"""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+
+from worker import database, litestream
+from worker.errors import NotInReplica, RestoreFailed, StoreMissing
+from worker.layout import File
+from worker.replica import Generation, Objects, Survey, survey
+
+_ATTEMPTS: Final = 2
+"""Files may be pruned under a running restore; then the bucket is looked at once more."""
+
+
+class Bucket(Objects, Protocol):
+    """What a restore needs of the bucket."""
+
+    async def fetch_named(self, names: Sequence[str], name_prefix: str, directory: Path, *, timeout: float) -> None:
+        """Copy objects side by side; `StoreMissing` when one of them has vanished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which state: the newest; or what it was at a time; or of an epoch, up to a transaction."""
+
+    at: datetime | None = None
+    epoch: int | None = None
+    txid: int | None = None
+
+    def files(self, found: Survey, *, now: datetime) -> tuple[Generation, list[File]]:
+        """The generation, and those of its files that make up the state.
+
+        Raises:
+            NotInReplica: The bucket does not hold that state.
+        """
+        generation = self._generation(found, now)
+        if self.txid is not None and not 0 < self.txid <= generation.transactions:
+            raise NotInReplica(
+                f"epoch {generation.manifest.epoch} has the transactions 1 to {generation.transactions}, not {self.txid}"
+            )
+        files = [
+            file
+            for file in generation.files
+            if (self.txid is None or file.last <= self.txid) and (self.at is None or file.time <= self.at)
+        ]
+        if not files:
+            raise NotInReplica(f"{generation.path} holds no file; `worker replica` lists what there is")
+        return generation, files
+
+    def _generation(self, found: Survey, now: datetime) -> Generation:
+        if self.epoch is not None:
+            return found.of_epoch(self.epoch)
+        if self.at is not None:
+            return found.at(self.at, now=now)
+        for generation in found.history:
+            if generation.live:
+                return generation
+        raise NotInReplica("the store is empty: nothing has been written to it yet")
+
+
+class Restored(msgspec.Struct, frozen=True, kw_only=True):
+    """What a restored file holds. `time` is when its last transaction was committed."""
+
+    file: str
+    generation: str
+    txid: int
+    time: datetime
+    bytes: int
+    users: int
+    receipts: int
+    rejections: int
+    open_rejections: int
+    last_message: str | None
+    last_message_at: datetime | None
+
+
+async def restore(
+    store: Bucket,
+    wanted: Wanted,
+    output: Path,
+    *,
+    binary: Path,
+    now: datetime,
+    request_seconds: float,
+    fetch_seconds: float,
+    say: Callable[[str], None],
+) -> Restored:
+    """Restore a state into a file that must not exist.
+
+    Args:
+        store: The bucket.
+        wanted: Which state.
+        output: The file.
+        binary: Litestream's.
+        now: The time.
+        request_seconds: Longest a look at the bucket may take.
+        fetch_seconds: Longest one file may take to be read.
+        say: Told about progress, a line at a time.
+
+    Raises:
+        NotInReplica: The bucket does not hold that state.
+        RestoreFailed: The file is there already, or the state could not be restored; there is no file then.
+        StoreError: The bucket did not answer, or refused; likewise.
+    """
+    if output.exists() or not output.parent.is_dir():
+        raise RestoreFailed(f"{output} is there already, or its folder is not; name a new file in a folder that exists")
+    for attempt in range(1, _ATTEMPTS + 1):
+        generation, files = wanted.files(await survey(store, timeout=request_seconds), now=now)
+        size = sum(file.bytes for file in files)
+        say(f"restoring {generation.path}: {len(files):,} files, {size:,} bytes")
+        # Beside the output: renamed, the file is there at once and whole.
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+            try:
+                names = [file.name for file in files]
+                await store.fetch_named(names, f"{generation.path}/", Path(scratch, "replica"), timeout=fetch_seconds)
+                return await _put_together(Path(scratch), output, generation, files, binary, say)
+            except StoreMissing:
+                if attempt == _ATTEMPTS:
+                    raise
+                say("files were deleted meanwhile; looking again")
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def _put_together(
+    scratch: Path, output: Path, generation: Generation, files: Sequence[File], binary: Path, say: Callable[[str], None]
+) -> Restored:
+    made = scratch / "restored.db"
+    try:
+        txid = await litestream.restore_from(f"file://{scratch / 'replica'}", made, binary=binary, integrity_check="full")
+    except RestoreFailed as error:
+        raise RestoreFailed(
+            f"{generation.path} cannot be restored to that state: {error}. Nothing was written; try another --at or --epoch"
+        ) from None
+    say("integrity checked; counting")
+    counts = await asyncio.to_thread(database.count, made)
+    restored = Restored(
+        file=str(output),
+        generation=generation.path,
+        txid=txid,
+        time=max(file.time for file in files if file.last <= txid),
+        bytes=made.stat().st_size,
+        **counts,
+    )
+    try:
+        os.link(made, output)  # unlike a rename, never over a file that came meanwhile
+    except OSError as error:
+        raise RestoreFailed(f"{output} cannot be written: {error.strerror}; name a new file") from None
+    return restored
