@@ -24,7 +24,15 @@ VALUES = {
     "worker.background",
 }
 """What every layer of the worker may import: values, formats, errors, what a message does, and one piece of asyncio."""
-ADAPTERS = {"worker.database", "worker.writer", "worker.rejections", "worker.litestream", "worker.gcs", "worker.sender"}
+ADAPTERS = {
+    "worker.comparison",
+    "worker.database",
+    "worker.writer",
+    "worker.rejections",
+    "worker.litestream",
+    "worker.gcs",
+    "worker.sender",
+}
 """Each knows one foreign thing. They do not import one another."""
 DECIDERS = {"worker.lease", "worker.replica", "worker.replication", "worker.succession"}
 """Each decides one rule over interfaces of its own, and imports no adapter."""
@@ -47,6 +55,8 @@ WIRING = {
     "worker.parts",
     "worker.rejection_cli",
     "worker.replica_cli",
+    "worker.recovery",
+    "worker.recover_cli",
     "worker.tables",
     "worker.cli",
     "worker.__main__",
@@ -81,7 +91,7 @@ PURE: dict[str, set[str]] = {
 SEAMS: dict[str, set[str]] = {
     "google.cloud.storage": {"worker.gcs"},
     "google.cloud.pubsub_v1": {"publisher.client"},
-    "peewee": {"worker.database", "worker.models", "worker.rejections", "worker.writer"},
+    "peewee": {"worker.comparison", "worker.database", "worker.models", "worker.rejections", "worker.writer"},
     "google.auth.jwt": {"worker.sender"},
     "google.auth.crypt": {"worker.sender"},
     "playhouse": {"worker.database"},

@@ -6,7 +6,6 @@ Litestream starts.
 """
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -14,7 +13,7 @@ import peewee
 from playhouse.migrations import Runner
 
 from worker.errors import SqliteTooOld
-from worker.models import Connection, Receipt, Rejection, User
+from worker.models import Connection, User
 
 SQLITE_MIN: Final = (3, 51, 3)
 """Older SQLite can corrupt a WAL database that one process checkpoints while another commits (the WAL-reset bug, 3.7.0
@@ -84,22 +83,6 @@ def clear(path: Path) -> bool:
         if file.exists():
             file.replace(previous.with_name(previous.name + suffix))
     return True
-
-
-def count(path: Path) -> dict[str, Any]:
-    """What a database at rest holds: its rows, and the message that was handled last. Nothing is written beside it."""
-    database = peewee.SqliteDatabase(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, autoconnect=False)
-    with database.connection_context():
-        newest = Receipt.select().order_by(Receipt.processed_at.desc(), Receipt.message_id.desc()).dicts()
-        last: dict[str, Any] | None = newest.bind(database).first()
-        return {
-            "users": User.select().bind(database).count(),
-            "receipts": Receipt.select().bind(database).count(),
-            "rejections": Rejection.select().bind(database).count(),
-            "open_rejections": Rejection.select().where(Rejection.resolved_at.is_null()).bind(database).count(),
-            "last_message": last and last["message_id"],
-            "last_message_at": last and datetime.fromtimestamp(last["processed_at"] / 1000, UTC),
-        }
 
 
 class Reader:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -96,6 +97,23 @@ class Generations:
             log.info("migration %s applied", name, extra={"action": "database.migrated"})
         await self._switch(base=live, base_txid=txid, seconds=limits.first_sync_seconds)
 
+    async def begin_from(self, file: Path, *, base: str, base_txid: int) -> None:
+        """Make an earlier state the live one: a new generation that continues `base` and replaces what is live now.
+
+        Args:
+            file: The state's database; it is moved away.
+            base: The generation it was restored from.
+            base_txid: The transaction it ends at.
+
+        Raises:
+            SyncUnavailable: As for `begin`; likewise `StoreUnavailable`. What was live stays live.
+        """
+        limits, database_file = self._limits, self._options.database
+        database.clear(database_file)
+        file.replace(database_file)
+        await asyncio.to_thread(database.migrate, database_file, busy_timeout_seconds=limits.busy_timeout_seconds)
+        await self._switch(base=base, base_txid=base_txid, seconds=limits.first_sync_seconds, replaced=self._lease.live)
+
     async def sync(self, *, timeout: int) -> litestream.Position:
         """One sync of the current generation; see `Litestream.sync`."""
         if self._litestream is None:
@@ -141,7 +159,7 @@ class Generations:
     async def _reserve(self) -> None:
         await self._lease.advance()
 
-    async def _switch(self, *, base: str | None, base_txid: int, seconds: float) -> None:
+    async def _switch(self, *, base: str | None, base_txid: int, seconds: float, replaced: str | None = None) -> None:
         """Claim this epoch's path, fill it with the whole database, and make it the live one."""
         lease, path = self._lease, path_of(self._lease.epoch)
         manifest = Manifest(
@@ -151,6 +169,7 @@ class Generations:
             started_at=datetime.now(UTC),
             revision=lease.revision,
             holder=lease.holder,
+            replaced=replaced,
         )
         await insist(lambda: self._claim(f"{path}/{MANIFEST}", manifest), seconds=seconds)
         self._child = contextlib.AsyncExitStack()

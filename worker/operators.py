@@ -1,9 +1,11 @@
-"""HTTP for operators: rejections read, retried and discarded in the running service, so that there is never a second writer.
+"""HTTP for operators: rejections read, retried and discarded in the running service, so that there is never a second writer;
+and what a drill compares a restore with.
 
 GET /rejections                 a page: ?reason=&since=&until=&resolved=true&after=&limit=
 GET /rejections/<id>            one, whole
 POST /rejections/<id>/retry     handle it once more: 200 with its outcome
 POST /rejections/<id>/discard   give it up: 200
+GET /counts                     the database's rows, once all that is counted is in the bucket: ?since=
 
 A change is answered once it is in the bucket, like a message (INV-1).
 """
@@ -18,7 +20,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from worker import rejections
+from worker import counts, rejections
 from worker.access import Access
 from worker.errors import BadQuery, NotFound
 from worker.intake import Intake
@@ -30,6 +32,7 @@ from worker.transaction import DISCARDED
 T = TypeVar("T")
 
 ROOT: Final = "/rejections"
+COUNTS: Final = "/counts"
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +45,14 @@ class Readers(Protocol):
 
 
 async def answer(request: Request, path: str, *, access: Access, intake: Intake, readers: Readers) -> Response:
-    """Answer a request below `ROOT`.
+    """Answer a request below `ROOT`, or to `COUNTS`.
 
     Raises:
         RequestError: It is refused, or what it asks for cannot be done.
     """
     who = await access.operator(request.headers.get("authorization"))
+    if path == COUNTS:
+        return await _counts(request, intake, readers)
     name = path.removeprefix(ROOT).removeprefix("/")
     if request.method == "POST":
         return await _change(intake, name, who)
@@ -61,6 +66,15 @@ async def answer(request: Request, path: str, *, access: Access, intake: Intake,
     if found is None:
         raise NotFound("there is no rejection with this message id")
     return JSONResponse(found)
+
+
+async def _counts(request: Request, intake: Intake, readers: Readers) -> Response:
+    if request.method != "GET":
+        return JSONResponse({"error": "this path takes GET only"}, status_code=405, headers={"allow": "GET"})
+    since = _time(request.query_params.get("since"), "since")
+    found = await readers.read(partial(counts.count, since=since or 0))
+    await intake.change(lambda _: None)  # what was committed before it, and so all that was counted, is confirmed with it
+    return Response(msgspec.json.encode(found), media_type="application/json")
 
 
 async def _change(intake: Intake, name: str, who: str) -> Response:

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from worker import database, litestream
+from worker import comparison, litestream
 from worker.errors import NotInReplica, RestoreFailed, StoreMissing
 from worker.layout import File
 from worker.replica import Generation, Objects, Survey, survey
@@ -144,7 +144,7 @@ async def _put_together(
             f"{generation.path} cannot be restored to that state: {error}. Nothing was written; try another --at or --epoch"
         ) from None
     say("integrity checked; counting")
-    counts = await asyncio.to_thread(database.count, made)
+    counts = await asyncio.to_thread(comparison.count, made)
     restored = Restored(
         file=str(output),
         generation=generation.path,

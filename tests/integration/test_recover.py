@@ -1,0 +1,212 @@
+"""`worker recover` beside a running service: real workers, real Litestream, the fake Cloud Storage."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from local.gcs_process import FakeGcs
+from local.stack import QUICK_LEASE
+from local.worker_process import WorkerProcess, wait_until
+from publisher import message
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = {**QUICK_LEASE, "TENURE_MIN_SECONDS": "0.1", "SUCCESSOR_POLL_SECONDS": "0.2"}
+
+
+class Platform:
+    """A service whose instance is started again whenever it ends, as Cloud Run does. `pushed` maps messages to users."""
+
+    def __init__(self, directory: Path, gcs: FakeGcs) -> None:
+        self.directory, self.gcs = directory, gcs
+        self.worker = WorkerProcess(
+            disk=directory / "disk",
+            replica_url="gs://bucket/store",
+            environment={**gcs.environment(), **SETTINGS},
+            port=0,
+            log=directory / "worker.log",
+        )
+        assert self.worker.run("init").returncode == 0
+        self.pushed: dict[str, int] = {}
+        self._down = threading.Event()
+        self._thread = threading.Thread(target=self._keep_up, daemon=True)
+
+    def __enter__(self) -> Platform:
+        self.worker.start().wait_serving()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._down.set()
+        self._thread.join()
+        self.worker.kill()
+
+    def push(self, *users: int, email: str | None = None) -> None:
+        """Have users created, each by a message that is sent until it is acknowledged."""
+        for user in users:
+            message_id = f"m{user}" if email is None else f"m{user}-{email}"
+            self.deliver(message_id, json.dumps({"user_id": user, "email_address": email}).encode())
+            self.pushed[message_id] = user
+
+    def deliver(self, message_id: str, data: bytes) -> None:
+        """One message, sent until it is acknowledged; published when it was first sent, as the queue would say."""
+        body = message.envelope(data, {}, message_id, now(), "projects/p/subscriptions/s")
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            try:
+                if httpx.post(self.worker.url, content=body, timeout=30, trust_env=False).status_code == 204:
+                    return
+            except httpx.HTTPError:
+                time.sleep(0.1)
+        raise TimeoutError(f"{message_id} was not acknowledged")
+
+    def users(self, *wanted: int) -> list[int]:
+        """Those of the users that are there, asked of the serving instance."""
+        wait_until(lambda: self.worker.state() == "serving", "serving")
+        answers = {user: httpx.get(f"{self.worker.url}/users/{user}", trust_env=False).status_code for user in wanted}
+        assert set(answers.values()) <= {200, 404}, answers
+        return [user for user, status in answers.items() if status == 200]
+
+    def run(self, *arguments: str) -> Any:
+        """What a command printed as JSON."""
+        done = self.worker.run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def states(self) -> dict[int, str]:
+        """The state of each epoch's generation."""
+        return {row["epoch"]: row["state"] for row in self.run("replica")}
+
+    def _keep_up(self) -> None:
+        while not self._down.wait(0.05):
+            if self.worker.state() == "ended":
+                assert self.worker.wait() == 0, self.worker.tail()
+                self.worker.start()
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Iterator[Platform]:
+    """A serving service."""
+    with FakeGcs(tmp_path / "gcs", buckets=("bucket",)) as gcs, Platform(tmp_path, gcs) as running:
+        yield running
+
+
+def now() -> datetime:
+    """The time."""
+    return datetime.now(UTC)
+
+
+def pause() -> datetime:
+    """A moment between two transactions."""
+    time.sleep(0.02)
+    moment = now()
+    time.sleep(0.02)
+    return moment
+
+
+def test_a_recovery_beside_a_running_service(platform: Platform, tmp_path: Path) -> None:
+    """The instance hands over, the older state is live, what was undone is listed, and comes back when delivered again."""
+    platform.push(*range(1, 21))
+    then = pause()
+    platform.push(*range(21, 31))
+    platform.push(5, email="bad@example.com")
+    last = pause()
+    undone = tmp_path / "undone.txt"
+    before = platform.states()
+
+    plan = platform.run("recover", "--at", then.isoformat(), "--dry-run")
+    assert platform.states() == before
+    assert plan["undone"]["outcomes"] == {"created": 10, "conflict": 1}
+    assert (plan["newest"]["users"], plan["wanted"]["users"], plan["generation"]) == (30, 20, None)
+
+    found = platform.run("recover", "--at", then.isoformat(), "--yes", "--undone", str(undone))
+    gone = {f"m{user}" for user in range(21, 31)} | {"m5-bad@example.com"}
+    assert set(undone.read_text().split()) == gone == set(found["undone"]["messages"])
+    assert platform.users(1, 5, 20, 21, 30) == [1, 5, 20]
+    states = platform.states()
+    assert list(states.values()).count("live") == 1
+    assert "never live" not in states.values()
+
+    # Delivered again, they take effect again, and nothing is there twice.
+    platform.push(*range(21, 31))
+    platform.push(*range(1, 21))
+    assert platform.users(*range(1, 31)) == list(range(1, 31))
+    assert platform.run("restore", "-o", str(tmp_path / "now.db"))["receipts"] == 30
+    # The history that was left is still there.
+    left = platform.run("restore", "-o", str(tmp_path / "left.db"), "--at", last.isoformat())
+    assert (left["users"], left["rejections"]) == (30, 1)
+
+
+def test_a_recovery_can_be_undone(platform: Platform, tmp_path: Path) -> None:
+    """The state before the recovery is one like any other."""
+    platform.push(1, 2, 3)
+    then = pause()
+    platform.push(4, 5)
+    last = pause()
+    platform.run("recover", "--at", then.isoformat(), "--yes", "--undone", str(tmp_path / "a.txt"))
+    platform.push(6)
+    assert platform.users(1, 3, 4, 5, 6) == [1, 3, 6]
+    found = platform.run("recover", "--at", last.isoformat(), "--yes", "--undone", str(tmp_path / "b.txt"))
+    assert platform.users(1, 3, 4, 5, 6) == [1, 3, 4, 5]
+    assert found["undone"]["messages"] == ["m6"]
+    assert (found["newest"]["users"], found["wanted"]["users"]) == (4, 5)
+
+
+def test_what_cannot_be_recovered_changes_nothing(platform: Platform, tmp_path: Path) -> None:
+    """Nothing newer, the future, before the first, no terminal to ask on, a file that is there: exit 1, the same epoch."""
+    platform.push(1)
+    before = platform.states()
+    there = tmp_path / "there.txt"
+    there.write_text("mine")
+    moment = pause().isoformat()
+    for arguments, said in (
+        (("--at", moment, "--yes"), "nothing to undo"),
+        (("--at", "2999-01-01T00:00:00Z", "--yes"), "in the future"),
+        (("--at", "2020-01-01T00:00:00Z", "--yes"), "the oldest state kept"),
+        (("--at", moment, "--yes", "--undone", str(there)), "is there already"),
+    ):
+        done = platform.worker.run("recover", *arguments)
+        assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+    platform.push(2)
+    done = platform.worker.run("recover", "--at", moment)
+    assert (done.returncode, "--dry-run" in done.stderr) == (1, True), done.stderr
+    assert platform.states() == before
+    assert platform.users(1, 2) == [1, 2]
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_killed_in_the_middle_it_is_done_or_not(platform: Platform, tmp_path: Path, attempt: int) -> None:
+    """Whenever the command dies: one of the two states is live, whole, and the service goes on from it."""
+    platform.push(*range(1, 11))
+    then = pause()
+    platform.push(*range(11, 16))
+    command = [sys.executable, "-m", "worker", "recover", "--at", then.isoformat(), "--yes"]
+    with subprocess.Popen(
+        [*command, "--undone", str(tmp_path / "undone.txt")],
+        env=platform.worker._environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as recovering:
+        assert recovering.stderr is not None
+        for line in recovering.stderr:
+            if line.startswith("asking"):
+                break
+        time.sleep(random.Random(attempt).uniform(0, 4))
+        recovering.kill()
+    platform.push(99)  # acknowledged by whoever serves next
+    there = platform.users(*range(1, 16), 99)
+    assert there in ([*range(1, 16), 99], [*range(1, 11), 99])
+    assert list(platform.states().values()).count("live") == 1

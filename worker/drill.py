@@ -1,0 +1,93 @@
+"""The format of `drill.json`, and what follows from what a drill found. Pure.
+
+The service goes on writing during a drill, so the restored counts are held between two of its own: one taken and confirmed
+before the bucket is listed, one taken after the restore. Both are sound only where nothing counted is ever deleted. Users
+are not; receipts and rejections expire, so only those of the last `COUNTED_DAYS` are counted, which is less than the settings
+let them be kept.
+"""
+
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+import msgspec
+
+RECORD: Final = "drill.json"
+COUNTED_DAYS: Final = 30
+"""RECEIPT_DAYS and REJECTION_DAYS are 31 at least; the day between is for clocks that differ, and for the drill itself."""
+
+Verdict = Literal["proved", "failed", "inconclusive"]
+_COUNTED: Final = ("users", "receipts", "rejections")
+_PROVED: Final = "what the service had confirmed is in the restored file, and nothing that it never had"
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """The rows of a database: all users, and the receipts and rejections since a time. The last message is of that span."""
+
+    users: int
+    receipts: int
+    rejections: int
+    last_message: str | None
+    last_message_at: datetime | None
+
+
+class Copy(msgspec.Struct, frozen=True, kw_only=True):
+    """What was restored. `time` is when its last transaction was committed."""
+
+    generation: str
+    txid: int
+    time: datetime
+    counts: Counts
+
+
+class Drill(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of `drill.json`: the latest drill.
+
+    `age_seconds` is how long before `at`, its end, the restored state's last transaction was committed. `before` and `after`
+    are the service's counts on both sides of the restore. What is not known is null.
+    """
+
+    format: Literal[1] = 1
+    verdict: Verdict
+    reason: str
+    at: datetime
+    seconds: float
+    generation: str | None = None
+    txid: int | None = None
+    time: datetime | None = None
+    age_seconds: float | None = None
+    before: Counts | None = None
+    restored: Counts | None = None
+    after: Counts | None = None
+
+
+def judge(
+    before: Counts, copy: Copy, after: Counts, *, has_last_message: bool, oldest: datetime | None = None
+) -> tuple[Verdict, str]:
+    """The verdict on a restore that worked, and why. Pure.
+
+    Args:
+        before: The service's counts, confirmed in the bucket before it was listed.
+        copy: What was restored.
+        after: The service's counts after that.
+        has_last_message: Whether the restored file has the receipt of the last message of `before`.
+        oldest: The last transaction must not be older than that; None for any age.
+    """
+    wrong = []
+    for name in _COUNTED:
+        low, found, high = (getattr(counts, name) for counts in (before, copy.counts, after))
+        if found < low:
+            wrong.append(f"it has {found:,} {name}, and the service had confirmed {low:,}")
+        elif found > high:
+            wrong.append(f"it has {found:,} {name}, and the service only {high:,}")
+    if not has_last_message:
+        wrong.append(f"message {before.last_message}, which the service had confirmed, is not in it")
+    if oldest is not None and copy.time < oldest:
+        age = f"its last transaction is of {_second(copy.time)}, older than --max-age allows"
+        wrong.append(f"{age}; if nothing was published since, allow more")
+    if wrong:
+        return "failed", f"{'; '.join(wrong)}. Keep the bucket as it is, and compare `worker replica ls` with the log"
+    return "proved", _PROVED
+
+
+def _second(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,242 @@
+"""`worker drill`: proves that the live generation can be restored, while the service goes on writing it.
+
+1. The lease record is read, and the service counts its rows; it answers once everything counted is in the bucket (INV-1).
+2. The live generation is restored into scratch, with a full integrity check, and counted.
+3. The service counts again, and the record is read again.
+
+The restored state lies between the two counts as long as one writer life wrote all of it, so where the live generation has
+changed in between, everything is done once more.
+"""
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from worker import counts, database
+from worker.drill import COUNTED_DAYS, RECORD, Copy, Counts, Drill, Verdict, judge
+from worker.errors import (
+    Mismatch,
+    NotInReplica,
+    RecordInvalid,
+    RestoreFailed,
+    ServiceRefused,
+    ServiceUnreachable,
+    StoreError,
+    StoreMissing,
+    StoreUnavailable,
+)
+from worker.lease_record import Store, look
+from worker.operators import COUNTS
+from worker.rejection_commands import Service
+from worker.restore_commands import Bucket, Wanted, restore
+
+_ATTEMPTS: Final = 2
+_BUSY_TIMEOUT_SECONDS: Final = 5.0
+_RECORD_ATTEMPTS: Final = 3
+_RECORD_PAUSE_SECONDS: Final = 1.1
+"""The bucket takes one write a second for each name."""
+
+log = logging.getLogger(__name__)
+
+
+class CountedService(Service):
+    """A running worker that is asked for its counts."""
+
+    async def counts(self, since: datetime) -> Counts:
+        """What it holds, all of it confirmed in the bucket; see `GET /counts`.
+
+        Raises:
+            ServiceUnreachable: It does not answer, or not yet.
+            ServiceRefused: It answered that this cannot be done.
+        """
+        return msgspec.convert(await self._ask("GET", COUNTS, {"since": since.isoformat()}), Counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one attempt found. `moved`: the live generation changed meanwhile, so nothing can be concluded."""
+
+    verdict: Verdict
+    reason: str
+    before: Counts | None = None
+    copy: Copy | None = None
+    after: Counts | None = None
+    moved: bool = False
+
+    def drill(self, *, at: datetime, seconds: float) -> Drill:
+        """What is recorded of it."""
+        copy = self.copy
+        return Drill(
+            verdict=self.verdict,
+            reason=self.reason,
+            at=at,
+            seconds=round(seconds, 3),
+            generation=copy and copy.generation,
+            txid=copy and copy.txid,
+            time=copy and copy.time,
+            age_seconds=copy and round((at - copy.time).total_seconds(), 3),
+            before=self.before,
+            restored=copy and copy.counts,
+            after=self.after,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Driller:
+    """Everything a drill needs.
+
+    Args:
+        store: The bucket.
+        service: The running worker.
+        scratch: Folder with room for the database twice; what is made there is removed.
+        binary: Litestream's.
+        oldest: The last transaction must not be older than that; None for any age.
+        request_seconds: Longest a look at the bucket may take.
+        fetch_seconds: Longest one file may take to be read.
+        say: Told about progress, a line at a time.
+    """
+
+    store: Bucket
+    service: CountedService
+    scratch: Path
+    binary: Path
+    oldest: datetime | None
+    request_seconds: float
+    fetch_seconds: float
+    say: Callable[[str], None]
+
+    async def run(self) -> Drill:
+        """Drill once, and again if the live generation changed meanwhile.
+
+        Raises:
+            StoreMissing: There is no store.
+        """
+        began = time.monotonic()
+        for attempt in range(1, _ATTEMPTS + 1):
+            found = await self._attempt()
+            if not found.moved or attempt == _ATTEMPTS:
+                break
+            self.say(f"{found.reason}; once more")
+        return found.drill(at=datetime.now(UTC), seconds=time.monotonic() - began)
+
+    async def _attempt(self) -> Finding:
+        try:
+            record, _ = await look(self.store, timeout=self.request_seconds)
+        except StoreMissing:
+            raise
+        except StoreError as error:
+            return Finding(_verdict_on(error), str(error))
+        if record.live is None:
+            return Finding("inconclusive", "the store is empty: nothing has been written to it yet")
+        found = await self._compare(datetime.now(UTC) - timedelta(days=COUNTED_DAYS))
+        if found.verdict == "inconclusive":
+            return found
+        try:
+            record_after, _ = await look(self.store, timeout=self.request_seconds)
+        except StoreError as error:
+            return Finding("inconclusive", str(error), found.before, found.copy, found.after)
+        restored = record.live if found.copy is None else found.copy.generation
+        if not record.live == restored == record_after.live:
+            reason = f"the live generation changed from {record.live} to {record_after.live} meanwhile"
+            return Finding("inconclusive", reason, found.before, found.copy, found.after, moved=True)
+        return found
+
+    async def _compare(self, since: datetime) -> Finding:
+        before = await self._ask(since)
+        confirmed = before if isinstance(before, Counts) else None
+        try:
+            copy, has_last_message = await self._restore(since, confirmed)
+        except (StoreError, RestoreFailed) as error:
+            return Finding(_verdict_on(error), str(error), confirmed)
+        except OSError as error:
+            reason = f"nothing could be restored to {self.scratch}: {error.strerror}; name another folder with --scratch"
+            return Finding("inconclusive", reason, confirmed)
+        after = await self._ask(since) if confirmed is not None else before
+        if confirmed is None or not isinstance(after, Counts):
+            reason = f"the restore worked, and there is nothing to compare it with: {after}"
+            return Finding("inconclusive", reason, confirmed, copy)
+        verdict, reason = judge(confirmed, copy, after, has_last_message=has_last_message, oldest=self.oldest)
+        return Finding(verdict, reason, confirmed, copy, after)
+
+    async def _ask(self, since: datetime) -> Counts | str:
+        """The service's counts, or why they are not known."""
+        self.say("asking the service for its counts")
+        try:
+            return await self.service.counts(since)
+        except (ServiceUnreachable, ServiceRefused) as error:
+            return str(error)
+        except msgspec.ValidationError as error:
+            return f"the service's counts cannot be read ({error}); is it this version of the worker?"
+
+    async def _restore(self, since: datetime, before: Counts | None) -> tuple[Copy, bool]:
+        """The newest state, counted, and whether it has the last message of `before`."""
+        with tempfile.TemporaryDirectory(prefix="drill-", dir=self.scratch) as folder:
+            file = Path(folder, "restored.db")
+            restored = await restore(
+                self.store,
+                Wanted(),
+                file,
+                binary=self.binary,
+                now=datetime.now(UTC),
+                request_seconds=self.request_seconds,
+                fetch_seconds=self.fetch_seconds,
+                say=self.say,
+            )
+            reader = database.Reader(file, busy_timeout_seconds=_BUSY_TIMEOUT_SECONDS)
+            cutoff = round(since.timestamp() * 1000)
+            counted = await asyncio.to_thread(reader.read, partial(counts.count, since=cutoff))
+            last = before and before.last_message
+            has_last = last is None or await asyncio.to_thread(reader.read, partial(counts.has_receipt, message_id=last))
+        copy = Copy(generation=restored.generation, txid=restored.txid, time=restored.time, counts=counted)
+        return copy, has_last
+
+
+def _verdict_on(error: StoreError | RestoreFailed) -> Verdict:
+    """A bucket that gives no answer, or no leave, says nothing about what is in it (INV-9)."""
+    return "failed" if isinstance(error, RestoreFailed | StoreMissing | NotInReplica | RecordInvalid) else "inconclusive"
+
+
+async def record(
+    store: Store, drill: Drill, *, timeout: float, sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep
+) -> None:
+    """Write `drill.json`, over the one before.
+
+    Raises:
+        StoreError: The bucket did not take it.
+    """
+    for attempt in range(1, _RECORD_ATTEMPTS + 1):
+        try:
+            found = await store.read(RECORD, timeout=timeout)
+            generation = 0 if found is None else found[1]
+            await store.write(RECORD, msgspec.json.encode(drill), if_generation=generation, timeout=timeout)
+            return
+        except (Mismatch, StoreUnavailable):
+            if attempt == _RECORD_ATTEMPTS:
+                raise
+        await sleep(_RECORD_PAUSE_SECONDS)
+
+
+async def latest(store: Store, *, timeout: float) -> Drill:
+    """The drill that was recorded last.
+
+    Raises:
+        NotInReplica: There is none.
+        RecordInvalid: It is not one this version can read.
+        StoreError: The bucket did not answer, or refused.
+    """
+    found = await store.read(RECORD, timeout=timeout)
+    if found is None:
+        raise NotInReplica(f"no drill is recorded at {store}; run `python -m worker drill`")
+    try:
+        return msgspec.json.decode(found[0], type=Drill)
+    except msgspec.DecodeError as error:
+        raise RecordInvalid(f"{RECORD} cannot be read ({error}): was it written by a newer version? Drill again") from None

@@ -1,0 +1,165 @@
+"""`worker recover`: makes an earlier state the live one, safely beside a running service.
+
+    plan      restore the newest state and the wanted one, and compare their receipts: what lies between is undone
+    recover   lease → restore both again → a new generation from the wanted one → live → release
+
+The lease is what makes it safe: the running instance hands over and exits as it would to a new revision, and whoever comes
+next restores the new generation. What was live is not touched; it stays restorable until its retention ends. Dying before
+the switch changes nothing, dying after it leaves the recovery done and the lease to its TTL.
+"""
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from worker.background import running
+from worker.comparison import Undone, undone
+from worker.config import Settings
+from worker.errors import NotInReplica
+from worker.generation import Generations, Limits
+from worker.litestream import find_binary
+from worker.parts import Parts
+from worker.restore_commands import Restored, Wanted, restore
+from worker.succession import Succession
+
+REVISION: Final = "recover"
+"""What the lease record calls this process."""
+_LIST_SECONDS: Final = 60.0
+_ASK_SECONDS: Final = 0.5
+"""Pause between two notes that the lease is wanted; the request itself is repeated less often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Two states of the store, and what making the older one live undoes."""
+
+    newest: Restored
+    wanted: Restored
+    undone: Undone
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A recovery that has been made. `generation` is the one it made live."""
+
+    plan: Plan
+    generation: str
+
+
+class Recovery:
+    """One recovery of the store that the settings name.
+
+    Args:
+        settings: The service's; its database is not used.
+        at: The time whose state is to be live again.
+        say: Told about progress, a line at a time.
+    """
+
+    def __init__(self, settings: Settings, at: datetime, say: Callable[[str], None]) -> None:
+        self._settings, self._at, self._say = settings, at, say
+
+    async def plan(self) -> Plan:
+        """What a recovery would undo, as things are now. Nothing is changed, and no lease is needed.
+
+        Raises:
+            NotInReplica: The bucket does not hold that state, or nothing is newer than it.
+            StoreError: The bucket did not answer, or refused.
+            RestoreFailed: One of the two states cannot be restored.
+        """
+        with self._parts() as (parts, scratch):
+            return await self._compare(parts, scratch)
+
+    async def recover(self) -> Recovered:
+        """Make that state the live one.
+
+        Raises:
+            LeaseLost: Another instance took the lease; whether the recovery is live, `worker replica` shows.
+            SyncUnavailable: The bucket did not take the full copy in time; what was live stays live.
+            WorkerError: As for `plan`; nothing was changed.
+        """
+        with self._parts() as (parts, scratch):
+            lease, settings = parts.lease, self._settings
+            self._say("asking for the lease; a running instance serves TENURE_MIN_SECONDS at least before it hands over")
+            async with _asking(parts.succession), lease.held(release_seconds=settings.release_seconds):
+                self._say(f"the lease is held at epoch {lease.epoch}")
+                async with (
+                    asyncio.TaskGroup() as side,
+                    running(side, "lease renewal", lease.keep()),
+                    self._generations(parts, side) as generations,
+                ):
+                    lease.on_loss = generations.abandon
+                    plan = await self._compare(parts, scratch)
+                    self._say("uploading the whole database as a new generation")
+                    wanted = plan.wanted
+                    await generations.begin_from(Path(wanted.file), base=wanted.generation, base_txid=wanted.txid)
+                    live = lease.live
+            assert live is not None  # begin_from named it
+            return Recovered(plan, live)
+
+    async def _compare(self, parts: Parts, scratch: Path) -> Plan:
+        newest = await self._restore(parts, Wanted(), scratch / "newest.db")
+        wanted = await self._restore(parts, Wanted(at=self._at), scratch / "wanted.db")
+        found = await asyncio.to_thread(undone, newer=Path(newest.file), older=Path(wanted.file))
+        if not found.changes_anything:
+            raise NotInReplica("nothing has been written since then: there is nothing to undo, and nothing was changed")
+        return Plan(newest, wanted, found)
+
+    async def _restore(self, parts: Parts, wanted: Wanted, output: Path) -> Restored:
+        return await restore(
+            parts.store,
+            wanted,
+            output,
+            binary=find_binary(self._settings.litestream_bin),
+            now=datetime.now(UTC),
+            request_seconds=_LIST_SECONDS,
+            fetch_seconds=self._settings.fetch_timeout_seconds,
+            say=self._say,
+        )
+
+    def _generations(self, parts: Parts, side: asyncio.TaskGroup) -> Generations:
+        settings = self._settings
+        limits = Limits(
+            integrity_check=settings.restore_integrity_check,
+            restore_seconds=settings.restore_timeout_seconds,
+            busy_timeout_seconds=settings.busy_timeout_seconds,
+            first_sync_seconds=settings.first_sync_timeout_seconds,
+            transactions_max=settings.generation_transactions_max,
+        )
+        return Generations(parts.lease, parts.store, parts.options, prefix=settings.prefix, limits=limits, side=side)
+
+    @contextlib.contextmanager
+    def _parts(self) -> Iterator[tuple[Parts, Path]]:
+        with tempfile.TemporaryDirectory(prefix="solowriter-recover-") as scratch:
+            settings = replace(
+                self._settings,
+                database_path=Path(scratch, "users.db"),
+                litestream_metrics_address="off",
+                revision=REVISION,
+            )
+            parts = Parts(settings)
+            try:
+                yield parts, Path(scratch)
+            finally:
+                parts.close()
+
+
+@contextlib.asynccontextmanager
+async def _asking(succession: Succession) -> AsyncIterator[None]:
+    """Ask for the lease while the block waits for it, as an instance does that receives messages."""
+
+    async def note() -> None:
+        while True:
+            succession.message_received()
+            await asyncio.sleep(_ASK_SECONDS)
+
+    task = asyncio.create_task(note(), name="asking for the lease")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
