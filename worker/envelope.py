@@ -11,6 +11,7 @@ Source: Pub/Sub documentation, "Payload unwrapping for Pub/Sub push subscription
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Final
@@ -27,7 +28,9 @@ CONTENT_ID: Final = "sha256-"
 _EVENT_TYPE: Final = "event_type"
 """The one attribute that is read; the others of an unwrapped push cannot be told from headers that proxies add."""
 
-_Id = Annotated[str, msgspec.Meta(max_length=1024)]
+_ID_PATTERN: Final = r"\A[^\x00-\x1f\x7f]*\Z"
+"""An id stands in logs and in paths, so control characters have no place in it; Pub/Sub's are digits."""
+_Id = Annotated[str, msgspec.Meta(max_length=1024, pattern=_ID_PATTERN)]
 _TIME_MAX: Final = 253_402_300_799_999
 """The end of the year 9999, in milliseconds since the epoch."""
 _ATTEMPT_MAX: Final = 2**31 - 1
@@ -109,8 +112,8 @@ def unwrapped(body: bytes, headers: Mapping[str, str], *, now: int) -> Delivery:
         digest = hashlib.sha256(body).hexdigest()
         return Delivery(message_id=CONTENT_ID + digest, publish_time=now, data=body, attributes=attributes)
     message_id, stated = headers[ID_HEADER], headers.get(HEADERS + "publish-time", "")
-    if not 0 < len(message_id) <= 1024:
-        raise NotAPush(f"the push has no message id: header {ID_HEADER} must have 1 to 1024 characters")
+    if not 0 < len(message_id) <= 1024 or not re.match(_ID_PATTERN, message_id):
+        raise NotAPush(f"the push has no message id: header {ID_HEADER} must have 1 to 1024 characters, none of control")
     attempt = headers.get(HEADERS + "delivery-attempt", "")
     return Delivery(
         message_id=message_id,
