@@ -749,7 +749,7 @@ SMALL: Final = st.characters(min_codepoint=0x21, max_codepoint=0x7E)
     USERS,
     st.dictionaries(TEXT.filter(lambda name: name != "event_type"), TEXT, max_size=4),
     st.booleans(),
-    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=1024),
+    st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=1024),
     MOMENTS,
 )
 def test_every_user_survives_the_way(
