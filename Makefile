@@ -6,10 +6,10 @@ N      ?= 10
 MINUTES ?= 90
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-fast torture check format bench lock clean
+.PHONY: help setup demo demo-recover run test test-fast torture check format bench lock clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## Make .venv from the hash-pinned lock file
 
@@ -21,6 +21,9 @@ $(READY): requirements-dev.lock
 
 demo: $(READY)  ## Publish 1,000 users, kill -9 and wipe the worker twice, prove that nothing was lost
 	@$(BIN)/python -m local demo
+
+demo-recover: $(READY)  ## Recover to a checkpoint beside a running worker, replay, prove that everything came back
+	@$(BIN)/python -m local demo-recover
 
 run: $(READY)  ## The whole stack on this machine, until Ctrl-C, with commands to try
 	@$(BIN)/python -m local run

@@ -7,10 +7,10 @@ import signal
 import sys
 from typing import NoReturn
 
-from local import demo, gcs_server, run
+from local import demo, demo_recover, gcs_server, run
 
 # Each module adds its subcommand and sets `run`, which takes the parsed arguments and returns the exit code.
-_COMMANDS = (gcs_server.register, run.register, demo.register)
+_COMMANDS = (gcs_server.register, run.register, demo.register, demo_recover.register)
 
 
 def main(arguments: list[str] | None = None) -> int:

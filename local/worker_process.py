@@ -73,6 +73,11 @@ class WorkerProcess:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def environment(self) -> dict[str, str]:
+        """What its processes are started with."""
+        return dict(self._environment)
+
+    @property
     def pid(self) -> int:
         """The process id; also the id of the group that its Litestream is in."""
         assert self._process is not None, "the worker was not started"

@@ -60,6 +60,12 @@ class MemoryStore:
             raise StoreUnavailable("write: the answer was lost")
         return self.generation
 
+    async def names(self, name_prefix: str, *, timeout: float) -> list[str]:
+        """See `worker.gcs.Bucket`."""
+        if self._fault("names") != "ok":
+            raise StoreUnavailable("names: no answer")
+        return sorted(name for name in self.objects if name.startswith(name_prefix))
+
     def put(self, name: str, data: bytes) -> None:
         """Write as somebody else, unconditionally."""
         self.generation += 1

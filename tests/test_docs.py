@@ -20,6 +20,7 @@ import publisher.settings
 import worker.cli
 import worker.errors
 import worker.rejection_cli
+import worker.subscription_options
 from worker import config
 from worker.outcome import REASONS
 
@@ -110,7 +111,8 @@ def test_every_worker_setting_is_documented_with_its_default() -> None:
     """docs/configuration.md has one row for each setting, and no row for anything else."""
     documented = rows("configuration.md", "## Worker")
     described = {name: default for name, default, _ in config.described()}
-    assert set(documented) - FOREIGN_VARIABLES == set(described) | set(worker.rejection_cli.ENVIRONMENT)
+    commands_only = set(worker.rejection_cli.ENVIRONMENT) | set(worker.subscription_options.ENVIRONMENT)
+    assert set(documented) - FOREIGN_VARIABLES == set(described) | commands_only
     wrong = {name: documented[name][0] for name in described if not same_value(documented[name][0], described[name])}
     assert not wrong, {name: (shown, described[name]) for name, shown in wrong.items()}
 
@@ -228,7 +230,7 @@ def test_every_documented_make_target_exists() -> None:
 def test_every_documented_setting_exists() -> None:
     """A variable in backticks, with an underscore, is one that something reads; so is what an example sets."""
     known = {name for name, _, _ in config.described()} | set(publisher.settings.ENVIRONMENT) | FOREIGN_VARIABLES
-    known |= set(worker.rejection_cli.ENVIRONMENT)
+    known |= set(worker.rejection_cli.ENVIRONMENT) | set(worker.subscription_options.ENVIRONMENT)
     text = everything()
     named = set(re.findall(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)`", text))
     named |= set(re.findall(r"(?:^|[\s`])([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)=", text))

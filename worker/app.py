@@ -2,7 +2,8 @@
 
 POST /           a push from the subscription: 204 acknowledges, anything else leaves the message in the queue
 GET /users/<id>  the user's row; GET /healthz: this process lives; GET /readyz: it can take requests
-/rejections      for operators: see operators.py
+POST /users/<id>/erase: for operators, erases a user for good
+/rejections, /counts, /receipts, /outcomes: for operators, see operators.py
 
 The function is at module level because functions-framework looks it up there; what it needs travels with the
 application, so that nothing lives in the module.
@@ -11,10 +12,11 @@ application, so that nothing lives in the module.
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import functions_framework.aio
+import msgspec
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -23,10 +25,11 @@ from publisher import message
 from worker import envelope, operators
 from worker.access import Access
 from worker.envelope import Delivery
-from worker.errors import BodyTooLarge, Refused, RequestError, Unwritable
+from worker.errors import BadQuery, BodyTooLarge, Refused, RequestError, Unwritable
 from worker.group import Problem
 from worker.intake import Held, Intake, State
-from worker.transaction import content_of
+from worker.tally import Tally
+from worker.transaction import Erased, content_of
 
 _OTHER_METHOD: Final = "this path takes {allowed} only"
 
@@ -40,6 +43,13 @@ class Readers(operators.Readers, Protocol):
         """The user's row, or None. `Refused` while there is no database."""
 
 
+class Eraser(Protocol):
+    """What erases users."""
+
+    async def erase(self, user_id: int) -> Erased:
+        """Erase a user; what was removed, once that is in the bucket."""
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """What the requests need."""
@@ -47,9 +57,11 @@ class Service:
     intake: Intake
     readers: Readers
     access: Access
+    eraser: Eraser
     body_max_bytes: int
     unwrapped: bool = False
     """Whether a push without metadata may come without a wrapper as well."""
+    tally: Tally = field(default_factory=Tally)
 
 
 @functions_framework.aio.http
@@ -78,8 +90,12 @@ async def _route(service: Service, request: Request) -> Response:
     path = request.scope["path"]
     if path == "/":
         return await _push(service, request) if request.method == "POST" else _wrong_method("POST")
-    if path == operators.ROOT or path.startswith(f"{operators.ROOT}/"):
-        return await operators.answer(request, path, access=service.access, intake=service.intake, readers=service.readers)
+    if operators.takes(path):
+        return await operators.answer(
+            request, path, access=service.access, intake=service.intake, readers=service.readers, tally=service.tally
+        )
+    if request.method == "POST" and path.startswith("/users/") and path.endswith("/erase"):
+        return await _erase(service, request, path.removeprefix("/users/").removesuffix("/erase"))
     if request.method not in ("GET", "HEAD"):
         return _wrong_method("GET")
     if path.startswith("/users/"):
@@ -99,6 +115,7 @@ async def _push(service: Service, request: Request) -> Response:
         delivery = _delivery(service, request, await _body(request, held, service.body_max_bytes))
         content = content_of(delivery.data, delivery.attributes)
         outcome = await service.intake.submit(held, delivery, content)
+    service.tally.add(outcome, delivery.publish_time)
     if outcome == "rejected" and isinstance(content, Problem):  # it names the field, never its value
         reason = (content.reason, content.detail)
         log.warning("message %s rejected: %s: %s", delivery.message_id, *reason, extra={"action": "message.rejected"})
@@ -134,12 +151,23 @@ async def _body(request: Request, held: Held, limit: int) -> bytes:
 
 
 async def _user(service: Service, text: str) -> Response:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 19) or not 1 <= int(text) <= message.MAX_USER_ID:
-        return JSONResponse({"error": "the user id must be a whole number from 1 to 2^63-1"}, status_code=400)
-    row = await service.readers.user(int(text))
-    if row is None:
+    row = await service.readers.user(_user_id(text))
+    if row is None or row["deleted"]:
         return JSONResponse({"error": "no such user"}, status_code=404)
     return JSONResponse(row)
+
+
+async def _erase(service: Service, request: Request, text: str) -> Response:
+    who = await service.access.operator(request.headers.get("authorization"))
+    erased = await service.eraser.erase(_user_id(text))
+    log.info("a user was erased by %s", who, extra={"action": "user.erased"})
+    return JSONResponse(msgspec.structs.asdict(erased))
+
+
+def _user_id(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 19) or not 1 <= int(text) <= message.MAX_USER_ID:
+        raise BadQuery("the user id must be a whole number from 1 to 2^63-1")
+    return int(text)
 
 
 def _wrong_method(allowed: str) -> Response:

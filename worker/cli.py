@@ -14,7 +14,19 @@ from typing import Any, NoReturn
 import msgspec
 import uvloop
 
-from worker import config, lease_commands, lease_record, recover_cli, rejection_cli, replica_cli, supervisor, telemetry
+from worker import (
+    checkpoint_cli,
+    config,
+    drill_cli,
+    lease_commands,
+    lease_record,
+    recover_cli,
+    rejection_cli,
+    replay_cli,
+    replica_cli,
+    supervisor,
+    telemetry,
+)
 from worker.config import Settings
 from worker.errors import LeaseLost, WorkerError
 from worker.gcs import Bucket
@@ -80,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_lease(verbs)
     rejection_cli.add(verbs)
     replica_cli.add(verbs)
+    checkpoint_cli.add(verbs)
+    replay_cli.add(verbs)
+    drill_cli.add(verbs)
     recover_cli.add(verbs)
     return parser
 

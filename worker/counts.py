@@ -7,13 +7,14 @@ from worker.models import Connection, Receipt, Rejection, User
 
 
 def count(database: Connection, since: int) -> Counts:
-    """All users; the receipts and rejections since a time, in milliseconds since the epoch, and the last message of them."""
+    """Count the rows; `since` is in milliseconds since the epoch, and for receipts and rejections."""
     with database.atomic():
         receipts = Receipt.select().where(Receipt.processed_at >= since)
         newest = receipts.order_by(Receipt.processed_at.desc(), Receipt.message_id.desc()).limit(1)
         last = newest.bind(database).first()
         return Counts(
             users=User.select().bind(database).count(),
+            erased=User.select().where(User.deleted == 1).bind(database).count(),
             receipts=receipts.bind(database).count(),
             rejections=Rejection.select().where(Rejection.received_at >= since).bind(database).count(),
             last_message=last and last.message_id,

@@ -1,9 +1,12 @@
 """The format of `drill.json`, and what follows from what a drill found. Pure.
 
 The service goes on writing during a drill, so the restored counts are held between two of its own: one taken and confirmed
-before the bucket is listed, one taken after the restore. Both are sound only where nothing counted is ever deleted. Users
-are not; receipts and rejections expire, so only those of the last `COUNTED_DAYS` are counted, which is less than the settings
-let them be kept.
+before the bucket is listed, one taken after the restore. That is sound only for rows that are never deleted:
+
+- Receipts expire, so only those of the last `COUNTED_DAYS` are counted, fewer than they are kept at least.
+- A user is never deleted: an erased one leaves an empty row. A restore makes these rows by itself, from the bucket's list,
+  maybe before the service does; so at the upper bound they are not counted.
+- Rejections expire, and are deleted with a user who is erased. They are reported, not judged; each has its receipt.
 """
 
 from datetime import UTC, datetime
@@ -13,21 +16,34 @@ import msgspec
 
 RECORD: Final = "drill.json"
 COUNTED_DAYS: Final = 30
-"""RECEIPT_DAYS and REJECTION_DAYS are 31 at least; the day between is for clocks that differ, and for the drill itself."""
+"""RECEIPT_DAYS is 31 at least; the day between is for clocks that differ, and for the drill itself."""
 
 Verdict = Literal["proved", "failed", "inconclusive"]
-_COUNTED: Final = ("users", "receipts", "rejections")
+KEEP_RUNNING: Final = (
+    "Do not stop the service: its own database is whole, and the next instance would begin from the bucket "
+    "(docs/operations.md, Drill)"
+)
 _PROVED: Final = "what the service had confirmed is in the restored file, and nothing that it never had"
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """The rows of a database: all users, and the receipts and rejections since a time. The last message is of that span."""
+    """The rows of a database: all users, how many of them are erased ones, and the receipts and rejections since a time.
+
+    The last message is of that span.
+    """
 
     users: int
+    erased: int
     receipts: int
     rejections: int
     last_message: str | None
     last_message_at: datetime | None
+
+
+class ServiceCounts(Counts, frozen=True, kw_only=True):
+    """The service's rows, all confirmed in the bucket, and the epoch of the writer life that confirmed them."""
+
+    epoch: int
 
 
 class Copy(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,9 +71,9 @@ class Drill(msgspec.Struct, frozen=True, kw_only=True):
     txid: int | None = None
     time: datetime | None = None
     age_seconds: float | None = None
-    before: Counts | None = None
+    before: ServiceCounts | None = None
     restored: Counts | None = None
-    after: Counts | None = None
+    after: ServiceCounts | None = None
 
 
 def judge(
@@ -72,20 +88,22 @@ def judge(
         has_last_message: Whether the restored file has the receipt of the last message of `before`.
         oldest: The last transaction must not be older than that; None for any age.
     """
-    wrong = []
-    for name in _COUNTED:
-        low, found, high = (getattr(counts, name) for counts in (before, copy.counts, after))
-        if found < low:
-            wrong.append(f"it has {found:,} {name}, and the service had confirmed {low:,}")
-        elif found > high:
-            wrong.append(f"it has {found:,} {name}, and the service only {high:,}")
+    found, wrong = copy.counts, []
+    for name, low, most, least, high in (
+        ("users", before.users, found.users, found.users - found.erased, after.users),
+        ("receipts", before.receipts, found.receipts, found.receipts, after.receipts),
+    ):
+        if most < low:
+            wrong.append(f"it has {most:,} {name}, and the service had confirmed {low:,}")
+        elif least > high:
+            wrong.append(f"it has {least:,} {name}, and the service only {high:,}")
     if not has_last_message:
         wrong.append(f"message {before.last_message}, which the service had confirmed, is not in it")
+    if wrong:
+        return "failed", f"{'; '.join(wrong)}. {KEEP_RUNNING}"
     if oldest is not None and copy.time < oldest:
         age = f"its last transaction is of {_second(copy.time)}, older than --max-age allows"
-        wrong.append(f"{age}; if nothing was published since, allow more")
-    if wrong:
-        return "failed", f"{'; '.join(wrong)}. Keep the bucket as it is, and compare `worker replica ls` with the log"
+        return "failed", f"{age}; if nothing was published since, allow more"
     return "proved", _PROVED
 
 

@@ -27,7 +27,7 @@ EXIT_CODES: Final = {"proved": 0, "failed": 1, "inconclusive": 3}
 _REQUEST_SECONDS: Final = 60.0
 """Longest a look at the bucket may take; one of them lists the whole store."""
 _SHOWN: Final = ("verdict", "reason", "at", "generation", "txid", "time", "age_seconds", "seconds")
-_COUNTED: Final = ("users", "receipts", "rejections")
+_COUNTED: Final = ("users", "erased", "receipts", "rejections")
 
 _DRILL: Final = """\
 Prove that the live generation can be restored: restore it into scratch, check its integrity, and compare it with the running
@@ -121,15 +121,13 @@ def _show(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _log(drill: Drill) -> None:
-    said = (drill.generation or "nothing restored", drill.age_seconds, drill.seconds, drill.reason)
+    said = (drill.verdict, drill.generation or "no generation", drill.seconds, drill.reason)
     if drill.verdict == "proved":
-        log.info("%s proved: last transaction %s s old, in %s s: %s", *said, extra={"action": "drill.proved"})
+        log.info("drill %s: %s in %.1f s: %s", *said, extra={"action": "drill.proved"})
     elif drill.verdict == "failed":
-        log.error("%s failed: last transaction %s s old, in %s s: %s", *said, extra={"action": "drill.failed"})
+        log.error("drill %s: %s in %.1f s: %s", *said, extra={"action": "drill.failed"})
     else:
-        log.warning(
-            "%s inconclusive: last transaction %s s old, in %s s: %s", *said, extra={"action": "drill.inconclusive"}
-        )
+        log.warning("drill %s: %s in %.1f s: %s", *said, extra={"action": "drill.inconclusive"})
 
 
 def _print(drill: Drill, *, as_json: bool) -> None:

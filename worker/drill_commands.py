@@ -9,11 +9,10 @@ changed in between, everything is done once more.
 """
 
 import asyncio
-import logging
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from worker import counts, database
-from worker.drill import COUNTED_DAYS, RECORD, Copy, Counts, Drill, Verdict, judge
+from worker.drill import COUNTED_DAYS, KEEP_RUNNING, RECORD, Copy, Counts, Drill, ServiceCounts, Verdict, judge
 from worker.errors import (
     Mismatch,
     NotInReplica,
@@ -34,6 +33,7 @@ from worker.errors import (
     StoreMissing,
     StoreUnavailable,
 )
+from worker.layout import path_of
 from worker.lease_record import Store, look
 from worker.operators import COUNTS
 from worker.rejection_commands import Service
@@ -45,20 +45,18 @@ _RECORD_ATTEMPTS: Final = 3
 _RECORD_PAUSE_SECONDS: Final = 1.1
 """The bucket takes one write a second for each name."""
 
-log = logging.getLogger(__name__)
-
 
 class CountedService(Service):
     """A running worker that is asked for its counts."""
 
-    async def counts(self, since: datetime) -> Counts:
+    async def counts(self, since: datetime) -> ServiceCounts:
         """What it holds, all of it confirmed in the bucket; see `GET /counts`.
 
         Raises:
             ServiceUnreachable: It does not answer, or not yet.
             ServiceRefused: It answered that this cannot be done.
         """
-        return msgspec.convert(await self._ask("GET", COUNTS, {"since": since.isoformat()}), Counts)
+        return msgspec.convert(await self._ask("GET", COUNTS, {"since": since.isoformat()}), ServiceCounts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +65,30 @@ class Finding:
 
     verdict: Verdict
     reason: str
-    before: Counts | None = None
+    before: ServiceCounts | None = None
     copy: Copy | None = None
-    after: Counts | None = None
+    after: ServiceCounts | None = None
     moved: bool = False
 
     def drill(self, *, at: datetime, seconds: float) -> Drill:
         """What is recorded of it."""
-        copy = self.copy
-        return Drill(
+        drill = Drill(
             verdict=self.verdict,
             reason=self.reason,
             at=at,
             seconds=round(seconds, 3),
-            generation=copy and copy.generation,
-            txid=copy and copy.txid,
-            time=copy and copy.time,
-            age_seconds=copy and round((at - copy.time).total_seconds(), 3),
             before=self.before,
-            restored=copy and copy.counts,
             after=self.after,
+        )
+        if self.copy is None:
+            return drill
+        return msgspec.structs.replace(
+            drill,
+            generation=self.copy.generation,
+            txid=self.copy.txid,
+            time=self.copy.time,
+            age_seconds=round((at - self.copy.time).total_seconds(), 3),
+            restored=self.copy.counts,
         )
 
 
@@ -138,36 +140,34 @@ class Driller:
         if record.live is None:
             return Finding("inconclusive", "the store is empty: nothing has been written to it yet")
         found = await self._compare(datetime.now(UTC) - timedelta(days=COUNTED_DAYS))
-        if found.verdict == "inconclusive":
+        if found.verdict == "inconclusive" and found.before is None:
             return found
         try:
             record_after, _ = await look(self.store, timeout=self.request_seconds)
         except StoreError as error:
             return Finding("inconclusive", str(error), found.before, found.copy, found.after)
-        restored = record.live if found.copy is None else found.copy.generation
-        if not record.live == restored == record_after.live:
-            reason = f"the live generation changed from {record.live} to {record_after.live} meanwhile"
-            return Finding("inconclusive", reason, found.before, found.copy, found.after, moved=True)
-        return found
+        moved = _moved(found, record.live, record_after.live)
+        return replace(found, verdict="inconclusive", reason=moved, moved=True) if moved else found
 
     async def _compare(self, since: datetime) -> Finding:
         before = await self._ask(since)
-        confirmed = before if isinstance(before, Counts) else None
+        confirmed = before if isinstance(before, ServiceCounts) else None
         try:
             copy, has_last_message = await self._restore(since, confirmed)
         except (StoreError, RestoreFailed) as error:
-            return Finding(_verdict_on(error), str(error), confirmed)
+            verdict = _verdict_on(error)
+            return Finding(verdict, f"{error}. {KEEP_RUNNING}" if verdict == "failed" else str(error), confirmed)
         except OSError as error:
             reason = f"nothing could be restored to {self.scratch}: {error.strerror}; name another folder with --scratch"
             return Finding("inconclusive", reason, confirmed)
         after = await self._ask(since) if confirmed is not None else before
-        if confirmed is None or not isinstance(after, Counts):
+        if confirmed is None or not isinstance(after, ServiceCounts):
             reason = f"the restore worked, and there is nothing to compare it with: {after}"
             return Finding("inconclusive", reason, confirmed, copy)
         verdict, reason = judge(confirmed, copy, after, has_last_message=has_last_message, oldest=self.oldest)
         return Finding(verdict, reason, confirmed, copy, after)
 
-    async def _ask(self, since: datetime) -> Counts | str:
+    async def _ask(self, since: datetime) -> ServiceCounts | str:
         """The service's counts, or why they are not known."""
         self.say("asking the service for its counts")
         try:
@@ -194,10 +194,21 @@ class Driller:
             reader = database.Reader(file, busy_timeout_seconds=_BUSY_TIMEOUT_SECONDS)
             cutoff = round(since.timestamp() * 1000)
             counted = await asyncio.to_thread(reader.read, partial(counts.count, since=cutoff))
-            last = before and before.last_message
+            last = None if before is None else before.last_message
             has_last = last is None or await asyncio.to_thread(reader.read, partial(counts.has_receipt, message_id=last))
         copy = Copy(generation=restored.generation, txid=restored.txid, time=restored.time, counts=counted)
         return copy, has_last
+
+
+def _moved(found: Finding, live: str, live_after: str | None) -> str:
+    """Why what was found is not about one writer life; empty when it is."""
+    restored = live if found.copy is None else found.copy.generation
+    if not live == restored == live_after:
+        return f"the live generation changed from {live} to {live_after} meanwhile"
+    for said in (found.before, found.after):
+        if said is not None and path_of(said.epoch) != live:
+            return f"the service writes epoch {said.epoch}, and {live} is live: does SERVICE_URL belong to this REPLICA_URL?"
+    return ""
 
 
 def _verdict_on(error: StoreError | RestoreFailed) -> Verdict:

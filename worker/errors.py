@@ -117,6 +117,30 @@ class ServiceRefused(WorkerError):
     """The running service answered an operator's command that this cannot be done."""
 
 
+class QueueError(WorkerError):
+    """Something about Pub/Sub's snapshots, or about seeking the subscription."""
+
+
+class QueueUnavailable(QueueError):
+    """No answer, or a passing refusal: whether the request took effect is unknown."""
+
+
+class QueueDenied(QueueError):
+    """Pub/Sub refuses our credentials."""
+
+
+class QueueMissing(QueueError):
+    """There is no such subscription or snapshot, or it is not said which is meant."""
+
+
+class QueueRefused(QueueError):
+    """Pub/Sub answered that this cannot be done: a name that is taken, or a limit."""
+
+
+class NotSeekable(QueueError):
+    """The subscription cannot be sought there, or a seek there would drop what it has not delivered."""
+
+
 class RequestError(WorkerError):
     """Answered to one sender. Its text is sent back, so it never holds user data."""
 

@@ -19,15 +19,15 @@ from typing import Final, Self
 
 import msgspec
 
-from worker import database, litestream
+from worker import database, erasure, litestream
 from worker.background import running
 from worker.errors import LitestreamError, Mismatch, StoreUnavailable, SyncUnavailable
 from worker.layout import MANIFEST, Manifest, path_of
 from worker.lease import Lease
-from worker.lease_record import Store
 
 _RETRY_PAUSE_SECONDS: Final = 0.25
 _CLAIM_SECONDS: Final = 5.0
+_LIST_SECONDS: Final = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Generations:
     def __init__(
         self,
         lease: Lease,
-        store: Store,
+        store: erasure.Names,
         options: litestream.Options,
         *,
         prefix: str,
@@ -95,6 +95,7 @@ class Generations:
         applied = await asyncio.to_thread(database.migrate, database_file, busy_timeout_seconds=limits.busy_timeout_seconds)
         for name in applied:
             log.info("migration %s applied", name, extra={"action": "database.migrated"})
+        await self._erase()
         await self._switch(base=live, base_txid=txid, seconds=limits.first_sync_seconds)
 
     async def begin_from(self, file: Path, *, base: str, base_txid: int) -> None:
@@ -112,6 +113,7 @@ class Generations:
         database.clear(database_file)
         file.replace(database_file)
         await asyncio.to_thread(database.migrate, database_file, busy_timeout_seconds=limits.busy_timeout_seconds)
+        await self._erase()
         await self._switch(base=base, base_txid=base_txid, seconds=limits.first_sync_seconds, replaced=self._lease.live)
 
     async def sync(self, *, timeout: int) -> litestream.Position:
@@ -155,6 +157,19 @@ class Generations:
                     asyncio.get_running_loop().time() - began,
                     extra={"action": "generation.rolled_over"},
                 )
+
+    async def _erase(self) -> None:
+        """Apply the bucket's list of erased users: this state may be older than an erasure."""
+        erased: list[int] = []
+
+        async def look() -> None:
+            erased.extend(await erasure.listed(self._store, timeout=_LIST_SECONDS))
+
+        await insist(look, seconds=self._limits.first_sync_seconds)
+        if erased:
+            now = round(datetime.now(UTC).timestamp() * 1000)
+            again = await asyncio.to_thread(erasure.apply, self._options.database, erased, now=now)
+            log.info("%d erased users are left out", again, extra={"action": "generation.erased"})
 
     async def _reserve(self) -> None:
         await self._lease.advance()

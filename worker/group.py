@@ -9,9 +9,10 @@ from publisher.message import UserCreated
 from worker.envelope import Delivery
 from worker.errors import Refused
 
-Outcome = Literal["created", "duplicate", "exists", "conflict", "rejected"]
+Outcome = Literal["created", "duplicate", "exists", "conflict", "rejected", "erased"]
 """What a message did. `duplicate`: this message id was handled before. `exists`: the same user with the same content.
-`conflict`: the same user id with other content. `rejected`: it breaks the format. The last two are kept as rejections."""
+`conflict`: the same user id with other content. `rejected`: it breaks the format. These two are kept as rejections.
+`erased`: the user was erased; the message has no effect, and nothing of it is kept."""
 
 
 @dataclass(frozen=True, slots=True)

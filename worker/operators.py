@@ -1,11 +1,14 @@
 """HTTP for operators: rejections read, retried and discarded in the running service, so that there is never a second writer;
-and what a drill compares a restore with.
+what a drill compares a restore with; and what a replay is followed by.
 
 GET /rejections                 a page: ?reason=&since=&until=&resolved=true&after=&limit=
 GET /rejections/<id>            one, whole
 POST /rejections/<id>/retry     handle it once more: 200 with its outcome
 POST /rejections/<id>/discard   give it up: 200
 GET /counts                     the database's rows, once all that is counted is in the bucket: ?since=
+GET /receipts                   how many there are of messages published since a time, by outcome: ?since=
+GET /outcomes                   what this instance's deliveries came to since it began, and of messages published before a
+                                time since that was first asked for: ?before=
 
 A change is answered once it is in the bucket, like a message (INV-1).
 """
@@ -20,19 +23,23 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from worker import counts, rejections
+from worker import counts, receipts, rejections
 from worker.access import Access
+from worker.drill import ServiceCounts
 from worker.errors import BadQuery, NotFound
 from worker.intake import Intake
 from worker.models import Connection
 from worker.outcome import REASONS
 from worker.rejections import PAGE_MAX, Filter
+from worker.tally import Tally
 from worker.transaction import DISCARDED
 
 T = TypeVar("T")
 
 ROOT: Final = "/rejections"
 COUNTS: Final = "/counts"
+RECEIPTS: Final = "/receipts"
+OUTCOMES: Final = "/outcomes"
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +51,13 @@ class Readers(Protocol):
         """What `query` reads. `Refused` while there is no database."""
 
 
-async def answer(request: Request, path: str, *, access: Access, intake: Intake, readers: Readers) -> Response:
-    """Answer a request below `ROOT`, or to `COUNTS`.
+def takes(path: str) -> bool:
+    """Whether `answer` is for requests to this path."""
+    return path in (ROOT, COUNTS, RECEIPTS, OUTCOMES) or path.startswith(f"{ROOT}/")
+
+
+async def answer(request: Request, path: str, *, access: Access, intake: Intake, readers: Readers, tally: Tally) -> Response:
+    """Answer a request to a path that `takes` names.
 
     Raises:
         RequestError: It is refused, or what it asks for cannot be done.
@@ -53,6 +65,10 @@ async def answer(request: Request, path: str, *, access: Access, intake: Intake,
     who = await access.operator(request.headers.get("authorization"))
     if path == COUNTS:
         return await _counts(request, intake, readers)
+    if path == RECEIPTS:
+        return await _receipts(request, readers)
+    if path == OUTCOMES:
+        return _outcomes(request, intake, tally)
     name = path.removeprefix(ROOT).removeprefix("/")
     if request.method == "POST":
         return await _change(intake, name, who)
@@ -70,11 +86,40 @@ async def answer(request: Request, path: str, *, access: Access, intake: Intake,
 
 async def _counts(request: Request, intake: Intake, readers: Readers) -> Response:
     if request.method != "GET":
-        return JSONResponse({"error": "this path takes GET only"}, status_code=405, headers={"allow": "GET"})
+        return _get_only()
     since = _time(request.query_params.get("since"), "since")
     found = await readers.read(partial(counts.count, since=since or 0))
-    await intake.change(lambda _: None)  # what was committed before it, and so all that was counted, is confirmed with it
+    # What was committed before this change, and so all that was counted, is confirmed with it.
+    epoch: int = await intake.change(lambda transaction: transaction.epoch)
+    said = ServiceCounts(**msgspec.structs.asdict(found), epoch=epoch)
+    return Response(msgspec.json.encode(said), media_type="application/json")
+
+
+async def _receipts(request: Request, readers: Readers) -> Response:
+    if request.method != "GET":
+        return _get_only()
+    since = _time(request.query_params.get("since"), "since")
+    if since is None:
+        raise BadQuery("since is missing: the publish time from which receipts are counted, as RFC 3339")
+    return JSONResponse(await readers.read(partial(receipts.since, milliseconds=since)))
+
+
+def _outcomes(request: Request, intake: Intake, tally: Tally) -> Response:
+    if request.method != "GET":
+        return _get_only()
+    before = _time(request.query_params.get("before"), "before")
+    found = {
+        "started_at": tally.started_at,
+        "now": tally.now(),
+        "state": intake.state,
+        "outcomes": tally.outcomes,
+        "before": None if before is None else tally.watch(before),
+    }
     return Response(msgspec.json.encode(found), media_type="application/json")
+
+
+def _get_only() -> Response:
+    return JSONResponse({"error": "this path takes GET only"}, status_code=405, headers={"allow": "GET"})
 
 
 async def _change(intake: Intake, name: str, who: str) -> Response:

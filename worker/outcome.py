@@ -72,6 +72,8 @@ def _decide(
     stored = rows.get(content.user_id)
     if stored is None:
         return "created", None, None
+    if stored["deleted"]:
+        return "erased", None, None
     differing = [name for name in ("email_address", "settings") if stored[name] != getattr(content, name)]
     # A message that states no time says nothing that could differ: its publish time is not content.
     if content.created_at not in (None, stored["created_at"]):
@@ -95,7 +97,7 @@ def _row(user: UserCreated, publish_time: int) -> dict[str, Any]:
 def _receipt(entry: Entry, outcome: Outcome, epoch: int, now: int) -> dict[str, Any]:
     return {
         "message_id": entry.delivery.message_id,
-        "user_id": entry.content.user_id if isinstance(entry.content, UserCreated) else None,
+        "user_id": entry.content.user_id if isinstance(entry.content, UserCreated) and outcome != "erased" else None,
         "outcome": outcome,
         "publish_time": entry.delivery.publish_time,
         "processed_at": now,

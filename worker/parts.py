@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from worker import database, litestream
 from worker.access import Access
 from worker.config import Settings
+from worker.erasure import Erasure
 from worker.errors import Refused
 from worker.gcs import Bucket
 from worker.intake import Intake
@@ -46,6 +47,7 @@ class Parts:
             database.Reader(self.options.database, busy_timeout_seconds=settings.busy_timeout_seconds), self.intake
         )
         self.verifier = _verifier(settings)
+        self.erasure = Erasure(self.store, self.intake.change, settings.lease_read_timeout_seconds)
         log.info("starting with SQLite %s", version, extra={"action": "worker.starting"})
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,11 +11,18 @@ from typing import Any, Final
 import msgspec
 from rich.console import Console
 
+from worker import checkpoints, replay_cli, subscription_options
 from worker.config import Settings
 from worker.errors import RestoreFailed
+from worker.gcs import Bucket
+from worker.pubsub import Queue
 from worker.recovery import Plan, Recovery
+from worker.replay import Patience, Progress
+from worker.replay_point import replay_point
+from worker.replica import survey
 from worker.tables import moment, pairs, rfc3339
 
+_LIST_SECONDS: Final = 60.0
 _INTRO: Final = """\
 Make an earlier state of the store the live one, for example after a deployment that wrote bad rows. It is safe while the
 service runs: the running instance hands the lease over, and the next one starts from the recovered state.
@@ -22,85 +30,149 @@ service runs: the running instance hands the lease over, and the next one starts
 First it prints what would be undone, and asks. What is live now is kept, and stays restorable until RETENTION_DAYS have
 passed; so a recovery can itself be undone. The ids of the messages that were undone are written to a file.
 
+With --replay every message that was undone is delivered again: the subscription is sought to just before the oldest of them
+was published, or else to the newest checkpoint that is old enough. --replay-from does without knowing what was undone.
+
   python -m worker recover --at 2h --dry-run
-  python -m worker recover --at 2026-01-31T12:00:00Z --undone undone.txt
+  python -m worker recover --at 2026-01-31T12:00:00Z --replay
 """
 
 
 def add(verbs: Any) -> None:
     """Add the command to the worker's parser."""
-    parser = verbs.add_parser(
-        "recover",
-        help="make an earlier state the live one",
-        description=_INTRO,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verbs.add_parser("recover", help="make an earlier state the live one", description=_INTRO)
     parser.add_argument(
         "--at", metavar="TIME", type=moment, required=True, help="the state at that time: RFC 3339, or 30m, 12h, 7d ago"
+    )
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--replay", action="store_true", help="have what was undone delivered again")
+    again.add_argument(
+        "--replay-from",
+        metavar="TIME",
+        type=moment,
+        help="have everything delivered again that was published then or later: a guess, for when the newest state is lost",
     )
     parser.add_argument(
         "--undone", metavar="FILE", type=Path, help="write the undone messages' ids there (default: undone-EPOCH.txt)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and change nothing")
     parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument(
+        "--settle", metavar="SECONDS", type=float, default=Patience().settle, help="see `replay` [%(default)g]"
+    )
+    parser.add_argument(
+        "--start", metavar="SECONDS", type=float, default=Patience().start, help="see `replay` [%(default)g]"
+    )
+    parser.add_argument("--url", metavar="URL", help="the service's address, for --replay (default: SERVICE_URL)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    subscription_options.add(parser)
     parser.set_defaults(command=_recover)
 
 
 def _recover(settings: Settings, options: argparse.Namespace) -> int:
     if options.undone is not None and options.undone.exists():
         raise RestoreFailed(f"{options.undone} is there already; name a new file for --undone")
-    recovery = Recovery(settings, options.at, lambda line: print(line, file=sys.stderr))
+    queue = subscription_options.queue(options) if options.replay or options.replay_from else None
+    recovery = Recovery(settings, options.at, _say, blind=options.replay_from is not None)
     with Console(stderr=True).status("comparing"):
         plan = asyncio.run(recovery.plan())
-    if options.dry_run or not (options.yes or _agreed(plan)):
-        _show(plan, options, generation=None)
+        # Found out before anything is changed: a recovery that nothing can be replayed onto is not what was asked for.
+        to = options.replay_from or (asyncio.run(_point(settings, plan, queue)) if queue is not None else None)
+    if options.dry_run or not (options.yes or _agreed(plan, to)):
+        _show(plan, options, to=to)
         return 0 if options.dry_run else 1
     with Console(stderr=True).status("recovering"):
         recovered = asyncio.run(recovery.recover())
     file = options.undone or Path(f"undone-{int(recovered.generation.rpartition('/')[2], 16)}.txt")
-    with file.open("x") as undone:
-        undone.writelines(f"{message_id}\n" for message_id in recovered.plan.undone.messages)
-    _show(recovered.plan, options, generation=recovered.generation, file=file)
+    if recovered.plan.undone is not None:
+        with file.open("x") as undone:
+            undone.writelines(f"{message_id}\n" for message_id in recovered.plan.undone.messages)
+    _say(f"{recovered.generation} is live")
+    done = None
+    if queue is not None and to is not None:
+        patience = Patience(options.settle, options.start)
+        done = replay_cli.follow(settings, queue, to, patience=patience, url=options.url, environ=os.environ)
+    _show(recovered.plan, options, to=to, generation=recovered.generation, file=file, done=done)
     return 0
 
 
-def _agreed(plan: Plan) -> bool:
+async def _point(settings: Settings, plan: Plan, queue: Queue) -> datetime | str | None:
+    assert plan.undone is not None  # only a blind recovery does without
+    store = Bucket(settings.bucket, settings.prefix)
+    try:
+        found = await survey(store, timeout=_LIST_SECONDS)
+        known = await checkpoints.listed(queue, store, timeout=_LIST_SECONDS)
+        subscription = await queue.look()
+    finally:
+        store.close()
+    reach = None if subscription.ordered and "PUBSUB_EMULATOR_HOST" in os.environ else subscription.reach
+    generations = (*found.history, *found.others)
+    return replay_point(plan.undone, plan.wanted, generations, known, reach=reach, now=datetime.now(UTC))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _agreed(plan: Plan, to: datetime | str | None) -> bool:
     if not sys.stdin.isatty():
         raise RestoreFailed("this undoes what is live: look at it with --dry-run, and add --yes to do it without a question")
-    pairs(_rows(plan))
+    pairs(_rows(plan, to))
     return input("make the earlier state live? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _show(plan: Plan, options: argparse.Namespace, *, generation: str | None, file: Path | None = None) -> None:
-    done = [("made live", generation), ("ids of the undone messages", None if file is None else str(file))]
+def _show(
+    plan: Plan,
+    options: argparse.Namespace,
+    *,
+    to: datetime | str | None,
+    generation: str | None = None,
+    file: Path | None = None,
+    done: Progress | None = None,
+) -> None:
     if options.json:
         found = {
             "newest": plan.newest,
             "wanted": plan.wanted,
             "undone": plan.undone,
+            "replay_from": to,
             "generation": generation,
             "file": file and str(file),
+            "redelivered": None if done is None else {"total": done.total, "outcomes": done.outcomes},
         }
         print(msgspec.json.encode(found).decode())
+        return
+    rows = _rows(plan, to)
+    if generation is not None:
+        rows += [("made live", generation), ("ids of the undone messages", str(file) if plan.undone is not None else None)]
+    if done is not None:
+        rows.append(("redelivered", f"{done.total:,}: {_counts(done.outcomes)}"))
+    pairs(rows)
+
+
+def _rows(plan: Plan, to: datetime | str | None) -> list[tuple[str, Any]]:
+    newest, wanted, undone = plan.newest, plan.wanted, plan.undone
+    rows: list[tuple[str, Any]] = [("wanted", f"{wanted.generation}, transaction {wanted.txid} of {rfc3339(wanted.time)}")]
+    if newest is not None:
+        rows.insert(0, ("live now", f"{newest.generation}, transaction {newest.txid} of {rfc3339(newest.time)}"))
+    if newest is not None and undone is not None:
+        rows += [
+            ("users", f"{newest.users:,} now, {wanted.users:,} then"),
+            ("messages undone", f"{len(undone.messages):,}: {_counts(undone.outcomes)}"),
+            ("published between", f"{_time(undone.oldest_publish_time)} and {_time(undone.newest_publish_time)}"),
+            ("retries undone", len(undone.retried)),
+            ("discards undone", len(undone.discarded)),
+        ]
     else:
-        pairs([*_rows(plan), *(done if generation else [])])
+        rows.append(
+            ("messages undone", "not known: the newest state cannot be restored, so the time to replay from is a guess")
+        )
+    if to is not None:
+        rows.append(("replay from", to))
+    return rows
 
 
-def _rows(plan: Plan) -> list[tuple[str, Any]]:
-    undone = plan.undone
-    return [
-        ("live now", f"{plan.newest.generation}, transaction {plan.newest.txid} of {rfc3339(plan.newest.time)}"),
-        ("wanted", f"{plan.wanted.generation}, transaction {plan.wanted.txid} of {rfc3339(plan.wanted.time)}"),
-        ("users", f"{plan.newest.users:,} now, {plan.wanted.users:,} then"),
-        ("messages undone", f"{len(undone.messages):,}: {_counts(undone.outcomes)}"),
-        ("published between", f"{_time(undone.oldest_publish_time)} and {_time(undone.newest_publish_time)}"),
-        ("retries undone", len(undone.retried)),
-        ("discards undone", len(undone.discarded)),
-    ]
-
-
-def _counts(outcomes: dict[str, int]) -> str:
+def _counts(outcomes: Any) -> str:
     return ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(outcomes.items())) or "none"
 
 

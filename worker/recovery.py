@@ -20,7 +20,7 @@ from typing import Final
 from worker.background import running
 from worker.comparison import Undone, undone
 from worker.config import Settings
-from worker.errors import NotInReplica
+from worker.errors import NotInReplica, RestoreFailed
 from worker.generation import Generations, Limits
 from worker.litestream import find_binary
 from worker.parts import Parts
@@ -36,11 +36,14 @@ _ASK_SECONDS: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Two states of the store, and what making the older one live undoes."""
+    """Two states of the store, and what making the older one live undoes.
 
-    newest: Restored
+    `newest` and `undone` are None when the newest state cannot be restored any more and the recovery goes on without it.
+    """
+
+    newest: Restored | None
     wanted: Restored
-    undone: Undone
+    undone: Undone | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +61,11 @@ class Recovery:
         settings: The service's; its database is not used.
         at: The time whose state is to be live again.
         say: Told about progress, a line at a time.
+        blind: Go on when the newest state cannot be restored any more; what is undone is then unknown.
     """
 
-    def __init__(self, settings: Settings, at: datetime, say: Callable[[str], None]) -> None:
-        self._settings, self._at, self._say = settings, at, say
+    def __init__(self, settings: Settings, at: datetime, say: Callable[[str], None], *, blind: bool = False) -> None:
+        self._settings, self._at, self._say, self._blind = settings, at, say, blind
 
     async def plan(self) -> Plan:
         """What a recovery would undo, as things are now. Nothing is changed, and no lease is needed.
@@ -102,8 +106,14 @@ class Recovery:
             return Recovered(plan, live)
 
     async def _compare(self, parts: Parts, scratch: Path) -> Plan:
-        newest = await self._restore(parts, Wanted(), scratch / "newest.db")
         wanted = await self._restore(parts, Wanted(at=self._at), scratch / "wanted.db")
+        try:
+            newest = await self._restore(parts, Wanted(), scratch / "newest.db")
+        except RestoreFailed as error:
+            if not self._blind:
+                raise
+            self._say(f"what is undone is not known: {error}")
+            return Plan(None, wanted, None)
         found = await asyncio.to_thread(undone, newer=Path(newest.file), older=Path(wanted.file))
         if not found.changes_anything:
             raise NotInReplica("nothing has been written since then: there is nothing to undo, and nothing was changed")

@@ -15,8 +15,8 @@ from worker.rejection_commands import Service, Wanted, export
 from worker.tables import moment, pairs, plain, rfc3339, table
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
-    "SERVICE_URL": "where the service listens, for `rejections` [http://127.0.0.1:PORT]",
-    "IDENTITY_TOKEN": "an operator's identity token, for `rejections` [none]",
+    "SERVICE_URL": "where the service listens, for commands that ask it [http://127.0.0.1:PORT]",
+    "IDENTITY_TOKEN": "an operator's identity token, for commands that ask the service [none]",
 }
 """The variables that only these commands read."""
 
@@ -31,6 +31,16 @@ Messages that could not have their effect, kept with the reason: look at them, a
   it is not wanted:            rejections discard ID --yes
 
 These commands ask the running service, which is the one writer; they need neither REPLICA_URL nor a restart.
+"""
+
+_ERASE: Final = """\
+Erase a user for good: the row becomes an empty tombstone, rejected messages about the user are deleted, and receipts forget
+whose they were. The id is kept in a list in the bucket, so that no replay and no restore brings the user back.
+
+What was written before stays in the bucket until its generation's retention ends (RETENTION_DAYS), and in the topic and the
+subscription for as long as they retain messages. Rejected messages that cannot be read are not searched for the user.
+
+  python -m worker erase 5 --yes
 """
 
 
@@ -61,6 +71,7 @@ def add(verbs: Any) -> None:
         description="Write rejections as JSON Lines. Mend the lines, publish them with `python -m publisher load FILE`, and "
         "discard the rejections.",
     )
+    _add_erase(verbs, environment)
     for parser, command in ((listing, _list), (show, _show), (retry, _retry), (discard, _discard), (exporting, _export)):
         parser.add_argument("--url", metavar="URL", help="the service's address (default: SERVICE_URL)")
         parser.epilog, parser.formatter_class = environment, raw
@@ -81,6 +92,21 @@ def add(verbs: Any) -> None:
         parser.add_argument("--until", type=_utc, metavar="TIME", help="received before then")
     for parser in (listing, show, retry, discard, exporting):
         parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_erase(verbs: Any, environment: str) -> None:
+    erase = verbs.add_parser(
+        "erase",
+        help="erase a user for good",
+        description=_ERASE,
+        epilog=environment,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    erase.add_argument("user_id", metavar="USER_ID", type=int)
+    erase.add_argument("--yes", action="store_true", help="do it; without this, only say what would be done")
+    erase.add_argument("--url", metavar="URL", help="the service's address (default: SERVICE_URL)")
+    erase.add_argument("--json", action="store_true", help="print JSON")
+    erase.set_defaults(command=None, ask=_erase)
 
 
 def main(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -147,6 +173,22 @@ async def _export(service: Service, options: argparse.Namespace) -> int:
         print(json.dumps({"exported": count, "file": str(options.file)}))
     else:
         print(f"{count:,} exported; mend {options.file}, then: python -m publisher load {options.file}")
+    return 0
+
+
+async def _erase(service: Service, options: argparse.Namespace) -> int:
+    if not options.yes:
+        print(
+            f"this would erase user {options.user_id} for good, also from every later restore and replay; add --yes to do it"
+        )
+        return 1
+    removed = await service.erase(options.user_id)
+    if options.json:
+        print(json.dumps(removed))
+    else:
+        was = "erased" if removed["existed"] else "was not there, and will not come back"
+        about = f"{removed['receipts']:,} receipts and {removed['rejections']:,} rejections"
+        print(f"user {options.user_id} {was}; {about} spoke of it")
     return 0
 
 

@@ -92,6 +92,11 @@ class Service:
         answer = await self._ask("POST", f"{_path(message_id)}/discard")
         return str(answer["outcome"])
 
+    async def erase(self, user_id: int) -> dict[str, Any]:
+        """Have a user erased; what was removed. The errors are those of `each`."""
+        removed: dict[str, Any] = await self._ask("POST", f"/users/{user_id}/erase")
+        return removed
+
     async def _ask(self, method: str, path: str, parameters: Mapping[str, str] | None = None) -> Any:
         loop = asyncio.get_running_loop()
         until = loop.time() + self._patience

@@ -9,13 +9,13 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
 
-from worker import comparison, litestream
+from worker import comparison, erasure, litestream
 from worker.errors import NotInReplica, RestoreFailed, StoreMissing
 from worker.layout import File
 from worker.replica import Generation, Objects, Survey, survey
@@ -24,7 +24,7 @@ _ATTEMPTS: Final = 2
 """Files may be pruned under a running restore; then the bucket is looked at once more."""
 
 
-class Bucket(Objects, Protocol):
+class Bucket(Objects, erasure.Names, Protocol):
     """What a restore needs of the bucket."""
 
     async def fetch_named(self, names: Sequence[str], name_prefix: str, directory: Path, *, timeout: float) -> None:
@@ -123,9 +123,10 @@ async def restore(
         # Beside the output: renamed, the file is there at once and whole.
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
             try:
+                erased = await erasure.listed(store, timeout=request_seconds)
                 names = [file.name for file in files]
                 await store.fetch_named(names, f"{generation.path}/", Path(scratch, "replica"), timeout=fetch_seconds)
-                return await _put_together(Path(scratch), output, generation, files, binary, say)
+                return await _put_together(Path(scratch), output, generation, files, erased, binary, say)
             except StoreMissing:
                 if attempt == _ATTEMPTS:
                     raise
@@ -134,7 +135,13 @@ async def restore(
 
 
 async def _put_together(
-    scratch: Path, output: Path, generation: Generation, files: Sequence[File], binary: Path, say: Callable[[str], None]
+    scratch: Path,
+    output: Path,
+    generation: Generation,
+    files: Sequence[File],
+    erased: Sequence[int],
+    binary: Path,
+    say: Callable[[str], None],
 ) -> Restored:
     made = scratch / "restored.db"
     try:
@@ -144,6 +151,9 @@ async def _put_together(
             f"{generation.path} cannot be restored to that state: {error}. Nothing was written; try another --at or --epoch"
         ) from None
     say("integrity checked; counting")
+    if erased:
+        left_out = await asyncio.to_thread(erasure.apply, made, erased, now=round(datetime.now(UTC).timestamp() * 1000))
+        say(f"{left_out:,} erased users left out")
     counts = await asyncio.to_thread(comparison.count, made)
     restored = Restored(
         file=str(output),

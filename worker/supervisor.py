@@ -171,7 +171,9 @@ async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[in
     except OSError as error:
         raise ConfigError(f"HOST={settings.host} PORT={settings.port} cannot be listened on: {error}") from error
     application = app.build(
-        app.Service(parts.intake, parts.tables, parts.access, settings.body_max_bytes, settings.push_unwrapped)
+        app.Service(
+            parts.intake, parts.tables, parts.access, parts.erasure, settings.body_max_bytes, settings.push_unwrapped
+        )
     )
     server = _Server(
         uvicorn.Config(

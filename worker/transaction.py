@@ -21,6 +21,14 @@ DISCARDED = "discarded"
 """The resolution of a rejection that an operator has given up."""
 
 
+class Erased(msgspec.Struct, frozen=True):
+    """What erasing a user removed: whether the user was there, and how many receipts and rejections spoke of them."""
+
+    existed: bool
+    receipts: int
+    rejections: int
+
+
 def content_of(data: bytes, attributes: dict[str, str]) -> message.UserCreated | Problem:
     """Read a message, or say what is wrong with it."""
     try:
@@ -87,6 +95,25 @@ class Transaction:
         self._open(message_id)
         self._update(message_id, {"resolved_at": self.now, "resolution": DISCARDED})
 
+    def erase(self, user_id: int) -> Erased:
+        """Leave a tombstone in the place of a user, and nothing else that says whose it was.
+
+        Receipts keep their message ids, by which a redelivery is a duplicate; rejected messages about the user go.
+        """
+        mine = Receipt.user_id == user_id
+        kept = Rejection.select(Rejection.message_id, Rejection.data, Rejection.attributes, Rejection.stored).dicts()
+        rows: Iterable[dict[str, Any]] = kept.bind(self.database).iterator()
+        rejected = [row["message_id"] for row in rows if _is_about(row, user_id)]
+        Rejection.delete().where(Rejection.message_id.in_(rejected)).execute(self.database)
+        receipts = Receipt.update(user_id=None).where(mine).execute(self.database)
+        found = self._users([user_id]).get(user_id)
+        tombstone = {"email_address": None, "created_at": None, "deleted": 1, "settings": None}
+        if found is None:
+            User.insert(user_id=user_id, **tombstone).execute(self.database)
+        else:
+            User.update(tombstone).where(User.user_id == user_id).execute(self.database)
+        return Erased(found is not None and not found["deleted"], receipts, len(rejected))
+
     def _plan(self, entries: Sequence[Entry], handled: Iterable[str]) -> Plan:
         user_ids = [entry.content.user_id for entry in entries if isinstance(entry.content, message.UserCreated)]
         return plan(entries, receipts=handled, users=self._users(user_ids), epoch=self.epoch, now=self.now)
@@ -114,3 +141,14 @@ class Transaction:
 
     def _update(self, message_id: str, values: dict[str, Any]) -> None:
         Rejection.update(values).where(Rejection.message_id == message_id).execute(self.database)
+
+
+def _is_about(rejection: dict[str, Any], user_id: int) -> bool:
+    """Whether a rejection is about a user: by what it met, by what it says, or by what it tries to say."""
+    if rejection["stored"] is not None:
+        return bool(msgspec.json.decode(rejection["stored"])["user_id"] == user_id)
+    try:
+        said = msgspec.json.decode(bytes(rejection["data"]))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return isinstance(said, dict) and str(said.get("user_id")) == str(user_id)

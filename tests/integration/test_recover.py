@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -92,7 +95,7 @@ class Platform:
     def _keep_up(self) -> None:
         while not self._down.wait(0.05):
             if self.worker.state() == "ended":
-                assert self.worker.wait() == 0, self.worker.tail()
+                assert self.worker.wait() in (0, -signal.SIGKILL), self.worker.tail()
                 self.worker.start()
 
 
@@ -162,6 +165,30 @@ def test_a_recovery_can_be_undone(platform: Platform, tmp_path: Path) -> None:
     assert platform.users(1, 3, 4, 5, 6) == [1, 3, 4, 5]
     assert found["undone"]["messages"] == ["m6"]
     assert (found["newest"]["users"], found["wanted"]["users"]) == (4, 5)
+
+
+def test_an_erased_user_does_not_come_back(platform: Platform, tmp_path: Path) -> None:
+    """Not by another delivery, a later message, a restart, a restore of an older time, or a recovery to it."""
+    platform.push(1, 2, 3)
+    platform.push(2, email="other@example.com")
+    then = pause()
+    platform.push(4)
+    asked = platform.worker.run("erase", "2")
+    assert (asked.returncode, "--yes" in asked.stdout) == (1, True)
+    assert platform.run("erase", "2", "--yes") == {"existed": True, "receipts": 2, "rejections": 1}
+    platform.push(2)
+    platform.push(2, email="again@example.com")
+    assert platform.users(1, 2, 3, 4) == [1, 3, 4]
+    platform.worker.kill()
+    assert platform.users(1, 2, 3, 4) == [1, 3, 4]
+    older = tmp_path / "older.db"
+    platform.run("restore", "-o", str(older), "--at", then.isoformat())
+    with closing(sqlite3.connect(older)) as database:
+        assert database.execute("SELECT * FROM users WHERE user_id = 2").fetchall() == [(2, None, None, 1, None)]
+        assert database.execute("SELECT count(*) FROM rejections").fetchone() == (0,)
+    platform.run("recover", "--at", then.isoformat(), "--yes", "--undone", str(tmp_path / "undone.txt"))
+    platform.push(2, email="once more@example.com")
+    assert platform.users(1, 2, 3, 4) == [1, 3]
 
 
 def test_what_cannot_be_recovered_changes_nothing(platform: Platform, tmp_path: Path) -> None:

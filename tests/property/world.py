@@ -186,7 +186,10 @@ class Process:
         self._parts = self._make_parts()
         self.lease: Lease = self._parts.lease
         self.intake: Intake = self._parts.intake
-        self._application = app.build(app.Service(self.intake, self._parts.tables, Access(), settings.body_max_bytes))
+        parts = self._parts
+        self._application = app.build(
+            app.Service(self.intake, parts.tables, Access(), parts.erasure, settings.body_max_bytes)
+        )
         self.life = self.loop.create_task(self._live())
         self._run()
 
@@ -342,6 +345,7 @@ class Process:
                 waiting=succession.message_received,
             ),
             tables=SimpleNamespace(open=False, read=_nothing),
+            erasure=None,
         )
 
 

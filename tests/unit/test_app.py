@@ -17,6 +17,7 @@ from worker.access import Access
 from worker.errors import Refused, Unwritable
 from worker.group import Entry, Problem
 from worker.intake import Intake
+from worker.transaction import Erased
 from worker.writer import Writer
 
 LIMIT = 2048
@@ -48,17 +49,30 @@ class Table:
     error: Exception | None = None
     asked: list[int] = field(default_factory=list)
     database: Any = None
+    row: dict[str, Any] = field(default_factory=lambda: dict(ROW))
 
     async def user(self, user_id: int) -> dict[str, Any] | None:
         """See `worker.app.Users`."""
         self.asked.append(user_id)
         if self.error is not None:
             raise self.error
-        return dict(ROW) if user_id == ROW["user_id"] else None
+        return dict(self.row) if user_id == self.row["user_id"] else None
 
     async def read(self, query: Callable[[Any], Any]) -> Any:
         """See `worker.operators.Readers`."""
         return query(self.database)
+
+
+@dataclass
+class Erasing:
+    """Erases whoever it is asked to."""
+
+    erased: list[int] = field(default_factory=list)
+
+    async def erase(self, user_id: int) -> Erased:
+        """See `worker.app.Eraser`."""
+        self.erased.append(user_id)
+        return Erased(True, 2, 1)
 
 
 @dataclass
@@ -70,6 +84,7 @@ class Site:
     intake: Intake = field(default_factory=lambda: Intake(max_messages=2, max_bytes=10_000, hold_seconds=60))
     serving: bool = True
     access: Access = field(default_factory=Access)
+    eraser: Erasing = field(default_factory=Erasing)
     unwrapped: bool = False
 
     def ask(self, method: str, path: str, **request: Any) -> httpx.Response:
@@ -78,7 +93,7 @@ class Site:
         async def body() -> httpx.Response:
             if self.serving:
                 self.intake.serve(cast("Writer", self.writer))
-            built = app.build(app.Service(self.intake, self.users, self.access, LIMIT, self.unwrapped))
+            built = app.build(app.Service(self.intake, self.users, self.access, self.eraser, LIMIT, self.unwrapped))
             transport = httpx.ASGITransport(built, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
                 return await client.request(method, path, **request)
@@ -304,6 +319,21 @@ def test_a_user_id_that_is_none_is_400(site: Site, text: str) -> None:
     assert site.users.asked == []
 
 
+def test_an_erased_user_is_404(site: Site) -> None:
+    """A tombstone is nobody."""
+    site.users.row = {**ROW, "deleted": 1}
+    assert site.ask("GET", "/users/5").status_code == 404
+
+
+def test_a_user_is_erased(site: Site) -> None:
+    """By POST alone, and what was removed is told."""
+    answer = site.ask("POST", "/users/7/erase")
+    assert (answer.status_code, answer.json()) == (200, {"existed": True, "receipts": 2, "rejections": 1})
+    assert site.ask("POST", "/users/x/erase").status_code == 400
+    assert site.ask("GET", "/users/7/erase").status_code == 400
+    assert site.eraser.erased == [7]
+
+
 def test_users_without_a_database_ask_to_come_again(site: Site) -> None:
     """503 while standing by: 404 would say that the user does not exist."""
     site.users.error = Refused("this instance is not serving yet; ask again")
@@ -339,7 +369,7 @@ def test_a_sender_that_hangs_up_disturbs_nobody(site: Site) -> None:
 
     async def body() -> None:
         site.intake.serve(cast("Writer", site.writer))
-        built = app.build(app.Service(site.intake, site.users, Access(), LIMIT))
+        built = app.build(app.Service(site.intake, site.users, Access(), site.eraser, LIMIT))
         incoming: list[dict[str, Any]] = [
             {"type": "http.request", "body": b'{"message":', "more_body": True},
             {"type": "http.disconnect"},

@@ -3,10 +3,11 @@
 import asyncio
 import base64
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import peewee
 import pytest
 
@@ -17,7 +18,7 @@ from worker.expiry import Expiry
 from worker.group import Entry
 from worker.models import Connection, Receipt, Rejection, User
 from worker.rejections import Filter
-from worker.transaction import Transaction
+from worker.transaction import Erased, Transaction
 
 T = TypeVar("T")
 
@@ -161,6 +162,51 @@ def test_what_was_not_rejected_cannot_be_resolved(store: Store, verb: str) -> No
     store.handle(lambda: entry(5, "m1"))
     with pytest.raises(NotFound):
         store.transaction(lambda transaction: getattr(transaction, verb)("m1"))
+
+
+def test_erasing_leaves_a_tombstone_and_nothing_of_the_user(store: Store) -> None:
+    """Row, rejections and the receipts' user go; message ids stay, and nothing brings the user back (INV-3)."""
+    store.handle(lambda: entry(5, "m1", email="a"), conflicting(), lambda: entry(6, "m3"), lambda: malformed("m4"))
+    assert store.transaction(lambda transaction: transaction.erase(5)) == Erased(True, 2, 1)
+    assert store.rows(User)[0] == {
+        "user_id": 5,
+        "email_address": None,
+        "created_at": None,
+        "deleted": 1,
+        "settings": None,
+    }
+    assert {row["message_id"]: row["user_id"] for row in store.rows(Receipt)} == {
+        "m1": None,
+        "m2": None,
+        "m3": 6,
+        "m4": None,
+    }
+    assert [row["message_id"] for row in store.rows(Rejection)] == ["m4"]
+    before = store.rows(User)
+    assert store.handle(lambda: entry(5, "m1", email="a"), lambda: entry(5, "m9", email="new")) == ["duplicate", "erased"]
+    assert store.rows(User) == before
+    assert next(row for row in store.rows(Receipt) if row["message_id"] == "m9")["user_id"] is None
+    assert store.transaction(lambda transaction: transaction.erase(5)) == Erased(False, 0, 0)
+
+
+def test_a_user_who_was_never_there_can_be_erased(store: Store) -> None:
+    """A replay may still bring them: the tombstone is there first."""
+    assert store.transaction(lambda transaction: transaction.erase(5)) == Erased(False, 0, 0)
+    assert store.handle(lambda: entry(5, "m1")) == ["erased"]
+
+
+def test_rejections_that_try_to_name_the_user_are_erased(store: Store) -> None:
+    """Whether the id came as a number or as text; what cannot be read is left alone."""
+
+    def saying(message_id: str, data: bytes) -> Callable[[], Entry]:
+        return lambda: replace(
+            malformed(message_id), delivery=msgspec.structs.replace(malformed(message_id).delivery, data=data)
+        )
+
+    said = {"m1": b'{"user_id":"5"}', "m2": b'{"user_id":5,"settings":1}', "m3": b'{"user_id":6}', "m4": b"[5]", "m5": b"5"}
+    store.handle(*[saying(message_id, data) for message_id, data in said.items()])
+    assert store.transaction(lambda transaction: transaction.erase(5)).rejections == 2
+    assert sorted(row["message_id"] for row in store.rows(Rejection)) == ["m3", "m4", "m5"]
 
 
 def test_a_page_holds_what_was_asked_for(store: Store) -> None:

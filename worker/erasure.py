@@ -1,0 +1,77 @@
+"""Erasing a user for good: the row becomes a tombstone, and the bucket remembers the id outside every generation.
+
+A replay finds the tombstone and gives the message no effect. A restore or a recovery to a time before the erasure applies
+the list in the bucket, so that an older state does not bring the user back. The object is written first: dying before the
+transaction leaves an erasure that the next start, or the same command again, completes.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from worker.database import connect
+from worker.errors import Mismatch, Refused, StoreUnavailable
+from worker.lease_record import Store
+from worker.transaction import Erased, Transaction
+
+ROOT: Final = "erased/"
+_NAME: Final = re.compile(r"erased/(\d{1,19})\.json")
+_BUSY_SECONDS: Final = 5.0
+
+
+class Names(Store, Protocol):
+    """What the list needs of the bucket; each call may raise `StoreError`."""
+
+    async def names(self, name_prefix: str, *, timeout: float) -> list[str]:
+        """The objects below a prefix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """Erases users of the running service. `change` is `Intake.change`; `timeout` is for the request to the bucket."""
+
+    store: Store
+    change: Callable[[Callable[[Transaction], Any]], Awaitable[Any]]
+    timeout: float
+
+    async def erase(self, user_id: int) -> Erased:
+        """Erase a user, whether or not there is one; what was removed, once that is in the bucket.
+
+        Raises:
+            Refused: This instance does not serve, or it is not confirmed; ask again.
+            StoreError: The bucket refuses; nothing was changed.
+        """
+        await self.change(lambda _: None)  # nothing is written to the bucket by an instance that does not hold the lease
+        data = msgspec.json.encode({"format": 1, "user_id": user_id})
+        try:
+            await self.store.write(f"{ROOT}{user_id}.json", data, if_generation=0, timeout=self.timeout)
+        except Mismatch:
+            pass  # it is in the list already
+        except StoreUnavailable as error:
+            raise Refused(f"the bucket did not take the id, and nothing was changed: {error}") from error
+        erased: Erased = await self.change(lambda transaction: transaction.erase(user_id))
+        return erased
+
+
+async def listed(store: Names, *, timeout: float) -> list[int]:
+    """The ids of the erased users.
+
+    Raises:
+        StoreError: The bucket did not answer, or refused.
+    """
+    names = await store.names(ROOT, timeout=timeout)
+    return [int(match[1]) for match in map(_NAME.fullmatch, names) if match]
+
+
+def apply(path: Path, user_ids: Sequence[int], *, now: int) -> int:
+    """Erase users in a database that nobody else uses; how many were there. `now` is in milliseconds since the epoch."""
+    if not user_ids:
+        return 0
+    database = connect(path, busy_timeout_seconds=_BUSY_SECONDS)
+    with database.connection_context(), database.atomic("IMMEDIATE"):
+        transaction = Transaction(database, 0, now)
+        return sum(transaction.erase(user_id).existed for user_id in user_ids)
