@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
         if arguments.command is None:
             return rejection_cli.main(arguments, environ)
         settings = config.load(environ)
-        telemetry.configure(settings.log_level)
+        # What a command does it says itself; the log is for a service, and for whoever asks for it.
+        quiet = getattr(arguments, "quiet", False) and settings.log_level == "info"
+        telemetry.configure("warning" if quiet else settings.log_level)
         command: Callable[[Settings, argparse.Namespace], int] = arguments.command
         return command(settings, arguments)
     except WorkerError as error:

@@ -66,7 +66,7 @@ def add(verbs: Any) -> None:
     parser.add_argument("--url", metavar="URL", help="the service's address, for --replay (default: SERVICE_URL)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     subscription_options.add(parser)
-    parser.set_defaults(command=_recover)
+    parser.set_defaults(command=_recover, quiet=True)
 
 
 def _recover(settings: Settings, options: argparse.Namespace) -> int:
@@ -83,15 +83,17 @@ def _recover(settings: Settings, options: argparse.Namespace) -> int:
         return 0 if options.dry_run else 1
     with Console(stderr=True).status("recovering"):
         recovered = asyncio.run(recovery.recover())
-    file = options.undone or Path(f"undone-{int(recovered.generation.rpartition('/')[2], 16)}.txt")
-    if recovered.plan.undone is not None:
-        with file.open("x") as undone:
-            undone.writelines(f"{message_id}\n" for message_id in recovered.plan.undone.messages)
     _say(f"{recovered.generation} is live")
+    undone = [] if recovered.plan.undone is None else recovered.plan.undone.messages
+    file = options.undone or Path(f"undone-{int(recovered.generation.rpartition('/')[2], 16)}.txt")
+    with file.open("x") as ids:
+        ids.writelines(f"{message_id}\n" for message_id in undone)
     done = None
     if queue is not None and to is not None:
         patience = Patience(options.settle, options.start)
-        done = replay_cli.follow(settings, queue, to, patience=patience, url=options.url, environ=os.environ)
+        done = replay_cli.follow(
+            settings, queue, to, undone=len(undone), patience=patience, url=options.url, environ=os.environ
+        )
     _show(recovered.plan, options, to=to, generation=recovered.generation, file=file, done=done)
     return 0
 

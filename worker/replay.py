@@ -236,6 +236,7 @@ async def replay(
     patience: Patience,
     say: Callable[[str], None],
     show: Callable[[Progress], None],
+    undone: int = 0,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
 ) -> Progress:
@@ -248,6 +249,7 @@ async def replay(
         patience: When it has caught up.
         say: Told what is going on, a line at a time.
         show: Told how far it has come, twice a second.
+        undone: Messages that are expected although they have no receipt any more, because a recovery has undone them.
         clock: Monotonic seconds.
         sleep: A test's clock.
 
@@ -269,7 +271,7 @@ async def replay(
     except QueueError:
         await queue.delete(kept.name)
         raise
-    progress = Progress(planned.receipts.total, clock())
+    progress = Progress(planned.receipts.total + undone, clock())
     await _follow(service, moment, progress, patience, show, clock, sleep)
     await queue.delete(kept.name)
     return progress

@@ -68,7 +68,14 @@ def add(verbs: Any) -> None:
 
 
 def follow(
-    settings: Settings, queue: Queue, to: datetime | str, *, patience: Patience, url: str | None, environ: Mapping[str, str]
+    settings: Settings,
+    queue: Queue,
+    to: datetime | str,
+    *,
+    undone: int,
+    patience: Patience,
+    url: str | None,
+    environ: Mapping[str, str],
 ) -> Progress:
     """Seek without asking, and show the progress; for a command that has asked already, and has just restarted the service.
 
@@ -76,6 +83,7 @@ def follow(
         settings: The service's.
         queue: The subscription.
         to: A time, or a snapshot's full name.
+        undone: Messages that are expected although a recovery has undone their receipts.
         patience: When it has caught up.
         url: The service's address, if not SERVICE_URL.
         environ: The environment variables.
@@ -96,7 +104,7 @@ def follow(
                     if time.monotonic() > until:
                         raise
                     await asyncio.sleep(POLL_SECONDS)
-            return await _shown(queue, service, planned, patience)
+            return await _shown(queue, service, planned, patience, undone=undone)
 
     return asyncio.run(run())
 
@@ -133,9 +141,9 @@ def _replay(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
-async def _shown(queue: Queue, service: FollowedService, planned: Plan, patience: Patience) -> Progress:
-    with _Shown(Console(stderr=True), planned.receipts.total) as shown:
-        return await replay(queue, service, planned, patience=patience, say=shown.say, show=shown.show)
+async def _shown(queue: Queue, service: FollowedService, planned: Plan, patience: Patience, *, undone: int = 0) -> Progress:
+    with _Shown(Console(stderr=True), planned.receipts.total + undone) as shown:
+        return await replay(queue, service, planned, patience=patience, say=shown.say, show=shown.show, undone=undone)
 
 
 def _service(settings: Settings, url: str | None, environ: Mapping[str, str]) -> FollowedService:

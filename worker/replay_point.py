@@ -72,5 +72,6 @@ def _ancestors(wanted: Restored, generations: Sequence[Generation]) -> dict[int 
     manifest, txid = manifests.get(wanted.generation), wanted.txid
     while manifest is not None and manifest.epoch not in found:
         found[manifest.epoch] = (len(found), txid)
-        manifest, txid = manifests.get(manifest.base or ""), manifest.base_txid
+        txid = manifest.base_txid
+        manifest = manifests.get(manifest.base or "")
     return found
