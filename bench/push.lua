@@ -52,9 +52,15 @@ function init(args)
   local time = '","publishTime":"2026-01-01T00:00:00.000Z","publish_time":"2026-01-01T00:00:00.000Z"},'
     .. '"subscription":"projects/bench/subscriptions/users"}'
   local size = #open + length + #id + 15 + #again + 15 + #time
+  local given = ""  -- those of --header; a request that the script makes has none of them by itself
+  for name, value in pairs(wrk.headers) do
+    if name ~= "Host" then
+      given = given .. name .. ": " .. value .. "\r\n"
+    end
+  end
   head = string.format(
-    "POST / HTTP/1.1\r\nHost: %s:%s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s%s",
-    wrk.host, wrk.port, size, open, data_start
+    "POST / HTTP/1.1\r\nHost: %s:%s\r\nContent-Type: application/json\r\n%sContent-Length: %d\r\n\r\n%s%s",
+    wrk.host, wrk.port, given, size, open, data_start
   )
   middle, tail, close = data_between, data_end .. id, time
   between_ids = again

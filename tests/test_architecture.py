@@ -50,6 +50,7 @@ COMPOSED = {
     "worker.retention",
     "worker.lease_commands",
     "worker.rejection_commands",
+    "worker.checkpointing",
     "worker.replay_point",
     "worker.restore_commands",
     "worker.checkpoints",

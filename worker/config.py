@@ -18,6 +18,9 @@ PLATFORM_GRACE_SECONDS: Final = 10.0
 STORE_WRITE_SPACING_MIN: Final = 1.0
 """Cloud Storage takes one write per second per object name (documentation, "Quotas and limits")."""
 
+CHECKPOINT_HOURS_MIN: Final = 1.0
+"""A project holds 5,000 snapshots, and one lives seven days: 168 of an hourly one (Pub/Sub documentation, "Quotas")."""
+
 _REPLICA_URL = re.compile(
     r"gs://(?P<bucket>[a-z0-9][a-z0-9._-]{1,220}[a-z0-9])/(?P<prefix>[^/\s#?*\[\]]+(/[^/\s#?*\[\]]+)*)/?"
 )
@@ -168,6 +171,13 @@ class Settings:
     prune_interval_seconds: float = _setting(
         "PRUNE_INTERVAL_SECONDS", 3600.0, "pause between two looks for what is past its retention", low=1
     )
+    checkpoint_hours: float = _setting(
+        "CHECKPOINT_HOURS", 0.0, "pause between two checkpoints that the service takes of SUBSCRIPTION; 0 for none", low=0
+    )
+    subscription: str = _setting(
+        "SUBSCRIPTION", "", "the subscription that feeds the store: an id, or projects/P/subscriptions/S; for checkpoints"
+    )
+    project: str = _setting("GOOGLE_CLOUD_PROJECT", "", "the project of a SUBSCRIPTION given as an id")
     litestream_silent_max: int = _setting(
         "LITESTREAM_SILENT_MAX",
         3,
@@ -220,6 +230,11 @@ class Settings:
             raise ConfigError(
                 "PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT belong together: set both, as the push subscription has them, "
                 "or neither"
+            )
+        if 0 < self.checkpoint_hours < CHECKPOINT_HOURS_MIN or (self.checkpoint_hours and not self.subscription):
+            raise ConfigError(
+                f"CHECKPOINT_HOURS is {self.checkpoint_hours:g}: it must be 0, or at least {CHECKPOINT_HOURS_MIN:g} with "
+                "SUBSCRIPTION set to the subscription that feeds the store"
             )
         if self.operators and not self.push_audience:
             raise ConfigError("OPERATORS is set and PUSH_AUDIENCE is not: nobody's token could be verified; set it as well")

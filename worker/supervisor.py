@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import uvicorn
 
-from worker import app, database, lease_record
+from worker import app, checkpointing, database, lease_record, pubsub
 from worker import retention as retention_
 from worker.background import running
 from worker.config import Settings
@@ -128,6 +128,7 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
         running(side, "writer", writer.run()),
         running(side, "roll-over", generations.roll_over_when_long(lambda: _quiet(writer, replicator, lease_))),
         running(side, "retention", retention_.prune_every(settings.prune_interval_seconds, parts.store, lease_, retention)),
+        running(side, "checkpoints", _checkpoints(parts)),
         running(side, "expiry", expiry.run(parts.tables, interval_seconds=settings.prune_interval_seconds)),
         running(side, "succession", _then(parts.succession.requested(lambda: lease_.epoch), leave)),
         running(side, "stop", _then(stop.wait(), leave)),
@@ -148,6 +149,13 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
         finally:
             parts.tables.open = False
             parts.intake.drain()
+
+
+async def _checkpoints(parts: Parts) -> None:
+    settings = parts.settings
+    if settings.checkpoint_hours:
+        queue = pubsub.Queue(pubsub.subscription_name(settings.subscription, settings.project))
+        await checkpointing.take_every(settings.checkpoint_hours, queue, parts.store)
 
 
 @contextlib.asynccontextmanager

@@ -54,6 +54,9 @@ READ: dict[str, tuple[str, str, object]] = {
     "REJECTION_DAYS": ("31", "rejection_days", 31.0),
     "PRUNE_STEP_ROWS": ("1", "prune_step_rows", 1),
     "PRUNE_INTERVAL_SECONDS": ("60", "prune_interval_seconds", 60.0),
+    "CHECKPOINT_HOURS": ("6", "checkpoint_hours", 6.0),
+    "SUBSCRIPTION": ("users-worker", "subscription", "users-worker"),
+    "GOOGLE_CLOUD_PROJECT": ("acme", "project", "acme"),
     "LITESTREAM_SILENT_MAX": ("1", "litestream_silent_max", 1),
     "DRAIN_SECONDS": ("2", "drain_seconds", 2.0),
     "FINAL_SYNC_SECONDS": ("3", "final_sync_seconds", 3.0),
@@ -67,6 +70,7 @@ READ: dict[str, tuple[str, str, object]] = {
 
 _TOKENS = {"PUSH_AUDIENCE": "https://users.example", "PUSH_SERVICE_ACCOUNT": "push@acme.example"}
 COMPANIONS = dict.fromkeys(("PUSH_AUDIENCE", "PUSH_SERVICE_ACCOUNT", "OPERATORS"), _TOKENS)
+COMPANIONS["CHECKPOINT_HOURS"] = {"SUBSCRIPTION": "users-worker"}
 """Settings that load only together with others."""
 
 WRONG: list[tuple[str, str, str]] = [
@@ -257,6 +261,8 @@ def test_one_process_may_be_asked_for(count: str) -> None:
         ),
         ({"PUSH_AUDIENCE": "https://users.example"}, "PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT belong together: "),
         ({"PUSH_SERVICE_ACCOUNT": "push@acme.example"}, "PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT belong together: "),
+        ({"CHECKPOINT_HOURS": "6"}, "CHECKPOINT_HOURS is 6: it must be 0, or at least 1 with SUBSCRIPTION set "),
+        ({"CHECKPOINT_HOURS": "0.5", "SUBSCRIPTION": "s"}, "CHECKPOINT_HOURS is 0.5: it must be 0, or at least 1 "),
         ({"OPERATORS": "ann@acme.example"}, "OPERATORS is set and PUSH_AUDIENCE is not: "),
         (
             {"LEASE_RENEW_SECONDS": "5"},
