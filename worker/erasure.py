@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from worker.database import connect
+from worker.database import connect, migrate
 from worker.errors import Mismatch, Refused, StoreUnavailable
 from worker.lease_record import Store
 from worker.transaction import Erased, Transaction
@@ -71,6 +71,7 @@ def apply(path: Path, user_ids: Sequence[int], *, now: int) -> int:
     """Erase users in a database that nobody else uses; how many were there. `now` is in milliseconds since the epoch."""
     if not user_ids:
         return 0
+    migrate(path, busy_timeout_seconds=_BUSY_SECONDS)  # it may be older than a column that is looked at
     database = connect(path, busy_timeout_seconds=_BUSY_SECONDS)
     with database.connection_context(), database.atomic("IMMEDIATE"):
         transaction = Transaction(database, 0, now)

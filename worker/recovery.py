@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from worker import database
 from worker.background import running
 from worker.comparison import Undone, undone
 from worker.config import Settings
@@ -114,6 +115,8 @@ class Recovery:
                 raise
             self._say(f"what is undone is not known: {error}")
             return Plan(None, wanted, None)
+        for file in (newest.file, wanted.file):  # they may be older than a column that is compared
+            await asyncio.to_thread(database.migrate, Path(file), busy_timeout_seconds=self._settings.busy_timeout_seconds)
         found = await asyncio.to_thread(undone, newer=Path(newest.file), older=Path(wanted.file))
         if not found.changes_anything:
             raise NotInReplica("nothing has been written since then: there is nothing to undo, and nothing was changed")
