@@ -10,7 +10,7 @@ between the two leaves a snapshot without a record; a snapshot that has expired 
 
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -32,8 +32,6 @@ ROOT: Final = "checkpoints/"
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _SNAPSHOT_ID_MAX: Final = 255
 """Longest id of a Pub/Sub resource, in characters (documentation, "Create a topic", section on names)."""
-_UNFINISHED: Final = timedelta(hours=1)
-"""A snapshot without a record that is younger may be a checkpoint in the making."""
 
 
 class Queue(Protocol):
@@ -147,6 +145,9 @@ async def take(queue: Queue, store: Store, name: str, *, timeout: float) -> Chec
         expires=snapshot.expires,
     )
     await _record(store, made, timeout=timeout)
+    if await queue.get(snapshot.name) is None:  # pruned by age meanwhile: it told the age of the oldest message in it
+        await store.delete(f"{ROOT}{name}.json", timeout=timeout)
+        raise QueueRefused(f"the snapshot of {name} was deleted while the checkpoint was made; make it again")
     return made
 
 
@@ -262,14 +263,15 @@ def superfluous(
 
     Args:
         rows: As `listed` gives them.
-        keep: The number of whole ones, the newest, that stay; what is left of others goes, unless it may be in the making.
+        keep: The number of whole ones, the newest, that stay; records of expired ones go. A snapshot without a record stays:
+            it may be a checkpoint in the making, or the way back from a replay.
         older_than: Or: everything made before then.
         now: The time.
     """
     if older_than is not None:
         return [row for row in rows if row.created_at < older_than]
     kept = {row.name for row in [row for row in rows if row.state == "whole"][:keep]}
-    return [row for row in rows if row.name not in kept and (row.state != "no record" or row.created_at < now - _UNFINISHED)]
+    return [row for row in rows if row.name not in kept and row.state != "no record"]
 
 
 async def prune(queue: Queue, store: Store, row: Listed, *, timeout: float) -> None:

@@ -46,11 +46,6 @@ class Undone(msgspec.Struct, frozen=True, kw_only=True):
     oldest_publish_time: int | None
     newest_publish_time: int | None
 
-    @property
-    def changes_anything(self) -> bool:
-        """Whether the two states differ at all."""
-        return bool(self.messages or self.retried or self.discarded)
-
 
 def undone(*, newer: Path, older: Path) -> Undone:
     """Compare two databases at rest."""

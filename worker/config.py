@@ -311,6 +311,11 @@ def _not_nested(settings: Settings) -> list[str]:
             f"and must be less than ACK_DEADLINE_SECONDS, {settings.ack_deadline_seconds:g}: a push may wait for both",
         ),
         (
+            settings.retention_days < settings.receipt_days,
+            f"RETENTION_DAYS is {settings.retention_days:g} and must be less than RECEIPT_DAYS, {settings.receipt_days:g}: "
+            "a recovery tells what it undoes by the receipts",
+        ),
+        (
             settings.body_max_bytes <= settings.queue_max_bytes,
             f"BODY_MAX_BYTES is {settings.body_max_bytes} and must not exceed QUEUE_MAX_BYTES, {settings.queue_max_bytes}",
         ),

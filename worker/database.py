@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import peewee
 from playhouse.migrations import Runner
 
-from worker.errors import SqliteTooOld
+from worker.errors import Refused, SqliteTooOld
 from worker.models import Connection, User
 
 SQLITE_MIN: Final = (3, 51, 3)
@@ -98,6 +98,13 @@ class Reader:
         return row
 
     def read(self, query: Callable[[Connection], T]) -> T:
-        """What `query` reads; the connection lives for as long."""
-        with self._database.connection_context():
-            return query(self._database)
+        """What `query` reads; the connection lives for as long.
+
+        Raises:
+            Refused: The database is locked, full or out of reach; ask again.
+        """
+        try:
+            with self._database.connection_context():
+                return query(self._database)
+        except peewee.OperationalError as error:
+            raise Refused(f"the database cannot be read now: {error}; ask again") from error

@@ -68,11 +68,17 @@ async def listed(store: Names, *, timeout: float) -> list[int]:
 
 
 def apply(path: Path, user_ids: Sequence[int], *, now: int) -> int:
-    """Erase users in a database that nobody else uses; how many were there. `now` is in milliseconds since the epoch."""
+    """Erase users in a database that nobody else uses; how many were not erased there yet.
+
+    `now` is in milliseconds since the epoch.
+    """
     if not user_ids:
         return 0
     migrate(path, busy_timeout_seconds=_BUSY_SECONDS)  # it may be older than a column that is looked at
     database = connect(path, busy_timeout_seconds=_BUSY_SECONDS)
     with database.connection_context(), database.atomic("IMMEDIATE"):
         transaction = Transaction(database, 0, now)
-        return sum(transaction.erase(user_id).existed for user_id in user_ids)
+        missing = transaction.not_erased(user_ids)
+        if missing:
+            transaction.erase_all(missing)
+        return len(missing)

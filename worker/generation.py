@@ -27,7 +27,6 @@ from worker.lease import Lease
 
 _RETRY_PAUSE_SECONDS: Final = 0.25
 _CLAIM_SECONDS: Final = 5.0
-_LIST_SECONDS: Final = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -163,13 +162,14 @@ class Generations:
         erased: list[int] = []
 
         async def look() -> None:
-            erased.extend(await erasure.listed(self._store, timeout=_LIST_SECONDS))
+            erased.extend(await erasure.listed(self._store, timeout=self._limits.restore_seconds))
 
         await insist(look, seconds=self._limits.first_sync_seconds)
         if erased:
             now = round(datetime.now(UTC).timestamp() * 1000)
             again = await asyncio.to_thread(erasure.apply, self._options.database, erased, now=now)
-            log.info("%d erased users are left out", again, extra={"action": "generation.erased"})
+            if again:
+                log.info("%d users are erased again", again, extra={"action": "generation.erased"})
 
     async def _reserve(self) -> None:
         await self._lease.advance()

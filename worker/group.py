@@ -17,10 +17,14 @@ Outcome = Literal["created", "duplicate", "exists", "conflict", "rejected", "era
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a message cannot have its effect: a code of a closed list, and a line that names the field but no value."""
+    """Why a message cannot have its effect: a code of a closed list, and a line that names the field but no value.
+
+    `claims` is the user it tries to be about, as far as that can be read: an erased one's message is not kept.
+    """
 
     reason: str
     detail: str
+    claims: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,8 @@ def _decide(
     content: UserCreated | Problem, rows: Mapping[int, Mapping[str, Any]]
 ) -> tuple[Outcome, Problem | None, Mapping[str, Any] | None]:
     if isinstance(content, Problem):
-        return "rejected", content, None
+        claimed = rows.get(content.claims) if content.claims is not None else None
+        return ("erased", None, None) if claimed is not None and claimed["deleted"] else ("rejected", content, None)
     stored = rows.get(content.user_id)
     if stored is None:
         return "created", None, None

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from worker import checkpoints, replay_cli, subscription_options
 from worker.config import Settings
-from worker.errors import RestoreFailed
+from worker.errors import RestoreFailed, WorkerError
 from worker.gcs import Bucket
 from worker.pubsub import Queue
 from worker.recovery import Plan, Recovery
@@ -53,7 +53,7 @@ def add(verbs: Any) -> None:
         help="have everything delivered again that was published then or later: a guess, for when the newest state is lost",
     )
     parser.add_argument(
-        "--undone", metavar="FILE", type=Path, help="write the undone messages' ids there (default: undone-EPOCH.txt)"
+        "--undone", metavar="FILE", type=Path, help="write the undone messages' ids there (default: undone-TIME.txt)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and change nothing")
     parser.add_argument("--yes", action="store_true", help="do not ask")
@@ -70,32 +70,85 @@ def add(verbs: Any) -> None:
 
 
 def _recover(settings: Settings, options: argparse.Namespace) -> int:
-    if options.undone is not None and options.undone.exists():
-        raise RestoreFailed(f"{options.undone} is there already; name a new file for --undone")
     queue = subscription_options.queue(options) if options.replay or options.replay_from else None
     recovery = Recovery(settings, options.at, _say, blind=options.replay_from is not None)
     with Console(stderr=True).status("comparing"):
         plan = asyncio.run(recovery.plan())
         # Found out before anything is changed: a recovery that nothing can be replayed onto is not what was asked for.
-        to = options.replay_from or (asyncio.run(_point(settings, plan, queue)) if queue is not None else None)
+        to = _replay_to(settings, options, plan, queue)
+        if queue is not None and to is not None:
+            replay_cli.look(settings, queue, to, url=options.url, environ=os.environ)
     if options.dry_run or not (options.yes or _agreed(plan, to)):
         _show(plan, options, to=to)
         return 0 if options.dry_run else 1
+    file = _Undone(options.undone or Path(f"undone-{datetime.now(UTC):%Y%m%d-%H%M%S}.txt"), plan)
     with Console(stderr=True).status("recovering"):
         recovered = asyncio.run(recovery.recover())
     _say(f"{recovered.generation} is live")
-    undone = [] if recovered.plan.undone is None else recovered.plan.undone.messages
-    file = options.undone or Path(f"undone-{int(recovered.generation.rpartition('/')[2], 16)}.txt")
-    with file.open("x") as ids:
-        ids.writelines(f"{message_id}\n" for message_id in undone)
-    done = None
-    if queue is not None and to is not None:
+    file.write(recovered.plan)
+    done, code = None, 0
+    if queue is not None:
+        # The service went on until the lease was handed over: what it acknowledged meanwhile was undone as well.
+        to = _earlier(to, _replay_to(settings, options, recovered.plan, queue))
+        done = _replayed(settings, options, queue, to, undone=recovered.plan.undone_count) if to is not None else None
+        code = int(to is not None and (done is None or done.total < recovered.plan.undone_count))
+    _show(recovered.plan, options, to=to, generation=recovered.generation, file=file.path, done=done)
+    return code
+
+
+class _Undone:
+    """The file of the undone messages' ids, made before anything is changed, so that it can be written afterwards.
+
+    Raises:
+        RestoreFailed: It cannot be made, or is there already.
+    """
+
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self.path = path
+        try:
+            with path.open("x") as made:
+                made.writelines(_lines(plan))
+        except OSError as error:
+            raise RestoreFailed(f"{path} cannot be written: {error.strerror}; name a new file with --undone") from None
+
+    def write(self, plan: Plan) -> None:
+        """Replace the ids by what was undone in the end. The recovery is made by now, and no error here stops it."""
+        try:
+            self.path.write_text("".join(_lines(plan)))
+        except OSError as error:
+            _say(f"{self.path} holds the ids as of the plan, and not the last ones: {error.strerror}")
+
+
+def _lines(plan: Plan) -> list[str]:
+    return [] if plan.undone is None else [f"{message_id}\n" for message_id in plan.undone.messages]
+
+
+def _replay_to(settings: Settings, options: argparse.Namespace, plan: Plan, queue: Queue | None) -> datetime | str | None:
+    if options.replay_from is not None:
+        return options.replay_from  # type: ignore[no-any-return]  # argparse's
+    return None if queue is None else asyncio.run(_point(settings, plan, queue))
+
+
+def _earlier(planned: datetime | str | None, found: datetime | str | None) -> datetime | str | None:
+    if isinstance(planned, datetime) and isinstance(found, datetime):
+        return min(planned, found)
+    return found or planned
+
+
+def _replayed(
+    settings: Settings, options: argparse.Namespace, queue: Queue, to: datetime | str, *, undone: int
+) -> Progress | None:
+    again = f"--from {rfc3339(to)}" if isinstance(to, datetime) else f"--snapshot {to}"
+    _say(f"replaying; should this break off: python -m worker replay {again}")
+    try:
         patience = Patience(options.settle, options.start)
-        done = replay_cli.follow(
-            settings, queue, to, undone=len(undone), patience=patience, url=options.url, environ=os.environ
-        )
-    _show(recovered.plan, options, to=to, generation=recovered.generation, file=file, done=done)
-    return 0
+        done = replay_cli.follow(settings, queue, to, undone=undone, patience=patience, url=options.url, environ=os.environ)
+    except WorkerError as error:
+        _say(f"the recovery is made, and not everything was replayed: {error}")
+        return None
+    if done.total < undone:
+        _say(f"only {done.total:,} of {undone:,} undone messages came: look at the queue, or replay from an earlier time")
+    return done
 
 
 async def _point(settings: Settings, plan: Plan, queue: Queue) -> datetime | str | None:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Final
 
 from worker import database
-from worker.background import running
+from worker.background import plain, running
 from worker.comparison import Undone, undone
 from worker.config import Settings
-from worker.errors import NotInReplica, RestoreFailed
+from worker.errors import LeaseLost, NotInReplica, RestoreFailed, StoreMissing
 from worker.generation import Generations, Limits
 from worker.litestream import find_binary
 from worker.parts import Parts
@@ -45,6 +45,11 @@ class Plan:
     newest: Restored | None
     wanted: Restored
     undone: Undone | None
+
+    @property
+    def undone_count(self) -> int:
+        """How many messages are undone, as far as that is known."""
+        return 0 if self.undone is None else len(self.undone.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,12 @@ class Recovery:
             SyncUnavailable: The bucket did not take the full copy in time; what was live stays live.
             WorkerError: As for `plan`; nothing was changed.
         """
+        try:
+            return await self._recover()
+        except BaseExceptionGroup as group:
+            raise plain(group, LeaseLost) from None
+
+    async def _recover(self) -> Recovered:
         with self._parts() as (parts, scratch):
             lease, settings = parts.lease, self._settings
             self._say("asking for the lease; a running instance serves TENURE_MIN_SECONDS at least before it hands over")
@@ -110,16 +121,16 @@ class Recovery:
         wanted = await self._restore(parts, Wanted(at=self._at), scratch / "wanted.db")
         try:
             newest = await self._restore(parts, Wanted(), scratch / "newest.db")
-        except RestoreFailed as error:
+        except (RestoreFailed, NotInReplica, StoreMissing) as error:
             if not self._blind:
                 raise
             self._say(f"what is undone is not known: {error}")
             return Plan(None, wanted, None)
+        if (newest.generation, newest.txid) == (wanted.generation, wanted.txid):
+            raise NotInReplica("nothing has been written since then: there is nothing to undo, and nothing was changed")
         for file in (newest.file, wanted.file):  # they may be older than a column that is compared
             await asyncio.to_thread(database.migrate, Path(file), busy_timeout_seconds=self._settings.busy_timeout_seconds)
         found = await asyncio.to_thread(undone, newer=Path(newest.file), older=Path(wanted.file))
-        if not found.changes_anything:
-            raise NotInReplica("nothing has been written since then: there is nothing to undo, and nothing was changed")
         return Plan(newest, wanted, found)
 
     async def _restore(self, parts: Parts, wanted: Wanted, output: Path) -> Restored:

@@ -273,14 +273,17 @@ async def replay(
         raise
     progress = Progress(planned.receipts.total + undone, clock())
     await _follow(service, moment, progress, patience, show, clock, sleep)
-    await queue.delete(kept.name)
+    if progress.total < undone:
+        say(f"{kept.name} is kept: fewer messages came than were undone")
+    else:
+        await queue.delete(kept.name)
     return progress
 
 
 def _keeping(oldest: datetime, planned: Plan, say: Callable[[str], None]) -> datetime | str:
     """Where to seek so that the oldest message that waits is not dropped."""
     waits = f"a message published at {oldest.isoformat()} waits for its delivery"
-    if isinstance(planned.to, datetime) and oldest < planned.to:
+    if isinstance(planned.to, datetime) and oldest - _MARGIN < planned.to:
         say(f"{waits}; seeking back that far keeps it")
         return oldest - _MARGIN
     if isinstance(planned.to, str) and oldest < planned.since - _MARGIN:

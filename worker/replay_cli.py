@@ -67,6 +67,16 @@ def add(verbs: Any) -> None:
     parser.set_defaults(command=_replay)
 
 
+def look(settings: Settings, queue: Queue, to: datetime | str, *, url: str | None, environ: Mapping[str, str]) -> Plan:
+    """What seeking there would do, for a command that will do it later. The errors are those of `plan`."""
+
+    async def run() -> Plan:
+        async with _service(settings, url, environ) as service:
+            return await plan(queue, service, to, now=datetime.now(UTC))
+
+    return asyncio.run(run())
+
+
 def follow(
     settings: Settings,
     queue: Queue,

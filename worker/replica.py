@@ -126,6 +126,8 @@ def lineage(manifests: Mapping[str, Manifest], live: str | None) -> list[str]:
     """The generations that are or were live and are still there, oldest first. Pure."""
     line: list[str] = []
     path = live
+    if live is not None and live not in manifests:  # it was lost: what it continued is still there
+        path = max((path for path in manifests if path < live), default=None)
     while path is not None and path in manifests and path not in line:
         line.append(path)
         path = manifests[path].replaced or manifests[path].base

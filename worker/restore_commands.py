@@ -153,7 +153,7 @@ async def _put_together(
     say("integrity checked; counting")
     if erased:
         left_out = await asyncio.to_thread(erasure.apply, made, erased, now=round(datetime.now(UTC).timestamp() * 1000))
-        say(f"{left_out:,} erased users left out")
+        say(f"{left_out:,} users erased again")
     counts = await asyncio.to_thread(comparison.count, made)
     restored = Restored(
         file=str(output),

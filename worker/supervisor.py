@@ -21,7 +21,7 @@ import uvicorn
 
 from worker import app, checkpointing, database, lease_record, pubsub
 from worker import retention as retention_
-from worker.background import running
+from worker.background import plain, running
 from worker.config import Settings
 from worker.errors import ConfigError, LeaseLost, StoreUnavailable, WorkerError
 from worker.expiry import Expiry
@@ -83,7 +83,7 @@ async def _live_until(stop: asyncio.Event, server: "asyncio.Task[None]", parts: 
         await asyncio.wait({life})
         parts.intake.drain()
     if not life.cancelled() and (error := life.exception()) is not None:
-        raise _plain(error)
+        raise plain(error, LeaseLost)  # a loss before anything it caused
     if server.done():
         server.result()
         raise WorkerError("the HTTP server ended by itself; see the log above")
@@ -223,14 +223,3 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
         yield
-
-
-def _plain(error: BaseException) -> BaseException:
-    """The one error worth reporting: a loss before anything it caused."""
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    lost = error.subgroup(LeaseLost)
-    leaf: BaseException = lost if lost is not None else error
-    while isinstance(leaf, BaseExceptionGroup):
-        leaf = leaf.exceptions[0]
-    return leaf

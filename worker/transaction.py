@@ -4,9 +4,9 @@ INV-3: the receipt of a message is written in the transaction of its effect, so 
 comes; a retry changes receipt, row and rejection in one transaction as well.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -17,6 +17,10 @@ from worker.group import Entry, Outcome, Problem
 from worker.models import Connection, Receipt, Rejection, User
 from worker.outcome import Plan, plan
 
+T = TypeVar("T")
+
+_STATEMENT_VALUES: Final = 500
+_ID_DIGITS: Final = 19
 DISCARDED = "discarded"
 """The resolution of a rejection that an operator has given up."""
 
@@ -34,7 +38,19 @@ def content_of(data: bytes, attributes: dict[str, str]) -> message.UserCreated |
     try:
         return message.decode(data, attributes)
     except message.MessageError as error:
-        return Problem(error.reason, error.detail)
+        return Problem(error.reason, error.detail, claimed_user(data))
+
+
+def claimed_user(data: bytes) -> int | None:
+    """The user that a message which breaks the format tries to be about, as a number or as text; None if unreadable."""
+    try:
+        said = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    found = said.get("user_id") if isinstance(said, dict) else None
+    if isinstance(found, str) and found.isascii() and found.isdecimal() and len(found) <= _ID_DIGITS:
+        found = int(found)
+    return found if type(found) is int and message.MIN_USER_ID <= found <= message.MAX_USER_ID else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,22 +116,39 @@ class Transaction:
 
         Receipts keep their message ids, by which a redelivery is a duplicate; rejected messages about the user go.
         """
-        mine = Receipt.user_id == user_id
-        kept = Rejection.select(Rejection.message_id, Rejection.data, Rejection.attributes, Rejection.stored).dicts()
-        rows: Iterable[dict[str, Any]] = kept.bind(self.database).iterator()
-        rejected = [row["message_id"] for row in rows if _is_about(row, user_id)]
-        Rejection.delete().where(Rejection.message_id.in_(rejected)).execute(self.database)
-        receipts = Receipt.update(user_id=None).where(mine).execute(self.database)
         found = self._users([user_id]).get(user_id)
-        tombstone = {"email_address": None, "created_at": None, "deleted": 1, "settings": None}
-        if found is None:
-            User.insert(user_id=user_id, **tombstone).execute(self.database)
-        else:
-            User.update(tombstone).where(User.user_id == user_id).execute(self.database)
-        return Erased(found is not None and not found["deleted"], receipts, len(rejected))
+        receipts, rejections = self.erase_all([user_id])
+        return Erased(found is not None and not found["deleted"], receipts, rejections)
+
+    def erase_all(self, user_ids: Sequence[int]) -> tuple[int, int]:
+        """Erase several users in one pass over each table; how many receipts and rejections spoke of them."""
+        erased = set(user_ids)
+        kept = Rejection.select(Rejection.message_id, Rejection.data, Rejection.stored).dicts()
+        rows: Iterable[dict[str, Any]] = kept.bind(self.database).iterator()
+        rejected = [row["message_id"] for row in rows if _about(row) & erased]
+        receipts = 0
+        for some in _parts(rejected):
+            Rejection.delete().where(Rejection.message_id.in_(some)).execute(self.database)
+        for some in _parts(sorted(erased)):
+            receipts += Receipt.update(user_id=None).where(Receipt.user_id.in_(some)).execute(self.database)
+            User.delete().where(User.user_id.in_(some)).execute(self.database)
+            tombstones = [
+                {"user_id": user_id, "email_address": None, "created_at": None, "deleted": 1, "settings": None}
+                for user_id in some
+            ]
+            User.insert_many(tombstones).execute(self.database)
+        return receipts, len(rejected)
+
+    def not_erased(self, user_ids: Sequence[int]) -> list[int]:
+        """Those of the users that have no tombstone yet."""
+        gone: set[int] = set()
+        for some in _parts(user_ids):
+            gone |= {user_id for user_id, row in self._users(some).items() if row["deleted"]}
+        return [user_id for user_id in user_ids if user_id not in gone]
 
     def _plan(self, entries: Sequence[Entry], handled: Iterable[str]) -> Plan:
-        user_ids = [entry.content.user_id for entry in entries if isinstance(entry.content, message.UserCreated)]
+        about = [entry.content.claims if isinstance(entry.content, Problem) else entry.content.user_id for entry in entries]
+        user_ids = [user_id for user_id in about if user_id is not None]
         return plan(entries, receipts=handled, users=self._users(user_ids), epoch=self.epoch, now=self.now)
 
     def _handled(self, message_ids: list[str]) -> list[str]:
@@ -143,12 +176,14 @@ class Transaction:
         Rejection.update(values).where(Rejection.message_id == message_id).execute(self.database)
 
 
-def _is_about(rejection: dict[str, Any], user_id: int) -> bool:
-    """Whether a rejection is about a user: by what it met, by what it says, or by what it tries to say."""
-    if rejection["stored"] is not None:
-        return bool(msgspec.json.decode(rejection["stored"])["user_id"] == user_id)
-    try:
-        said = msgspec.json.decode(bytes(rejection["data"]))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return isinstance(said, dict) and str(said.get("user_id")) == str(user_id)
+def _about(rejection: dict[str, Any]) -> set[int | None]:
+    """Whom a rejection is about: by what it met, and by what it says or tries to say."""
+    stored = rejection["stored"]
+    met = None if stored is None else msgspec.json.decode(stored)["user_id"]
+    return {met, claimed_user(bytes(rejection["data"]))}
+
+
+def _parts(values: Sequence[T]) -> Iterator[list[T]]:
+    """The values in lists that fit into one statement."""
+    for begin in range(0, len(values), _STATEMENT_VALUES):
+        yield list(values[begin : begin + _STATEMENT_VALUES])

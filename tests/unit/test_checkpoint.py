@@ -144,6 +144,21 @@ def test_a_record_whose_answer_was_lost_is_looked_up() -> None:
     assert listed(queue, store) == {"x": "whole"}
 
 
+def test_a_snapshot_that_was_deleted_meanwhile_is_no_checkpoint() -> None:
+    """Somebody pruned by age, and the snapshot holds old messages: an error, and no record that promises anything."""
+    queue, store = Snapshots(), store_with(transactions=5)
+    written = store.write
+
+    async def write(name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
+        queue.there.clear()
+        return await written(name, data, if_generation=if_generation, timeout=timeout)
+
+    store.write = write  # type: ignore[method-assign]
+    with pytest.raises(QueueRefused, match="make it again"):
+        take(queue, store)
+    assert listed(queue, store) == {}
+
+
 def test_a_name_is_used_once() -> None:
     """Also by two processes at once: one record wins, and the other is told."""
     store, queue = store_with(transactions=4), Snapshots()
@@ -236,9 +251,9 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(("keep", "names"), [(0, "abcde"), (1, "bcde"), (2, "bde"), (9, "bd")])
+@pytest.mark.parametrize(("keep", "names"), [(0, "abce"), (1, "bce"), (2, "be"), (9, "b")])
 def test_pruning_keeps_the_newest_whole_ones(keep: int, names: str) -> None:
-    """What is left of others goes, but for what may be in the making."""
+    """What is left of expired ones goes; a snapshot without a record may be in the making, or the way back from a replay."""
     assert [found.name for found in superfluous(ROWS, keep=keep, now=NOW)] == list(names)
 
 

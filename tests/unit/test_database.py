@@ -11,7 +11,7 @@ import pytest
 
 from worker import database
 from worker.database import SQLITE_MIN, Reader, check_sqlite, clear, connect, migrate
-from worker.errors import SqliteTooOld
+from worker.errors import Refused, SqliteTooOld
 from worker.models import ALL
 
 USERS = (
@@ -123,9 +123,9 @@ def test_a_reader_finds_rows(migrated: Path) -> None:
 
 
 def test_a_reader_without_tables_fails(migrated: Path) -> None:
-    """An empty answer would say that there are no users."""
+    """An empty answer would say that there are no users: whoever asks hears that it cannot be read now (INV-9)."""
     empty = Reader(migrated.with_name("other.db"), busy_timeout_seconds=5)
-    with pytest.raises(peewee.OperationalError, match="no such table"):
+    with pytest.raises(Refused, match="no such table"):
         empty.user(1)
 
 

@@ -18,7 +18,7 @@ from worker.expiry import Expiry
 from worker.group import Entry
 from worker.models import Connection, Receipt, Rejection, User
 from worker.rejections import Filter
-from worker.transaction import Erased, Transaction
+from worker.transaction import Erased, Transaction, content_of
 
 T = TypeVar("T")
 
@@ -187,6 +187,43 @@ def test_erasing_leaves_a_tombstone_and_nothing_of_the_user(store: Store) -> Non
     assert store.rows(User) == before
     assert next(row for row in store.rows(Receipt) if row["message_id"] == "m9")["user_id"] is None
     assert store.transaction(lambda transaction: transaction.erase(5)) == Erased(False, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "outcome"),
+    [
+        (b'{"user_id":5,"settings":7}', "erased"),
+        (b'{"user_id":"5","email_address":"bob@example.com"}', "erased"),
+        (b'{"user_id":6,"settings":7}', "rejected"),
+        (b'{"user_id":5.0}', "rejected"),
+        (b'{"user_id":%s}' % (b"9" * 5000), "rejected"),
+        (b"not JSON", "rejected"),
+    ],
+)
+def test_a_malformed_message_about_an_erased_user_is_not_kept(store: Store, data: bytes, outcome: str) -> None:
+    """A replay may bring it again: what names the user as far as it can be read leaves nothing but its id."""
+    store.transaction(lambda transaction: transaction.erase(5))
+
+    def replayed() -> Entry:
+        made = malformed("m2")
+        delivery = msgspec.structs.replace(made.delivery, data=data)
+        return replace(made, delivery=delivery, content=content_of(data, {}))
+
+    assert store.handle(replayed) == [outcome]
+    assert len(store.rows(Rejection)) == (outcome == "rejected")
+
+
+def test_many_users_are_erased_in_one_pass(store: Store) -> None:
+    """More than fit into one statement; those that are erased already are left alone."""
+    store.handle(*[lambda number=number: entry(number, f"m{number}") for number in range(1, 1201)])
+    store.transaction(lambda transaction: transaction.erase(7))
+    wanted = list(range(1, 1201, 2))
+    assert store.transaction(lambda transaction: transaction.not_erased(wanted)) == [
+        number for number in wanted if number != 7
+    ]
+    assert store.transaction(lambda transaction: transaction.erase_all(wanted)) == (599, 0)
+    assert {row["user_id"] for row in store.rows(User) if row["deleted"]} == set(wanted)
+    assert len(store.rows(User)) == 1200
 
 
 def test_a_user_who_was_never_there_can_be_erased(store: Store) -> None:

@@ -1,0 +1,95 @@
+"""`worker recover`: what it settles before anything is changed, and what it does not let break off afterwards."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from worker.background import plain
+from worker.comparison import Undone
+from worker.errors import LeaseLost, RestoreFailed
+from worker.recover_cli import _earlier, _Undone
+from worker.recovery import Plan
+from worker.restore_commands import Restored
+
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+def plan(*messages: str) -> Plan:
+    """A recovery that undoes these."""
+    state = Restored(
+        file="f",
+        generation="g",
+        txid=1,
+        time=NOW,
+        bytes=1,
+        users=1,
+        receipts=1,
+        rejections=0,
+        open_rejections=0,
+        last_message=None,
+        last_message_at=None,
+    )
+    found = Undone(
+        messages=list(messages),
+        outcomes={},
+        retried=[],
+        discarded=[],
+        oldest_publish_time=None,
+        newest_publish_time=None,
+    )
+    return Plan(state, state, found)
+
+
+def test_the_ids_are_written_before_and_again_after(tmp_path: Path) -> None:
+    """What was acknowledged until the hand-over is in it as well."""
+    file = _Undone(tmp_path / "undone.txt", plan("m1"))
+    assert file.path.read_text() == "m1\n"
+    file.write(plan("m1", "m2"))
+    assert file.path.read_text() == "m1\nm2\n"
+
+
+@pytest.mark.parametrize("name", ["there.txt", "no/folder/x.txt"])
+def test_a_file_that_cannot_be_written_is_said_before_anything_is_changed(tmp_path: Path, name: str) -> None:
+    """With what to do, and what stands there stays."""
+    (tmp_path / "there.txt").write_text("mine")
+    with pytest.raises(RestoreFailed, match="name a new file with --undone"):
+        _Undone(tmp_path / name, plan("m1"))
+    assert (tmp_path / "there.txt").read_text() == "mine"
+
+
+def test_a_file_that_is_lost_meanwhile_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The recovery is made by then, and its replay is still to come."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    file = _Undone(folder / "undone.txt", plan("m1"))
+    file.path.unlink()
+    folder.rmdir()
+    file.write(plan("m1", "m2"))
+    assert "as of the plan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("planned", "found", "to"),
+    [
+        (NOW, NOW - timedelta(hours=1), NOW - timedelta(hours=1)),
+        (NOW, NOW + timedelta(hours=1), NOW),
+        (None, NOW, NOW),
+        (None, None, None),
+        ("snapshot", "snapshot", "snapshot"),
+        (NOW, "snapshot", "snapshot"),
+    ],
+)
+def test_what_was_acknowledged_until_the_hand_over_is_replayed_too(
+    planned: datetime | str | None, found: datetime | str | None, to: datetime | str | None
+) -> None:
+    """The point found under the lease counts, if it is earlier; there may have been none before."""
+    assert _earlier(planned, found) == to
+
+
+def test_the_one_error_of_a_group_is_reported() -> None:
+    """A loss before anything it caused; else the first."""
+    lost, other = LeaseLost("lost"), RestoreFailed("other")
+    assert plain(ExceptionGroup("g", [other, ExceptionGroup("h", [lost])]), LeaseLost) is lost
+    assert plain(ExceptionGroup("g", [ExceptionGroup("h", [other])]), LeaseLost) is other
+    assert plain(other, LeaseLost) is other
