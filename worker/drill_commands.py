@@ -9,7 +9,6 @@ changed in between, everything is done once more.
 """
 
 import asyncio
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -37,7 +36,7 @@ from worker.layout import path_of
 from worker.lease_record import Store, look
 from worker.operators import COUNTS
 from worker.rejection_commands import Service
-from worker.restore_commands import Bucket, Wanted, restore
+from worker.restore_commands import Bucket, Wanted, restore, scratch_folder
 
 _ATTEMPTS: Final = 2
 _BUSY_TIMEOUT_SECONDS: Final = 5.0
@@ -179,8 +178,8 @@ class Driller:
 
     async def _restore(self, since: datetime, before: Counts | None) -> tuple[Copy, bool]:
         """The newest state, counted, and whether it has the last message of `before`."""
-        with tempfile.TemporaryDirectory(prefix="drill-", dir=self.scratch) as folder:
-            file = Path(folder, "restored.db")
+        with scratch_folder("drill-", self.scratch) as folder:
+            file = folder / "restored.db"
             restored = await restore(
                 self.store,
                 Wanted(),

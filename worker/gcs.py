@@ -125,13 +125,14 @@ class Bucket:
 
         def download(name: str) -> None:
             file = directory / name.removeprefix(name_prefix)
-            file.parent.mkdir(parents=True, exist_ok=True)
             self._bucket().blob(f"{self._prefix}/{name}").download_to_filename(str(file), timeout=timeout, retry=None)
 
         async def one_lane(left: Iterator[str], threads: ThreadPoolExecutor) -> None:
             for name in left:
                 await self._run(functools.partial(download, name), f"read {name}", timeout, threads)
 
+        for name in names:  # not by the downloads: one that outlives a cancellation must not make a removed folder again
+            (directory / name.removeprefix(name_prefix)).parent.mkdir(parents=True, exist_ok=True)
         left = iter(names)
         threads = ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="fetch")
         try:

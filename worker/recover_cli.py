@@ -70,6 +70,8 @@ def add(verbs: Any) -> None:
 
 
 def _recover(settings: Settings, options: argparse.Namespace) -> int:
+    if options.undone is not None and options.undone.exists():
+        raise RestoreFailed(f"{options.undone} is there already; name a new file with --undone")
     queue = subscription_options.queue(options) if options.replay or options.replay_from else None
     recovery = Recovery(settings, options.at, _say, blind=options.replay_from is not None)
     with Console(stderr=True).status("comparing"):
@@ -91,7 +93,7 @@ def _recover(settings: Settings, options: argparse.Namespace) -> int:
         # The service went on until the lease was handed over: what it acknowledged meanwhile was undone as well.
         to = _earlier(to, _replay_to(settings, options, recovered.plan, queue))
         done = _replayed(settings, options, queue, to, undone=recovered.plan.undone_count) if to is not None else None
-        code = int(to is not None and (done is None or done.total < recovered.plan.undone_count))
+        code = int(to is not None and (done is None or not done.brought_back(recovered.plan.undone_count)))
     _show(recovered.plan, options, to=to, generation=recovered.generation, file=file.path, done=done)
     return code
 
@@ -146,7 +148,7 @@ def _replayed(
     except WorkerError as error:
         _say(f"the recovery is made, and not everything was replayed: {error}")
         return None
-    if done.total < undone:
+    if not done.brought_back(undone):
         _say(f"only {done.total:,} of {undone:,} undone messages came: look at the queue, or replay from an earlier time")
     return done
 

@@ -31,6 +31,8 @@ from worker.pubsub import Snapshot, Subscription
 from worker.rejection_commands import Service
 
 POLL_SECONDS: Final = 0.5
+_ROUNDING: Final = timedelta(seconds=2)
+"""How much later than it was published a message may seem, because the expiry of a snapshot is rounded."""
 _MARGIN: Final = timedelta(minutes=1)
 """How much an expiry may be rounded by."""
 _OUTAGE_SECONDS: Final = 600.0
@@ -202,6 +204,11 @@ class Progress:
     instances: dict[datetime, Redelivered] = field(default_factory=dict)
     unreachable: str = ""
     seconds: float = 0.0
+    gained: int = 0
+
+    def brought_back(self, undone: int) -> bool:
+        """Whether so many came: by the counts or, as an instance that died took its own with it, by the receipts."""
+        return max(self.total, self.gained) >= undone
 
     @property
     def outcomes(self) -> Counter[str]:
@@ -274,6 +281,8 @@ async def replay(
     progress = Progress(planned.receipts.total + undone, clock())
     await _follow(service, moment, progress, patience, show, clock, sleep)
     if progress.total < undone:
+        progress.gained = (await service.receipts(planned.since)).total - planned.receipts.total
+    if not progress.brought_back(undone):
         say(f"{kept.name} is kept: fewer messages came than were undone")
     else:
         await queue.delete(kept.name)
@@ -283,7 +292,9 @@ async def replay(
 def _keeping(oldest: datetime, planned: Plan, say: Callable[[str], None]) -> datetime | str:
     """Where to seek so that the oldest message that waits is not dropped."""
     waits = f"a message published at {oldest.isoformat()} waits for its delivery"
-    if isinstance(planned.to, datetime) and oldest - _MARGIN < planned.to:
+    if isinstance(planned.to, datetime) and planned.to <= oldest < planned.to + _ROUNDING:
+        return oldest - _ROUNDING
+    if isinstance(planned.to, datetime) and oldest < planned.to:
         say(f"{waits}; seeking back that far keeps it")
         return oldest - _MARGIN
     if isinstance(planned.to, str) and oldest < planned.since - _MARGIN:

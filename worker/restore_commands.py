@@ -6,8 +6,11 @@ and the result gets its name only when it is whole and checked.
 
 import asyncio
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +23,8 @@ from worker.errors import NotInReplica, RestoreFailed, StoreMissing
 from worker.layout import File
 from worker.replica import Generation, Objects, Survey, survey
 
+_REMOVALS: Final = 20
+_REMOVAL_SECONDS: Final = 0.05
 _ATTEMPTS: Final = 2
 """Files may be pruned under a running restore; then the bucket is looked at once more."""
 
@@ -121,17 +126,31 @@ async def restore(
         size = sum(file.bytes for file in files)
         say(f"restoring {generation.path}: {len(files):,} files, {size:,} bytes")
         # Beside the output: renamed, the file is there at once and whole.
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+        with scratch_folder(f".{output.name}.", output.parent) as scratch:
             try:
                 erased = await erasure.listed(store, timeout=request_seconds)
                 names = [file.name for file in files]
-                await store.fetch_named(names, f"{generation.path}/", Path(scratch, "replica"), timeout=fetch_seconds)
-                return await _put_together(Path(scratch), output, generation, files, erased, binary, say)
+                await store.fetch_named(names, f"{generation.path}/", scratch / "replica", timeout=fetch_seconds)
+                return await _put_together(scratch, output, generation, files, erased, binary, say)
             except StoreMissing:
                 if attempt == _ATTEMPTS:
                     raise
                 say("files were deleted meanwhile; looking again")
     raise AssertionError("the last attempt returns or raises")
+
+
+@contextmanager
+def scratch_folder(prefix: str, directory: Path) -> Iterator[Path]:
+    """A folder that is gone afterwards, also when a download that was cancelled still writes into it for a moment."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=directory))
+    try:
+        yield folder
+    finally:
+        for _ in range(_REMOVALS):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+            time.sleep(_REMOVAL_SECONDS)
 
 
 async def _put_together(
