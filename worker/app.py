@@ -9,9 +9,12 @@ The function is at module level because functions-framework looks it up there; w
 application, so that nothing lives in the module.
 """
 
+import itertools
 import logging
+import secrets
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -20,6 +23,7 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from publisher import message
 from worker import envelope, operators
@@ -32,6 +36,9 @@ from worker.tally import Tally
 from worker.transaction import Erased, content_of
 
 _OTHER_METHOD: Final = "this path takes {allowed} only"
+_ID_HEADER: Final = envelope.ID_HEADER.encode()
+_ACKNOWLEDGED: Final = Response(status_code=204)
+"""It has no state: one is enough for all."""
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +90,21 @@ def build(service: Service) -> Starlette:
         "handle", __file__, "http", sys.modules[__name__], None
     )
     app.state.service = service
+    app.add_middleware(_ExecutionIds)
     return app
+
+
+class _ExecutionIds:
+    """Numbers the requests. functions-framework would draw twelve random characters for each that has no number."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app, self._process, self._count = app, secrets.token_hex(4), itertools.count(1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            number = f"{self._process}{next(self._count)}"
+            scope["headers"].append((b"function-execution-id", number.encode()))
+        await self._app(scope, receive, send)
 
 
 async def _route(service: Service, request: Request) -> Response:
@@ -110,9 +131,11 @@ async def _route(service: Service, request: Request) -> Response:
 
 
 async def _push(service: Service, request: Request) -> Response:
-    await service.access.push(request.headers.get("authorization"))
-    async with service.intake.hold() as held:
-        delivery = _delivery(service, request, await _body(request, held, service.body_max_bytes))
+    headers = dict(request.scope["headers"])  # the server gives their names in lower case
+    token = headers.get(b"authorization")
+    await service.access.push(token and token.decode("latin-1"))
+    with service.intake.hold() as held:
+        delivery = _delivery(service, request, headers, await _body(request, headers, held, service.body_max_bytes))
         content = content_of(delivery.data, delivery.attributes)
         outcome = await service.intake.submit(held, delivery, content)
     service.tally.add(outcome, delivery.publish_time)
@@ -121,33 +144,43 @@ async def _push(service: Service, request: Request) -> Response:
         log.warning("message %s rejected: %s: %s", delivery.message_id, *reason, extra={"action": "message.rejected"})
     elif outcome == "conflict":
         log.warning("message %s kept as a conflict", delivery.message_id, extra={"action": "message.conflict"})
-    log.debug("message %s: %s", delivery.message_id, outcome, extra={"action": "message.handled"})
-    return Response(status_code=204)
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("message %s: %s", delivery.message_id, outcome, extra={"action": "message.handled"})
+    return _ACKNOWLEDGED
 
 
-def _delivery(service: Service, request: Request, body: bytes) -> Delivery:
-    if envelope.ID_HEADER in request.headers or service.unwrapped:
+def _delivery(service: Service, request: Request, headers: Mapping[bytes, bytes], body: bytes) -> Delivery:
+    if _ID_HEADER in headers or service.unwrapped:
         return envelope.unwrapped(body, request.headers, now=round(time.time() * 1000))
     return envelope.decode(body)
 
 
-async def _body(request: Request, held: Held, limit: int) -> bytes:
+async def _body(request: Request, headers: Mapping[bytes, bytes], held: Held, limit: int) -> bytes:
     """The body. It is counted before it is in memory where its length is told, else piece by piece."""
-    too_large = BodyTooLarge(f"the body is over BODY_MAX_BYTES, {limit}; Pub/Sub sends no larger message")
-    told = request.headers.get("content-length", "")
-    if told.isdecimal():
-        if int(told) > limit:
-            raise too_large
-        held.grow(int(told))
-        return await request.body()  # the server reads no more than was told
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise too_large
-        held.grow(len(chunk))
+    told = headers.get(b"content-length", b"")
+    counted = told.isdigit()
+    if counted:
+        _check_size(int(told), limit)
+        held.grow(int(told))  # the server reads no more than was told
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        event = await request.receive()
+        if event["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = event.get("body", b"")
+        if not counted:
+            size += len(chunk)
+            _check_size(size, limit)
+            held.grow(len(chunk))
+        if not event.get("more_body", False):
+            return b"".join((*chunks, chunk)) if chunks else chunk
         chunks.append(chunk)
-    return b"".join(chunks)
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise BodyTooLarge(f"the body is over BODY_MAX_BYTES, {limit}; Pub/Sub sends no larger message")
 
 
 async def _user(service: Service, text: str) -> Response:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
+
 from publisher.message import UserCreated
 from worker.envelope import Delivery
 from worker.errors import Refused
@@ -27,8 +29,7 @@ class Problem:
     claims: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, eq=False):
     """One message on its way. `deadline` is on the event loop's clock; `done` is only touched by the loop."""
 
     delivery: Delivery

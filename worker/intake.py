@@ -41,6 +41,8 @@ class Intake:
         self._changed = asyncio.Event()  # set once, when standing by ends
         self._empty = asyncio.Event()
         self._empty.set()
+        self._in_time: dict[Held, None] = {}  # what is held and not overdue, oldest first
+        self._timer: asyncio.TimerHandle | None = None  # for the oldest: one for all costs less than one for each
         self.state = State.STANDBY
         self.held_messages = 0
         self.held_bytes = 0
@@ -49,9 +51,9 @@ class Intake:
         return f"<Intake {self.state}, holding {self.held_messages} messages in {self.held_bytes} bytes>"
 
     def hold(self) -> "Held":
-        """A request's place, from before its body is read until it is answered: `async with intake.hold() as held`.
+        """A request's place, from before its body is read until it is answered: `with intake.hold() as held`.
 
-        Entering raises `Refused` when the service is draining or full; so does the block's end past the hold limit.
+        Entering it raises `Refused` when the service is draining or full; so does the block's end past the hold limit.
         """
         return Held(self)
 
@@ -64,7 +66,7 @@ class Intake:
         """
         if self.state is State.STANDBY:
             self._waiting()
-        await self._changed.wait()
+            await self._changed.wait()
         if self._writer is None:
             raise Refused("the service stopped before it could serve; the queue delivers this to the next one")
         if self.state is State.DRAINING:  # since its place was taken; the writer may be closed by now
@@ -80,7 +82,7 @@ class Intake:
             Refused: Not serving, or not confirmed for a reason that passes; ask again.
             RequestError: What `apply` raised; nothing was changed.
         """
-        async with self.hold() as held:
+        with self.hold() as held:
             if self._writer is None or self.state is not State.SERVING:
                 raise Refused("this instance is not serving; ask again")
             done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -107,8 +109,8 @@ class Intake:
             return False
         return True
 
-    def take_place(self) -> asyncio.Timeout:
-        """Count one more request; its time limit. Only `Held` calls this.
+    def take_place(self, held: "Held") -> float:
+        """Count one more request; when it must be answered, on the event loop's clock. Only `Held` calls this.
 
         Raises:
             Refused: Draining, or QUEUE_MAX_MESSAGES are held.
@@ -117,9 +119,15 @@ class Intake:
             raise Refused("the service is stopping; the queue delivers this to the next one")
         if self.held_messages >= self._max_messages:
             raise Refused("as many messages are held as QUEUE_MAX_MESSAGES allows")
+        if not self.held_messages:
+            self._empty.clear()
         self.held_messages += 1
-        self._empty.clear()
-        return asyncio.timeout(self._hold_seconds)
+        self._in_time[held] = None
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._hold_seconds
+        if self._timer is None:
+            self._timer = loop.call_at(deadline, self._end_overdue)
+        return deadline
 
     def take_bytes(self, size: int) -> None:
         """Count `size` more bytes. Only `Held` calls this.
@@ -131,27 +139,41 @@ class Intake:
             raise Refused("as many bytes are held as QUEUE_MAX_BYTES allows")
         self.held_bytes += size
 
-    def give_back(self, size: int) -> None:
+    def give_back(self, held: "Held", size: int) -> None:
         """Count one request and its bytes less. Only `Held` calls this."""
+        self._in_time.pop(held, None)
         self.held_messages -= 1
         self.held_bytes -= size
         if not self.held_messages:
             self._empty.set()
 
+    def _end_overdue(self) -> None:
+        """End what has reached the hold limit; come back when the oldest of the rest does."""
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        while self._in_time:
+            oldest = next(iter(self._in_time))
+            if oldest.deadline > loop.time():
+                self._timer = loop.call_at(oldest.deadline, self._end_overdue)
+                return
+            del self._in_time[oldest]
+            oldest.end()
+
 
 class Held:
-    """One request's share of what the intake may hold."""
+    """One request's share of what the intake may hold.
 
-    __slots__ = ("_intake", "_limit", "_size")
+    Past the hold limit its task is cancelled and the block's end says `Refused` instead, as asyncio.timeout does it.
+    """
+
+    __slots__ = ("_cancelling", "_intake", "_overdue", "_size", "_task", "deadline")
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
         self._size = 0
-
-    @property
-    def deadline(self) -> float:
+        self._overdue = False
+        self.deadline = 0.0
         """When it must be answered, on the event loop's clock."""
-        return self._limit.when() or 0.0
 
     def grow(self, size: int) -> None:
         """Take `size` more bytes, before they are read.
@@ -162,16 +184,20 @@ class Held:
         self._intake.take_bytes(size)
         self._size += size
 
-    async def __aenter__(self) -> Self:
-        self._limit = self._intake.take_place()
-        await self._limit.__aenter__()
+    def end(self) -> None:
+        """Let the request go unanswered by what it waits for. Only the intake calls this, at the deadline."""
+        self._overdue = True
+        self._task.cancel()
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None, "a request is handled in a task"
+        self._task, self._cancelling = task, task.cancelling()
+        self.deadline = self._intake.take_place(self)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._intake.give_back(self._size)
-        try:
-            await self._limit.__aexit__(kind, error, trace)
-        except TimeoutError:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._intake.give_back(self, self._size)
+        # Somebody else may have cancelled as well, and that is then not ours to end.
+        if self._overdue and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise Refused("not confirmed within HOLD_LIMIT_SECONDS; the queue delivers this again") from None

@@ -10,19 +10,22 @@ here as the cancellation by which its task group ends the body.)
 
 import asyncio
 import contextlib
+import http.client
 import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-import httpx
 import msgspec
 
 from worker.errors import ConfigError, LitestreamError, RestoreFailed, StoreMissing, StoreUnavailable, SyncUnavailable
@@ -92,9 +95,7 @@ class Litestream:
         self._process: asyncio.subprocess.Process | None = None
         self._ready = asyncio.Event()
         self._silent = 0  # syncs in a row that got no answer at all
-        self._http = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=str(self._socket)), base_url="http://litestream"
-        )
+        self._control = _Control(self._socket)
 
     def __repr__(self) -> str:
         state = "ready" if self._ready.is_set() else "not ready"
@@ -112,7 +113,7 @@ class Litestream:
             await self._start()
         except BaseException:
             await self._kill()
-            await self._http.aclose()
+            self._control.end()
             raise
         return self
 
@@ -124,7 +125,7 @@ class Litestream:
                 await self._stop()
         finally:
             await self._kill()
-            await self._http.aclose()
+            self._control.end()
             for left in (self._meta, self._socket):
                 _remove(left)
 
@@ -159,15 +160,17 @@ class Litestream:
         """
         request = {"path": str(self._options.database), "wait": True, "timeout": timeout}
         try:
-            answer = await self._http.post("/sync", json=request, timeout=timeout + _ANSWER_SLACK_SECONDS)
-        except httpx.HTTPError as error:
+            status, answer = await self._control.ask(
+                "POST", "/sync", msgspec.json.encode(request), timeout=timeout + _ANSWER_SLACK_SECONDS
+            )
+        except (OSError, http.client.HTTPException) as error:
             self._note_silence(error)
             raise SyncUnavailable(f"litestream does not answer: {type(error).__name__}: {error}") from error
         self._silent = 0
-        if answer.status_code != httpx.codes.OK:
-            raise SyncUnavailable(f"litestream could not sync: {answer.status_code} {answer.text.strip()}")
+        if status != HTTPStatus.OK:
+            raise SyncUnavailable(f"litestream could not sync: {status} {answer.decode(errors='replace').strip()}")
         try:
-            return msgspec.json.decode(answer.content, type=Position)
+            return msgspec.json.decode(answer, type=Position)
         except msgspec.DecodeError as error:
             raise SyncUnavailable(f"litestream's answer cannot be read: {error}") from error
 
@@ -177,9 +180,9 @@ class Litestream:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
-    def _note_silence(self, error: httpx.HTTPError) -> None:
+    def _note_silence(self, error: Exception) -> None:
         # A hung bucket makes Litestream answer with an error in time; only a hung Litestream says nothing.
-        if not isinstance(error, httpx.TimeoutException):
+        if not isinstance(error, TimeoutError):
             return
         self._silent += 1
         if self._silent >= self._options.silent_max:
@@ -213,9 +216,9 @@ class Litestream:
         # Litestream goes on without its socket when it cannot open it, so only an answer counts.
         if not self._socket.exists():
             return False
-        with contextlib.suppress(httpx.HTTPError):
-            answer = await self._http.get("/list", timeout=self._options.start_seconds)
-            return answer.status_code == httpx.codes.OK and str(self._options.database) in answer.text
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            status, answer = await self._control.ask("GET", "/list", b"", timeout=self._options.start_seconds)
+            return status == HTTPStatus.OK and str(self._options.database).encode() in answer
         return False
 
     async def _stop(self) -> None:
@@ -248,6 +251,50 @@ class Litestream:
             "LITESTREAM_BUCKET": options.bucket,
             "LITESTREAM_REPLICA_PATH": self._replica_path,
         }
+
+
+class _Control(http.client.HTTPConnection):
+    """The control socket: one connection, kept open, used by one thread.
+
+    Each confirmation is one request here, and an asynchronous client spends more time on it than all else costs.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("litestream")
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="litestream")
+
+    def connect(self) -> None:
+        """Open the connection, within the time of the request that needs it."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+    async def ask(self, method: str, path: str, body: bytes, *, timeout: float) -> tuple[int, bytes]:
+        """The status and the body of an answer.
+
+        Raises:
+            TimeoutError: None came within `timeout` seconds. Other `OSError` and `HTTPException`: there is no server, or
+                it went away.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, method, path, body, timeout)
+
+    def end(self) -> None:
+        """Take no more requests; one that is under way ends with the child."""
+        self._thread.submit(self.close)
+        self._thread.shutdown(wait=False)
+
+    def _ask(self, method: str, path: str, body: bytes, timeout: float) -> tuple[int, bytes]:
+        self.timeout = timeout
+        if self.sock is not None:
+            self.sock.settimeout(timeout)
+        try:
+            self.request(method, path, body)
+            answer = self.getresponse()
+            return answer.status, answer.read()
+        except BaseException:
+            self.close()  # half an answer must not be taken for the next one's
+            raise
 
 
 class Restored(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@
 `users` is, column for column, the table of the service this one replaces.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from peewee import BigIntegerField, BlobField, Database, Model, TextField
@@ -62,3 +63,9 @@ Connection = Database
 """An open database that queries are executed on, whichever engine it is."""
 
 ALL: Final = (User, Receipt, Rejection)
+
+
+def columns(model: type[Model]) -> Sequence[str]:
+    """The names of a model's columns, in order."""
+    names: Sequence[str] = model._meta.sorted_field_names
+    return names

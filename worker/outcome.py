@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -17,12 +17,33 @@ REASONS: Final = (*Reason, CONFLICT, NOT_STORABLE)
 """Why a message is kept as a rejection. The list is closed: these codes are stored and alerted on."""
 
 
+class UserRow(NamedTuple):
+    """A row of `users`, in the columns' order."""
+
+    user_id: int
+    email_address: str | None
+    created_at: int | None
+    deleted: int | None
+    settings: str | None
+
+
+class ReceiptRow(NamedTuple):
+    """A row of `receipts`, in the columns' order."""
+
+    message_id: str
+    user_id: int | None
+    outcome: str
+    publish_time: int
+    processed_at: int
+    epoch: int
+
+
 @dataclass(slots=True)
 class Plan:
     """The rows one group writes, and the outcome of each of its messages."""
 
-    users: list[dict[str, Any]] = field(default_factory=list)
-    receipts: list[dict[str, Any]] = field(default_factory=list)
+    users: list[UserRow] = field(default_factory=list)
+    receipts: list[ReceiptRow] = field(default_factory=list)
     rejections: list[dict[str, Any]] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
 
@@ -31,7 +52,7 @@ def plan(
     entries: Sequence[Entry],
     *,
     receipts: Iterable[str],
-    users: Mapping[int, Mapping[str, Any]],
+    users: Mapping[int, UserRow],
     epoch: int,
     now: int,
 ) -> Plan:
@@ -64,55 +85,43 @@ def plan(
     return made
 
 
-def _decide(
-    content: UserCreated | Problem, rows: Mapping[int, Mapping[str, Any]]
-) -> tuple[Outcome, Problem | None, Mapping[str, Any] | None]:
+def _decide(content: UserCreated | Problem, rows: Mapping[int, UserRow]) -> tuple[Outcome, Problem | None, UserRow | None]:
     if isinstance(content, Problem):
         claimed = rows.get(content.claims) if content.claims is not None else None
-        return ("erased", None, None) if claimed is not None and claimed["deleted"] else ("rejected", content, None)
+        return ("erased", None, None) if claimed is not None and claimed.deleted else ("rejected", content, None)
     stored = rows.get(content.user_id)
     if stored is None:
         return "created", None, None
-    if stored["deleted"]:
+    if stored.deleted:
         return "erased", None, None
-    differing = [name for name in ("email_address", "settings") if stored[name] != getattr(content, name)]
+    differing = [name for name in ("email_address", "settings") if getattr(stored, name) != getattr(content, name)]
     # A message that states no time says nothing that could differ: its publish time is not content.
-    if content.created_at not in (None, stored["created_at"]):
+    if content.created_at not in (None, stored.created_at):
         differing.append("created_at")
     if not differing:
         return "exists", None, None
     return "conflict", Problem(CONFLICT, f"this user is stored with another {' and '.join(differing)}"), stored
 
 
-def _row(user: UserCreated, publish_time: int) -> dict[str, Any]:
-    return {
-        "user_id": user.user_id,
-        "email_address": user.email_address,
-        # The message's own time or, so that a replay gives the same row, its publish time.
-        "created_at": publish_time // 1000 if user.created_at is None else user.created_at,
-        "deleted": 0,
-        "settings": user.settings,
-    }
+def _row(user: UserCreated, publish_time: int) -> UserRow:
+    # The message's own time or, so that a replay gives the same row, its publish time.
+    created_at = publish_time // 1000 if user.created_at is None else user.created_at
+    return UserRow(user.user_id, user.email_address, created_at, 0, user.settings)
 
 
-def _receipt(entry: Entry, outcome: Outcome, epoch: int, now: int) -> dict[str, Any]:
-    return {
-        "message_id": entry.delivery.message_id,
-        "user_id": entry.content.user_id if isinstance(entry.content, UserCreated) and outcome != "erased" else None,
-        "outcome": outcome,
-        "publish_time": entry.delivery.publish_time,
-        "processed_at": now,
-        "epoch": epoch,
-    }
+def _receipt(entry: Entry, outcome: Outcome, epoch: int, now: int) -> ReceiptRow:
+    delivery, content = entry.delivery, entry.content
+    user_id = content.user_id if isinstance(content, UserCreated) and outcome != "erased" else None
+    return ReceiptRow(delivery.message_id, user_id, outcome, delivery.publish_time, now, epoch)
 
 
-def _rejection(entry: Entry, problem: Problem, stored: Mapping[str, Any] | None, now: int) -> dict[str, Any]:
+def _rejection(entry: Entry, problem: Problem, stored: UserRow | None, now: int) -> dict[str, Any]:
     delivery = entry.delivery
     return {
         "message_id": delivery.message_id,
         "reason": problem.reason,
         "detail": problem.detail,
-        "stored": None if stored is None else msgspec.json.encode(dict(stored)).decode(),
+        "stored": None if stored is None else msgspec.json.encode(stored._asdict()).decode(),
         "data": delivery.data,
         "attributes": msgspec.json.encode(delivery.attributes).decode(),
         "publish_time": delivery.publish_time,

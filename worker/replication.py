@@ -1,5 +1,8 @@
 """The acknowledgement: one confirmation for everything committed before it began (INV-1). This file alone decides it.
 
+    committed ──> upload ──> verify ──> answered        each step has one request to the bucket, and takes turns with itself
+                  group n+1  group n                    only: while the lease is read for one, the next is uploaded
+
 A confirmation is two questions, in this order, both asked after the COMMITs have returned:
 
 1. One Litestream sync. Its 200 proves nothing; `replicated_txid == txid > 0` does. If the replica is ahead of the
@@ -17,7 +20,8 @@ import asyncio
 import logging
 from typing import Final, Protocol
 
-from worker.errors import StoreUnavailable, SyncUnavailable, Unconfirmed
+from worker.background import plain
+from worker.errors import LeaseLost, StoreUnavailable, SyncUnavailable, Unconfirmed
 from worker.group import Group
 
 _ASKED_AT_ONCE: Final = 3
@@ -29,13 +33,20 @@ log = logging.getLogger(__name__)
 
 
 class Confirmation(Protocol):
-    """Says when everything committed so far is safe."""
+    """Says when everything committed so far is safe: when both have returned, one after the other."""
 
-    async def confirm(self) -> None:
-        """Return once everything committed before this call is safe.
+    async def upload(self) -> None:
+        """Return once everything committed before this call is where it can be restored from.
 
         Raises:
             Unconfirmed: Not known; ask again.
+        """
+
+    async def verify(self) -> None:
+        """Return if, after this call began, that place was still this process's own. The next upload may be under way.
+
+        Raises:
+            Unconfirmed: Not known; both must be asked again.
             LeaseLost: Never again for this process.
         """
 
@@ -70,12 +81,18 @@ class LitestreamConfirmation:
     def __init__(self, replica: Replica, lease: Ownership, *, sync_timeout: int) -> None:
         self._replica, self._lease, self._sync_timeout = replica, lease, sync_timeout
 
-    async def confirm(self) -> None:
-        """See `Confirmation.confirm`."""
+    async def upload(self) -> None:
+        """See `Confirmation.upload`."""
         try:
             await self._sync()
+        except SyncUnavailable as error:
+            raise Unconfirmed(str(error)) from error
+
+    async def verify(self) -> None:
+        """See `Confirmation.verify`."""
+        try:
             await self._lease.verify()
-        except (SyncUnavailable, StoreUnavailable) as error:
+        except StoreUnavailable as error:
             raise Unconfirmed(str(error)) from error
 
     async def _sync(self) -> None:
@@ -96,23 +113,32 @@ class Replicator:
 
     def __init__(self, confirmation: Confirmation) -> None:
         self._confirmation = confirmation
-        self._groups: list[Group] = []  # committed, not yet answered
-        self._wake = asyncio.Event()
-        self._settled = asyncio.Event()  # set while `_groups` is empty
+        self._groups: list[Group] = []  # committed, and not in an upload that is under way or has ended well
+        self._uploading: list[Group] = []  # committed before the upload under way began
+        self._verifying: list[Group] = []  # uploaded: the lease is being read for them
+        self._wake = asyncio.Event()  # set while there are groups to upload
+        self._settled = asyncio.Event()  # set while no group is unanswered
         self._settled.set()
-        self.idle = asyncio.Event()  # set while no confirmation is under way
+        self._verified = asyncio.Event()  # set while no lease is being read
+        self._verified.set()
+        self._pause = _RETRY_PAUSE_SECONDS
+        self.idle = asyncio.Event()  # set while no upload is under way
         self.idle.set()
 
     def __repr__(self) -> str:
-        return f"<Replicator {'idle' if self.idle.is_set() else 'confirming'}, {len(self._groups)} groups unanswered>"
+        return f"<Replicator {'idle' if self.idle.is_set() else 'confirming'}, {len(self._unanswered)} groups unanswered>"
 
     async def __aenter__(self) -> "Replicator":
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for group in self._groups:
+        for group in self._unanswered:
             group.refuse("the service is stopping before this was confirmed; the queue delivers it again")
-        self._groups.clear()
+        self._groups, self._uploading, self._verifying = [], [], []
+
+    @property
+    def _unanswered(self) -> list[Group]:
+        return self._verifying + self._uploading + self._groups
 
     def add(self, group: Group) -> None:
         """Take over a group whose COMMIT has returned."""
@@ -130,28 +156,65 @@ class Replicator:
         Raises:
             LeaseLost: Another instance owns the store; nothing unanswered will be acknowledged.
         """
-        pause = _RETRY_PAUSE_SECONDS
-        while True:
-            await self._wake.wait()
-            covered = list(self._groups)  # what comes in from here on is committed too late for this confirmation
-            self.idle.clear()
-            try:
-                await self._confirmation.confirm()
-            except Unconfirmed as doubt:
-                log.warning("not confirmed yet: %s", doubt, extra={"action": "replication.retry"})
-                self._give_up_overdue(doubt)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _RETRY_PAUSE_MAX_SECONDS)
-            else:
-                pause = _RETRY_PAUSE_SECONDS
-                self._groups = self._groups[len(covered) :]
-                for group in covered:
-                    group.succeed()
-            finally:
-                self.idle.set()
-            if not self._groups:
-                self._wake.clear()
-                self._settled.set()
+        try:
+            async with asyncio.TaskGroup() as steps:
+                while True:
+                    await self._wake.wait()
+                    await self._upload(steps)
+        except BaseExceptionGroup as failed:
+            raise plain(failed, LeaseLost) from None
+
+    async def _upload(self, steps: asyncio.TaskGroup) -> None:
+        # What comes in from here on is committed too late for this upload.
+        self._uploading, self._groups = self._groups, []
+        self._wake.clear()
+        self.idle.clear()
+        try:
+            await self._confirmation.upload()
+        except Unconfirmed as doubt:
+            self._again(self._uploading)
+            self._uploading = []
+            await self._wait_out(doubt)
+        else:
+            await self._verified.wait()  # one lease read at a time, so answers come in order
+            self._pause = _RETRY_PAUSE_SECONDS
+            self._verifying, self._uploading = self._uploading, []
+            self._verified.clear()
+            steps.create_task(self._verify(), name="lease read")
+        finally:
+            self.idle.set()
+
+    async def _verify(self) -> None:
+        try:
+            await self._confirmation.verify()
+        except Unconfirmed as doubt:
+            self._again(self._verifying)
+            self._verifying = []
+            await self._wait_out(doubt)
+        else:
+            for group in self._verifying:
+                group.succeed()
+            self._verifying = []
+            self._note_settled()
+        finally:
+            self._verified.set()
+
+    def _again(self, groups: list[Group]) -> None:
+        self._groups = groups + self._groups
+        if self._groups:
+            self._wake.set()
+
+    async def _wait_out(self, doubt: Unconfirmed) -> None:
+        log.warning("not confirmed yet: %s", doubt, extra={"action": "replication.retry"})
+        self._give_up_overdue(doubt)
+        await asyncio.sleep(self._pause)
+        self._pause = min(2 * self._pause, _RETRY_PAUSE_MAX_SECONDS)
+
+    def _note_settled(self) -> None:
+        if not self._groups:
+            self._wake.clear()
+        if not self._unanswered:
+            self._settled.set()
 
     def _give_up_overdue(self, doubt: Unconfirmed) -> None:
         now = asyncio.get_running_loop().time()
@@ -164,3 +227,4 @@ class Replicator:
                 doubt,
                 extra={"action": "replication.gave_up"},
             )
+        self._note_settled()

@@ -15,7 +15,8 @@ from worker.envelope import Delivery
 from worker.errors import NotFound, Resolved
 from worker.group import Entry, Outcome, Problem
 from worker.models import Connection, Receipt, Rejection, User
-from worker.outcome import Plan, plan
+from worker.outcome import Plan, UserRow, plan
+from worker.statements import find, insert
 
 T = TypeVar("T")
 
@@ -65,9 +66,8 @@ class Transaction:
         """Give each message its effect, in order."""
         made = self._plan(entries, self._handled([entry.delivery.message_id for entry in entries]))
         # Never "or ignore": that would drop a row that any constraint refuses, and its message would be acknowledged.
-        for model, rows in ((User, made.users), (Receipt, made.receipts)):
-            if rows:
-                model.insert_many(rows).execute(self.database)
+        insert(self.database, User, made.users)
+        insert(self.database, Receipt, made.receipts)
         if made.rejections:  # kept longer than its receipt, so a late replay may meet the one it made before
             Rejection.insert_many(made.rejections).on_conflict_ignore().execute(self.database)
         return made.outcomes
@@ -91,9 +91,8 @@ class Transaction:
         entry = Entry(delivery, content_of(delivery.data, attributes), 0.0, None)  # type: ignore[arg-type]  # nobody waits
         made = self._plan([entry], ())
         Receipt.delete().where(Receipt.message_id == message_id).execute(self.database)
-        for model, rows in ((User, made.users), (Receipt, made.receipts)):
-            if rows:
-                model.insert_many(rows).execute(self.database)
+        insert(self.database, User, made.users)
+        insert(self.database, Receipt, made.receipts)
         if made.rejections:
             [again] = made.rejections
             self._update(message_id, {name: again[name] for name in ("reason", "detail", "stored")})
@@ -118,7 +117,7 @@ class Transaction:
         """
         found = self._users([user_id]).get(user_id)
         receipts, rejections = self.erase_all([user_id])
-        return Erased(found is not None and not found["deleted"], receipts, rejections)
+        return Erased(found is not None and not found.deleted, receipts, rejections)
 
     def erase_all(self, user_ids: Sequence[int]) -> tuple[int, int]:
         """Erase several users in one pass over each table; how many receipts and rejections spoke of them."""
@@ -132,18 +131,12 @@ class Transaction:
         for some in _parts(sorted(erased)):
             receipts += Receipt.update(user_id=None).where(Receipt.user_id.in_(some)).execute(self.database)
             User.delete().where(User.user_id.in_(some)).execute(self.database)
-            tombstones = [
-                {"user_id": user_id, "email_address": None, "created_at": None, "deleted": 1, "settings": None}
-                for user_id in some
-            ]
-            User.insert_many(tombstones).execute(self.database)
+            insert(self.database, User, [UserRow(user_id, None, None, 1, None) for user_id in some])
         return receipts, len(rejected)
 
     def not_erased(self, user_ids: Sequence[int]) -> list[int]:
         """Those of the users that have no tombstone yet."""
-        gone: set[int] = set()
-        for some in _parts(user_ids):
-            gone |= {user_id for user_id, row in self._users(some).items() if row["deleted"]}
+        gone = {user_id for user_id, row in self._users(list(user_ids)).items() if row.deleted}
         return [user_id for user_id in user_ids if user_id not in gone]
 
     def _plan(self, entries: Sequence[Entry], handled: Iterable[str]) -> Plan:
@@ -151,17 +144,11 @@ class Transaction:
         user_ids = [user_id for user_id in about if user_id is not None]
         return plan(entries, receipts=handled, users=self._users(user_ids), epoch=self.epoch, now=self.now)
 
-    def _handled(self, message_ids: list[str]) -> list[str]:
-        query = Receipt.select(Receipt.message_id).where(Receipt.message_id.in_(message_ids)).tuples()
-        rows: Iterable[tuple[str]] = query.bind(self.database).iterator()
-        return [message_id for (message_id,) in rows]
+    def _handled(self, message_ids: list[str]) -> Iterator[str]:
+        return (message_id for (message_id,) in find(self.database, Receipt, message_ids, only_key=True))
 
-    def _users(self, user_ids: list[int]) -> dict[int, dict[str, Any]]:
-        if not user_ids:
-            return {}
-        query = User.select().where(User.user_id.in_(user_ids)).dicts()
-        rows: Iterable[dict[str, Any]] = query.bind(self.database).iterator()
-        return {row["user_id"]: row for row in rows}
+    def _users(self, user_ids: list[int]) -> dict[int, UserRow]:
+        return {row[0]: UserRow(*row) for row in find(self.database, User, user_ids)}
 
     def _open(self, message_id: str) -> dict[str, Any]:
         query = Rejection.select().where(Rejection.message_id == message_id).dicts()

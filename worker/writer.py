@@ -16,10 +16,10 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import peewee
+from msgspec import structs
 
 from worker.errors import Refused, RequestError, Unwritable
 from worker.group import Change, Entry, Group, Outcome, Problem, fail
@@ -196,7 +196,7 @@ class Writer:
             # Delivered again it would be refused again: kept, it can be retried once the cause is mended (INV-6).
             log.exception("the database refused a valid row", extra={"action": "writer.not_storable"})
             problem = Problem(NOT_STORABLE, f"the database refused the row: {type(error).__name__}; the log says why")
-            return self._write([replace(entry, content=problem)])
+            return self._write([structs.replace(entry, content=problem)])
 
     def _write(self, entries: Sequence[Entry]) -> list[Outcome]:
         """One transaction. After it returns the group is on this machine's disk, and nowhere else yet."""

@@ -656,7 +656,7 @@ def no_receipt_for_what_is_rejected() -> Iterator[None]:
 
     def without(*arguments: Any, **named: Any) -> outcome.Plan:
         made = plan(*arguments, **named)
-        made.receipts = [row for row in made.receipts if row["outcome"] != "rejected"]
+        made.receipts = [row for row in made.receipts if row.outcome != "rejected"]
         return made
 
     with mock.patch.object(transaction, "plan", without):
@@ -706,8 +706,9 @@ def no_time_means_now() -> Iterator[None]:
     """Mutant 5: a time that is not stated is the time of the writing, so what is written again after a crash differs."""
     made = outcome._row
 
-    def now(user: UserCreated, publish_time: int) -> dict[str, Any]:
-        return made(user, publish_time) | ({"created_at": round(START)} if user.created_at is None else {})
+    def now(user: UserCreated, publish_time: int) -> outcome.UserRow:
+        row = made(user, publish_time)
+        return row._replace(created_at=round(START)) if user.created_at is None else row
 
     with mock.patch.object(outcome, "_row", now):
         yield

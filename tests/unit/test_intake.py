@@ -45,7 +45,7 @@ def sent(intake: Intake, message_id: str = "m1") -> "asyncio.Task[Outcome]":
     """One request, waiting for its answer."""
 
     async def request() -> Outcome:
-        async with intake.hold() as held:
+        with intake.hold() as held:
             held.grow(SIZE)
             return await intake.submit(held, delivery(message_id, USER), USER)
 
@@ -287,7 +287,7 @@ def test_a_body_that_is_complete_after_draining_began_is_refused() -> None:
     async def body() -> None:
         intake = make()
         collector = serving(intake)
-        async with intake.hold() as held:
+        with intake.hold() as held:
             intake.drain()
             with pytest.raises(Refused, match="the service is stopping"):
                 await asyncio.wait_for(intake.submit(held, delivery(), USER), 5)
@@ -302,7 +302,7 @@ def test_a_body_is_counted_piece_by_piece() -> None:
 
     async def body() -> None:
         intake = make(size=100)
-        async with intake.hold() as held:
+        with intake.hold() as held:
             held.grow(60)
             held.grow(40)
             assert (intake.held_messages, intake.held_bytes) == (1, 100)
@@ -319,7 +319,7 @@ def test_a_body_that_never_ends_is_refused_at_the_hold_limit() -> None:
     async def body() -> None:
         intake = make(hold=0.02)
         with pytest.raises(Refused, match="HOLD_LIMIT_SECONDS"):
-            async with intake.hold():
+            with intake.hold():
                 await asyncio.Event().wait()
         assert intake.held_messages == 0
 
@@ -334,7 +334,7 @@ def test_any_end_of_a_request_gives_its_place_back(error: BaseException) -> None
         intake = make()
 
         async def request() -> None:
-            async with intake.hold() as held:
+            with intake.hold() as held:
                 held.grow(7)
                 raise error
 

@@ -3,13 +3,14 @@
 import asyncio
 import base64
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import peewee
 import pytest
+from msgspec.structs import replace
 
 from tests.entries import PUBLISHED, entry, malformed
 from worker import database, rejections

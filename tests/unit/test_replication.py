@@ -15,14 +15,22 @@ from worker.replication import LitestreamConfirmation, Replicator
 
 @dataclass
 class Scripted:
-    """A confirmation whose every answer is given by the test."""
+    """A confirmation whose every upload is answered by the test, and with `by_hand` every lease read as well."""
 
     asked: "list[asyncio.Future[None]]" = field(default_factory=list)
+    by_hand: bool = False
+    reads: "list[asyncio.Future[None]]" = field(default_factory=list)
 
-    async def confirm(self) -> None:
+    async def upload(self) -> None:
         """See `worker.replication.Confirmation`."""
         self.asked.append(asyncio.get_running_loop().create_future())
         await self.asked[-1]
+
+    async def verify(self) -> None:
+        """See `worker.replication.Confirmation`."""
+        if self.by_hand:
+            self.reads.append(asyncio.get_running_loop().create_future())
+            await self.reads[-1]
 
     def yes(self) -> None:
         """Confirm what was asked last."""
@@ -63,7 +71,7 @@ async def asked(scripted: Scripted, times: int) -> None:
 
 
 def test_a_group_is_answered_only_after_its_confirmation() -> None:
-    """INV-1: each sender gets its own outcome, and none before `confirm` has returned."""
+    """INV-1: each sender gets its own outcome, and none before the upload is confirmed."""
 
     async def body() -> None:
         scripted = Scripted()
@@ -317,6 +325,117 @@ def test_settled_waits_for_the_last_answer() -> None:
     asyncio.run(body())
 
 
+def test_the_next_upload_does_not_wait_for_the_lease_read() -> None:
+    """Each step has one request under way: nobody is answered by an upload alone, nor by another group's lease read."""
+
+    async def body() -> None:
+        scripted = Scripted(by_hand=True)
+        async with replicating(scripted) as (replicator, _):
+            first, second = group(), group()
+            replicator.add(first)
+            await asked(scripted, 1)
+            scripted.yes()
+            await until(lambda: scripted.reads)
+            replicator.add(second)
+            await asked(scripted, 2)
+            scripted.yes()
+            await turns()
+            assert answered(first, second) == [False, False]
+            assert len(scripted.reads) == 1  # the second's has to wait for its turn
+            assert repr(replicator) == "<Replicator confirming, 2 groups unanswered>"
+            scripted.reads[0].set_result(None)
+            await until(lambda: answered(first) == [True])
+            await until(lambda: len(scripted.reads) == 2)
+            assert answered(second) == [False]
+            scripted.reads[1].set_result(None)
+            await until(lambda: answered(second) == [True])
+            await replicator.settled()
+
+    asyncio.run(body())
+
+
+def test_a_lease_read_without_an_answer_asks_both_again() -> None:
+    """The lease is read again only after another upload, and what came later is not answered any earlier for it."""
+
+    async def body() -> None:
+        scripted = Scripted(by_hand=True)
+        async with replicating(scripted) as (replicator, _):
+            first, second = group(), group()
+            replicator.add(first)
+            await asked(scripted, 1)
+            scripted.yes()
+            await until(lambda: scripted.reads)
+            replicator.add(second)
+            await asked(scripted, 2)
+            scripted.reads[0].set_exception(Unconfirmed("no answer"))
+            await turns()
+            scripted.yes()
+            await until(lambda: len(scripted.reads) == 2)
+            scripted.reads[1].set_result(None)
+            await until(lambda: answered(second) == [True])
+            assert answered(first) == [False]
+            await asked(scripted, 3)
+            scripted.yes()
+            await until(lambda: len(scripted.reads) == 3)
+            scripted.reads[2].set_result(None)
+            await until(lambda: answered(first) == [True])
+            await replicator.settled()
+
+    asyncio.run(body())
+
+
+def test_a_group_given_up_makes_no_room_in_the_upload_under_way() -> None:
+    """INV-1: an upload covers the groups committed before it began, whatever becomes of others meanwhile."""
+
+    async def body() -> None:
+        scripted = Scripted(by_hand=True)
+        async with replicating(scripted) as (replicator, _):
+            overdue = group(entry(deadline=asyncio.get_running_loop().time()))
+            covered, late = group(), group()
+            replicator.add(overdue)
+            await asked(scripted, 1)
+            scripted.yes()
+            await until(lambda: scripted.reads)
+            replicator.add(covered)
+            await asked(scripted, 2)
+            replicator.add(late)
+            scripted.reads[0].set_exception(Unconfirmed("no answer"))
+            await until(lambda: answered(overdue) == [True])
+            assert isinstance(overdue.entries[0].done.exception(), Refused)
+            scripted.yes()
+            await until(lambda: len(scripted.reads) == 2)
+            scripted.reads[1].set_result(None)
+            await until(lambda: answered(covered) == [True])
+            assert answered(late) == [False]
+            await asked(scripted, 3)
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("error", [LeaseLost("another"), RuntimeError("a bug")], ids=repr)
+def test_a_definite_answer_to_the_lease_read_ends_it(error: Exception) -> None:
+    """INV-2: what was uploaded on a path that is no longer ours is not acknowledged, nor what is being uploaded."""
+
+    async def body() -> None:
+        scripted = Scripted(by_hand=True)
+        async with replicating(scripted) as (replicator, task):
+            first, second = group(), group()
+            replicator.add(first)
+            await asked(scripted, 1)
+            scripted.yes()
+            await until(lambda: scripted.reads)
+            replicator.add(second)
+            await asked(scripted, 2)
+            scripted.reads[0].set_exception(error)
+            await asyncio.wait({task})
+            assert task.exception() is error
+            assert answered(first, second) == [False, False]
+        for one in (first, second):
+            assert isinstance(one.entries[0].done.exception(), Refused)
+
+    asyncio.run(body())
+
+
 @dataclass(frozen=True)
 class At:
     """Where a sync left things."""
@@ -353,8 +472,14 @@ class World:
 
 
 def confirm(world: World) -> None:
-    """Ask once."""
-    asyncio.run(LitestreamConfirmation(world, world, sync_timeout=7).confirm())
+    """Ask both questions once."""
+
+    async def both() -> None:
+        confirmation = LitestreamConfirmation(world, world, sync_timeout=7)
+        await confirmation.upload()
+        await confirmation.verify()
+
+    asyncio.run(both())
 
 
 def test_safe_is_synced_and_then_verified() -> None:

@@ -18,7 +18,7 @@ from tests.entries import PUBLISHED, delivery, entry, malformed, turns, until
 from worker import database
 from worker.errors import Refused, Unwritable
 from worker.group import Entry, Group
-from worker.outcome import plan
+from worker.outcome import ReceiptRow, UserRow, plan
 from worker.writer import Writer
 
 NOW = 1_700_000_100.25
@@ -622,18 +622,18 @@ def test_grouping_changes_nothing(messages: list[tuple[int, int, str | None, int
 
 def planned(entries: list[Entry], sizes: list[int]) -> tuple[object, ...]:
     """Plan the entries in groups of these sizes, each on what the groups before it wrote."""
-    users: dict[int, dict[str, Any]] = {}
-    receipts: dict[str, dict[str, Any]] = {}
+    users: dict[int, UserRow] = {}
+    receipts: dict[str, ReceiptRow] = {}
     rejections: list[dict[str, Any]] = []
     outcomes: list[str] = []
     left = list(entries)
     for size in sizes:
         group, left = left[:size], left[size:]
         made = plan(group, receipts=list(receipts), users=users, epoch=1, now=1)
-        assert not users.keys() & {row["user_id"] for row in made.users}
-        assert not receipts.keys() & {row["message_id"] for row in made.receipts}
-        users |= {row["user_id"]: row for row in made.users}
-        receipts |= {row["message_id"]: row for row in made.receipts}
+        assert not users.keys() & {row.user_id for row in made.users}
+        assert not receipts.keys() & {row.message_id for row in made.receipts}
+        users |= {row.user_id: row for row in made.users}
+        receipts |= {row.message_id: row for row in made.receipts}
         rejections += made.rejections
         outcomes += made.outcomes
     return users, receipts, rejections, outcomes
