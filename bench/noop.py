@@ -49,6 +49,7 @@ async def _serve(port: int) -> None:
             ws="none",
             lifespan="off",
             access_log=False,
+            proxy_headers=False,
             server_header=False,
             log_config=None,
             backlog=_BACKLOG,

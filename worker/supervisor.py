@@ -204,6 +204,7 @@ async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[in
             ws="none",
             lifespan="off",
             access_log=False,
+            proxy_headers=False,  # nobody asks for the client's address
             server_header=False,
             log_config=None,
             backlog=_BACKLOG,
