@@ -26,9 +26,19 @@ class FakeGcs:
         buckets: Made at start if they don't exist.
         port: 0 for a free one; once chosen, a later `start` takes it again.
         log: File that its error output is appended to; by default it goes where ours goes.
+        preconditions: Whether it honours them from the next start on.
     """
 
-    def __init__(self, data: Path, *, buckets: tuple[str, ...] = (), port: int = 0, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        data: Path,
+        *,
+        buckets: tuple[str, ...] = (),
+        port: int = 0,
+        log: Path | None = None,
+        preconditions: bool = True,
+    ) -> None:
+        self.preconditions = preconditions
         self.data = data.resolve()
         self.port = port or free_port()
         self._buckets = buckets
@@ -74,6 +84,8 @@ class FakeGcs:
         command = [sys.executable, "-m", "local", "gcs", "--port", str(self.port), "--data", str(self.data)]
         for bucket in self._buckets:
             command += ["--bucket", bucket]
+        if not self.preconditions:
+            command.append("--ignore-preconditions")
         log = self._log.open("ab") if self._log else None
         try:
             self._process = subprocess.Popen(

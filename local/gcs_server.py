@@ -69,7 +69,9 @@ class _Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self._faults.clear)
 
 
-def serve(data: Path, port: int = 0, host: str = "127.0.0.1", buckets: tuple[str, ...] = ()) -> None:
+def serve(
+    data: Path, port: int = 0, host: str = "127.0.0.1", buckets: tuple[str, ...] = (), *, preconditions: bool = True
+) -> None:
     """Serves until SIGTERM or SIGINT.
 
     Args:
@@ -77,12 +79,13 @@ def serve(data: Path, port: int = 0, host: str = "127.0.0.1", buckets: tuple[str
         port: 0 for a free one; it is printed.
         host: Address to listen on.
         buckets: Made at start if they don't exist.
+        preconditions: Whether writes honour them.
 
     Raises:
         RuntimeError: Another process serves this directory.
         OSError: The port is taken.
     """
-    store = Store(data)
+    store = Store(data, preconditions=preconditions)
     try:
         existing = {name for name, _ in store.buckets()}
         for bucket in buckets:
@@ -121,12 +124,16 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="where buckets are kept")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--bucket", action="append", default=[], metavar="NAME", help="make this bucket; may be repeated")
+    parser.add_argument(
+        "--ignore-preconditions", action="store_true", help="write whatever ifGenerationMatch says, as some emulators do"
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
-        serve(arguments.data, arguments.port, arguments.host, tuple(arguments.bucket))
+        preconditions = not arguments.ignore_preconditions
+        serve(arguments.data, arguments.port, arguments.host, tuple(arguments.bucket), preconditions=preconditions)
     except KeyboardInterrupt:
         return 0
     except (RuntimeError, OSError, GcsError) as error:

@@ -139,9 +139,11 @@ class Store:
 
     Args:
         directory: Made if missing; one process at a time.
+        preconditions: Without them, a write takes place whatever it asks for, as in some other emulators.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, preconditions: bool = True) -> None:
+        self._preconditions = preconditions
         self._bodies = directory / "bodies"
         self._bodies.mkdir(parents=True, exist_ok=True)
         self._lock = (directory / "lock").open("w")
@@ -276,7 +278,8 @@ class Store:
             with self.transaction():
                 self.bucket(bucket)
                 live = self._live(bucket, name)
-                conditions.check(*((live.generation, live.metageneration) if live else (0, 0)))
+                if self._preconditions:
+                    conditions.check(*((live.generation, live.metageneration) if live else (0, 0)))
                 now = now_text()
                 stored = StoredObject(
                     bucket=bucket,

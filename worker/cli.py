@@ -17,6 +17,7 @@ import uvloop
 from worker import (
     checkpoint_cli,
     config,
+    doctor_cli,
     drill_cli,
     lease_commands,
     lease_record,
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
     arguments = _parser().parse_args(argv)
     try:
         if arguments.command is None:
-            return rejection_cli.main(arguments, environ)
+            by_itself: Callable[..., int] = getattr(arguments, "without_settings", rejection_cli.main)
+            return by_itself(arguments, environ)
         settings = config.load(environ)
         # What a command does it says itself; the log is for a service, and for whoever asks for it.
         quiet = getattr(arguments, "quiet", False) and settings.log_level == "info"
@@ -98,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     replay_cli.add(verbs)
     drill_cli.add(verbs)
     recover_cli.add(verbs)
+    doctor_cli.add(verbs)
     return parser
 
 

@@ -21,6 +21,9 @@ STORE_WRITE_SPACING_MIN: Final = 1.0
 CHECKPOINT_HOURS_MIN: Final = 1.0
 """A project holds 5,000 snapshots, and one lives seven days: 168 of an hourly one (Pub/Sub documentation, "Quotas")."""
 
+WORKER_COUNTS: Final = ("WORKERS", "WEB_CONCURRENCY")
+"""Variables by which other servers are told to run several processes."""
+
 _REPLICA_URL = re.compile(
     r"gs://(?P<bucket>[a-z0-9][a-z0-9._-]{1,220}[a-z0-9])/(?P<prefix>[^/\s#?*\[\]]+(/[^/\s#?*\[\]]+)*)/?"
 )
@@ -258,12 +261,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     Raises:
         ConfigError: A variable is missing or wrong, the limits do not nest, or more than one worker process is asked for.
     """
-    for name in ("WORKERS", "WEB_CONCURRENCY"):
-        if environ.get(name, "1").strip() not in ("", "1"):
-            raise ConfigError(
-                f"{name}={environ[name]}: this service is one writer in one process; unset {name}, "
-                "and raise QUEUE_MAX_MESSAGES or the CPU instead"
-            )
+    refuse_workers(environ)
     if not environ.get("REPLICA_URL"):
         raise ConfigError("REPLICA_URL is not set; it must say where the data lives: gs://BUCKET/PREFIX")
     values = {
@@ -272,6 +270,20 @@ def load(environ: Mapping[str, str]) -> Settings:
         if environ.get(spec.metadata["name"], "") != ""
     }
     return Settings(**values)
+
+
+def refuse_workers(environ: Mapping[str, str]) -> None:
+    """Let pass what asks for one worker process, or for nothing.
+
+    Raises:
+        ConfigError: A variable asks for more: that would be more than one writer.
+    """
+    for name in WORKER_COUNTS:
+        if environ.get(name, "1").strip() not in ("", "1"):
+            raise ConfigError(
+                f"{name}={environ[name]}: this service is one writer in one process; unset {name}, "
+                "and raise QUEUE_MAX_MESSAGES or the CPU instead"
+            )
 
 
 def described() -> list[tuple[str, str, str]]:

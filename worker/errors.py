@@ -3,6 +3,7 @@
     WorkerError
     ├── ConfigError           a setting is missing, wrong, or does not nest with another      exit 2
     ├── SqliteTooOld          this SQLite can corrupt a database beside Litestream            exit 2
+    ├── Unfit                 serving here would be unsafe: `worker doctor` says more         exit 2
     ├── StoreError            the bucket
     │   ├── StoreMissing      no lease record or no bucket where REPLICA_URL points           exit 2
     │   ├── StoreDenied       the credentials may not do this                                 exit 1
@@ -49,6 +50,12 @@ class ConfigError(WorkerError):
 
 class SqliteTooOld(WorkerError):
     """This SQLite can corrupt a WAL database that one process checkpoints while another commits."""
+
+    exit_code = 2
+
+
+class Unfit(WorkerError):
+    """A check at start found that serving here would be unsafe or would not work."""
 
     exit_code = 2
 

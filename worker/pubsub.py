@@ -64,6 +64,30 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
         return max(own, self.topic_retention) or None
 
 
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """How a subscription delivers: what the worker's settings and promises expect of it.
+
+    `audience` and `pusher` are empty when it pushes without a token. `expires_after` is zero for never, and None where that
+    is not told: the emulator tells it only if it was given when the subscription was made.
+    """
+
+    topic: str
+    detached: bool
+    endpoint: str
+    audience: str
+    pusher: str
+    bare: bool
+    """It pushes a message's data alone, without its metadata."""
+    ack_deadline_seconds: int
+    backoff: tuple[timedelta, timedelta] | None
+    retains_acknowledged: bool
+    retention: timedelta
+    topic_retention: timedelta
+    expires_after: timedelta | None
+    dead_letter_topic: str
+    delivery_attempts_max: int
+
+
 class Queue:
     """One project's snapshots and one subscription of it. Every method may raise `QueueUnavailable` or `QueueDenied`.
 
@@ -96,6 +120,14 @@ class Queue:
                 topic_retention=found.topic_message_retention_duration or timedelta(),
                 ordered=found.enable_message_ordering,
             )
+
+        return await self._run(ask, f"look at {self.subscription}")
+
+    async def delivery(self) -> Delivery:
+        """How the subscription delivers; `QueueMissing` when there is none."""
+
+        def ask() -> Delivery:
+            return _delivery(self._subscriber().get_subscription(subscription=self.subscription, **_ONCE))
 
         return await self._run(ask, f"look at {self.subscription}")
 
@@ -191,6 +223,26 @@ def subscription_name(text: str, project: str) -> str:
 def _snapshot(found: Any) -> Snapshot:
     expires = datetime.fromtimestamp(found.expire_time.timestamp(), UTC)  # a plain one: Google's own cannot be encoded
     return Snapshot(name=found.name, topic=found.topic, expires=expires)
+
+
+def _delivery(found: Any) -> Delivery:
+    push, token, retry = found.push_config, found.push_config.oidc_token, found.retry_policy
+    return Delivery(
+        topic=found.topic,
+        detached=found.detached,
+        endpoint=push.push_endpoint,
+        audience=token.audience or (push.push_endpoint if token.service_account_email else ""),  # its default
+        pusher=token.service_account_email,
+        bare="no_wrapper" in push and not push.no_wrapper.write_metadata,
+        ack_deadline_seconds=found.ack_deadline_seconds,
+        backoff=(retry.minimum_backoff, retry.maximum_backoff) if "retry_policy" in found else None,
+        retains_acknowledged=found.retain_acked_messages,
+        retention=found.message_retention_duration or timedelta(),
+        topic_retention=found.topic_message_retention_duration or timedelta(),
+        expires_after=(found.expiration_policy.ttl or timedelta()) if "expiration_policy" in found else None,
+        dead_letter_topic=found.dead_letter_policy.dead_letter_topic,
+        delivery_attempts_max=found.dead_letter_policy.max_delivery_attempts,
+    )
 
 
 def _translated(request: Callable[[], T], what: str) -> T:

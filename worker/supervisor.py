@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import uvicorn
 
-from worker import app, checkpointing, database, lease_record, pubsub
+from worker import app, checkpointing, database, doctor_quick, lease_record, pubsub
 from worker import retention as retention_
 from worker.background import plain, running
 from worker.config import Settings
@@ -58,11 +58,13 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
 
     Raises:
         LeaseLost: Another instance took over; nothing was released.
+        Unfit: Serving here would be unsafe; nothing was touched.
         WorkerError: It could not start, or a part of it died.
     """
     parts = Parts(settings)
     _tune()
     try:
+        doctor_quick.at_start(settings)
         with contextlib.suppress(StoreUnavailable):  # an outage is waited out while standing by
             await lease_record.look(parts.store, timeout=settings.lease_read_timeout_seconds)  # a mistyped URL ends here
         async with _listening(settings, parts) as (port, server):
