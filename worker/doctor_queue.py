@@ -109,8 +109,8 @@ def _token(found: Delivery, expected: Expected, emulator: bool) -> Finding:
         return refused(
             check,
             f"it pushes as {found.pusher or 'nobody'} for {found.audience or 'no audience'}; the settings want "
-            f"{expected.push_service_account} for {expected.push_audience}, so that each push would be answered 401 or 403",
-            "make PUSH_SERVICE_ACCOUNT equal to --push-auth-service-account, and PUSH_AUDIENCE to --push-auth-token-audience",
+            f"{expected.push_service_account} for {expected.push_audience}, so that each push is answered 401 or 403",
+            "make PUSH_SERVICE_ACCOUNT what --push-auth-service-account is, and PUSH_AUDIENCE --push-auth-token-audience",
         )
     if emulator:
         step = "unset PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT to try it with the emulator"

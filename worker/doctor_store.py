@@ -54,8 +54,21 @@ def trouble(check: str, error: StoreError) -> Finding:
     return refused(check, found or str(error), step if found else "look at REPLICA_URL and at the bucket")
 
 
+async def examine(store: Bucket, *, timeout: float, spacing: float) -> list[Finding]:
+    """The store, its preconditions and its clock; see `lease` and `preconditions`."""
+    try:
+        found = await lease(store, timeout=timeout)
+    except StoreUnavailable as error:
+        return [trouble("store", error), note("preconditions", "not tried: the bucket does not answer")]
+    return [found, *await preconditions(store, timeout=timeout, spacing=spacing)]
+
+
 async def lease(store: Bucket, *, timeout: float) -> Finding:
-    """Whether there is a store, and who holds its lease."""
+    """Whether there is a store, and who holds its lease.
+
+    Raises:
+        StoreUnavailable: The bucket does not answer.
+    """
     try:
         status = await lease_commands.show(store, timeout=timeout)
     except StoreMissing:
@@ -66,6 +79,8 @@ async def lease(store: Bucket, *, timeout: float) -> Finding:
         )
     except RecordInvalid as error:
         return refused("store", str(error), "deploy the version that wrote it, or restore the object's previous version")
+    except StoreUnavailable:
+        raise
     except StoreError as error:
         return trouble("store", error)
     live = status.live or "nothing yet"
@@ -116,7 +131,8 @@ async def preconditions(
         await store.delete(probes.name, timeout=timeout)
     except StoreError as error:
         step = f"delete {probes.name} below {store} by hand; may this account delete objects? Retention needs that as well"
-        probes.findings.append(warning("scratch object", f"it could not be deleted: {error}", step))
+        said = "could not be deleted" if probes.written else "may have been written, and could not be deleted"
+        probes.findings.append(warning("scratch object", f"it {said}: {error}", step))
     return probes.findings
 
 
