@@ -92,13 +92,13 @@ def _push(found: Delivery, expected: Expected) -> Finding:
     check = "subscription: push"
     if not found.endpoint:
         return refused(check, "it has no push endpoint: nothing is pushed", f"{_UPDATE} --push-endpoint=URL")
-    if found.bare and not expected.push_unwrapped:
+    if found.body == "bare" and not expected.push_unwrapped:
         step = f"set PUSH_UNWRAPPED=true, or {_UPDATE} --push-no-wrapper --push-no-wrapper-write-metadata"
-        return refused(check, "it pushes bare data without metadata, and PUSH_UNWRAPPED is not set", step)
-    if expected.push_unwrapped and not found.bare:
-        step = "unset PUSH_UNWRAPPED: otherwise a whole push could be taken for a message's data"
-        return refused(check, "PUSH_UNWRAPPED is set, and it does not push bare data without metadata", step)
-    return ok(check, f"to {found.endpoint}")
+        return refused(check, "it pushes bare data, and PUSH_UNWRAPPED is not set: each push is answered 400", step)
+    if found.body == "wrapped" and expected.push_unwrapped:
+        said = "PUSH_UNWRAPPED is set, and it pushes wrapped messages: each wrapper is taken for data, and rejected"
+        return refused(check, said, "unset PUSH_UNWRAPPED")
+    return ok(check, f"to {found.endpoint}, {found.body}")
 
 
 def _token(found: Delivery, expected: Expected, emulator: bool) -> Finding:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import google.auth.exceptions
 import msgspec
@@ -76,8 +76,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str
     audience: str
     pusher: str
-    bare: bool
-    """It pushes a message's data alone, without its metadata."""
+    body: Literal["wrapped", "with metadata", "bare"]
+    """How a message is pushed: as JSON, or as its data with its metadata in headers, or as its data alone."""
     ack_deadline_seconds: int
     backoff: tuple[timedelta, timedelta] | None
     retains_acknowledged: bool
@@ -233,7 +233,7 @@ def _delivery(found: Any) -> Delivery:
         endpoint=push.push_endpoint,
         audience=token.audience or (push.push_endpoint if token.service_account_email else ""),  # its default
         pusher=token.service_account_email,
-        bare="no_wrapper" in push and not push.no_wrapper.write_metadata,
+        body="wrapped" if "no_wrapper" not in push else "with metadata" if push.no_wrapper.write_metadata else "bare",
         ack_deadline_seconds=found.ack_deadline_seconds,
         backoff=(retry.minimum_backoff, retry.maximum_backoff) if "retry_policy" in found else None,
         retains_acknowledged=found.retain_acked_messages,
