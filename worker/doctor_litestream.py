@@ -143,7 +143,11 @@ def _section(image: mmap.mmap) -> bytes:
 async def trial(how: Trial, store: Bucket) -> list[Finding]:
     """Start Litestream on a scratch database, have it upload, and see which SQLite wrote there."""
     path = f"{SCRATCH}{uuid.uuid4()}"
-    with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix="doctor-")
+    except OSError as error:
+        return [refused("litestream socket", f"not tried, for want of a scratch folder: {error}", "set TMPDIR to one")]
+    with scratch as folder:
         file = Path(folder) / "scratch.db"
         connection: Any = database.connect(file, busy_timeout_seconds=how.busy_timeout_seconds)
         with connection.connection_context():

@@ -16,6 +16,7 @@ from local.gcs_process import FakeGcs
 from local.pubsub import Emulator, EmulatorMissing, emulator
 from local.worker_process import ROOT, WorkerProcess
 from tests.processes import PREFIX, QUICK, URL, Objects, push
+from tests.unit.test_doctor import documented
 from worker.litestream import find_binary
 
 pytestmark = pytest.mark.slow
@@ -70,6 +71,7 @@ def refused(found: dict[str, dict[str, str]]) -> set[str]:
     """The checks that are refused; each has its next step."""
     wrong = {check for check, each in found.items() if each["verdict"] == "refused"}
     assert all(found[check]["next_step"] for check in wrong)
+    assert found.keys() <= documented()
     return wrong
 
 
@@ -80,7 +82,7 @@ def test_a_good_set_up_beside_a_running_service(place: Place, objects: Objects) 
         worker.wait_serving()
         assert push(worker, 1, "m1").status_code == 204
         code, found = examined(worker)
-        assert code == 0
+        assert (code, refused(found)) == (0, set())
         assert {check for check, each in found.items() if each["verdict"] != "ok"} == {"senders", "subscription"}
         assert {f"preconditions: {probe}" for probe in PROBES} <= found.keys()
         assert found["store"]["found"].startswith("held by ")

@@ -36,6 +36,19 @@ def verdicts(findings: list[Finding]) -> dict[str, str]:
     return {finding.check.removeprefix("preconditions: "): finding.verdict for finding in findings}
 
 
+def documented() -> set[str]:
+    """The checks that docs/doctor.md has a row for."""
+    text = (ROOT / "docs" / "doctor.md").read_text().partition("\n## Settings\n")[2]
+    return set(re.findall(r"^\| ([a-z][^|]*?) \|", text, re.MULTILINE))
+
+
+def test_every_documented_check_exists() -> None:
+    """A row's name stands in the code; that each line has its row, the integration tests see."""
+    source = "\n".join(file.read_text() for file in (ROOT / "worker").glob("doctor*.py"))
+    assert len(documented()) > 30
+    assert not [name for name in documented() if f'"{name.removeprefix("preconditions: ")}"' not in source]
+
+
 def test_the_worst_line_decides() -> None:
     """A note is nothing, a warning is less than a refusal."""
     assert report([]).verdict == report([ok("a", "b"), note("a", "b")]).verdict == "ok"
