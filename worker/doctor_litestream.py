@@ -146,21 +146,25 @@ async def trial(how: Trial, store: Bucket) -> list[Finding]:
     try:
         scratch = tempfile.TemporaryDirectory(prefix="doctor-")
     except OSError as error:
-        return [refused("litestream socket", f"not tried, for want of a scratch folder: {error}", "set TMPDIR to one")]
+        step = "set TMPDIR to a folder that can be written to"
+        return [refused("litestream socket", f"not tried, for want of a scratch folder: {error}", step)]
     with scratch as folder:
         file = Path(folder) / "scratch.db"
         connection: Any = database.connect(file, busy_timeout_seconds=how.busy_timeout_seconds)
         with connection.connection_context():
             connection.execute_sql("CREATE TABLE scratch (value)")
-        findings = await _replicated(how, file, path)
+        findings: list[Finding] = []
+        try:
+            await _replicated(how, file, path, findings)
+        finally:
+            await _remove(store, path, how.request_timeout, findings)
         with connection.connection_context():  # its end brings the WAL into the file
             theirs = connection.execute_sql("SELECT 1 FROM sqlite_master WHERE name = '_litestream_seq'").fetchone()
         findings.append(embedded_sqlite(file if theirs else None))
-    await _remove(store, path, how.request_timeout, findings)
     return findings
 
 
-async def _replicated(how: Trial, file: Path, path: str) -> list[Finding]:
+async def _replicated(how: Trial, file: Path, path: str, findings: list[Finding]) -> None:
     options = Options(
         binary=how.binary,
         config=how.config,
@@ -173,7 +177,6 @@ async def _replicated(how: Trial, file: Path, path: str) -> list[Finding]:
         silent_max=1,
         stop_seconds=how.stop_seconds,
     )
-    findings = []
     began = time.monotonic()
     try:
         async with Litestream(options, replica_path=f"{how.prefix}/{path}", epoch=0) as child:
@@ -182,7 +185,6 @@ async def _replicated(how: Trial, file: Path, path: str) -> list[Finding]:
     except (LitestreamError, OSError) as error:
         step = f"is `socket: enabled: true` in {how.config}? Litestream's own lines above may say more"
         findings.append(refused("litestream socket", str(error), step))
-    return findings
 
 
 async def _synced(child: Litestream, timeout: int) -> Finding:

@@ -21,6 +21,8 @@ DISK_TIMES: Final = 3
 """Room for each byte of the database: the objects of a restore, the file, its WAL and Litestream's own."""
 _DISK_BYTES_MIN: Final = 100_000_000
 _IN_MEMORY: Final = {"tmpfs", "ramfs"}
+_VOLUMES: Final = ("ext", "xfs", "nfs", "fuse")
+"""How the names of file systems begin that Cloud Run may mount; its own is memory, whatever it is called there."""
 _MB: Final = 1_000_000
 
 
@@ -48,13 +50,21 @@ def memory(limit: tuple[int, str] | None, *, database: int, queue_max_bytes: int
     return ok("memory", found)
 
 
-def disk(path: Path, *, database: int, root: Path = Path("/")) -> Finding:
-    """Whether the database can be written at `path`, and has room there."""
+def disk(path: Path, *, database: int, cloud_run: bool = False, root: Path = Path("/")) -> Finding:
+    """Whether the database can be written at `path`, and has room there.
+
+    Args:
+        path: DATABASE_PATH, absolute; its folder need not exist yet.
+        database: Bytes of the database, at least.
+        cloud_run: Whether this is Cloud Run, whose own file system is memory.
+        root: Where /proc is; a test's.
+    """
     folder = next(each for each in (path.parent, *path.parent.parents) if each.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         return refused("disk", f"{folder} cannot be written to", "name a writable place in DATABASE_PATH")
     kind = file_system(folder.resolve(), root)
-    where = f"{folder} is in memory ({kind}): what is written there counts as memory" if kind in _IN_MEMORY else f"{folder}"
+    in_memory = kind in _IN_MEMORY or (cloud_run and not kind.startswith(_VOLUMES))
+    where = f"{folder} is in memory ({kind}): what is written there counts as memory" if in_memory else f"{folder} ({kind})"
     free = shutil.disk_usage(folder).free
     need = max(DISK_TIMES * database, _DISK_BYTES_MIN)
     found = f"{_mb(free)} free; {where}"

@@ -87,5 +87,5 @@ def machine(settings: Settings, database_bytes: int = 0) -> list[Finding]:
     limit = doctor_machine.memory_limit()
     return [
         doctor_machine.memory(limit, database=size, queue_max_bytes=settings.queue_max_bytes),
-        doctor_machine.disk(settings.database_path.absolute(), database=size),
+        doctor_machine.disk(settings.database_path.absolute(), database=size, cloud_run=settings.revision != "local"),
     ]

@@ -125,14 +125,8 @@ async def preconditions(
         await probes.run()
     except StoreError as error:
         probes.findings.append(trouble(f"preconditions: {probes.what}", error))
-        if not probes.written and not isinstance(error, StoreUnavailable):
-            return probes.findings
-    try:
-        await store.delete(probes.name, timeout=timeout)
-    except StoreError as error:
-        step = f"delete {probes.name} below {store} by hand; may this account delete objects? Retention needs that as well"
-        said = "could not be deleted" if probes.written else "may have been written, and could not be deleted"
-        probes.findings.append(warning("scratch object", f"it {said}: {error}", step))
+    finally:  # Ctrl-C as well
+        await probes.clean()
     return probes.findings
 
 
@@ -171,6 +165,17 @@ class _Probes:
         await self._must_fail("update at a stale generation", b"4", first)
         await self._must_read_back()
         self.findings.append(clock_)
+
+    async def clean(self) -> None:
+        """Delete the object, if it may be there."""
+        try:
+            await self._store.delete(self.name, timeout=self._timeout)
+        except StoreError as error:
+            if not self.written and not isinstance(error, StoreUnavailable):
+                return  # nothing was written, and the same refusal has been said
+            step = f"delete {self.name} below {self._store} by hand; may this account delete objects? Retention needs it too"
+            said = "could not be deleted" if self.written else "may have been written, and could not be deleted"
+            self.findings.append(warning("scratch object", f"it {said}: {error}", step))
 
     async def _must_pass(self, what: str, data: bytes, generation: int) -> bool:
         try:

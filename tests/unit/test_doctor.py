@@ -1,6 +1,8 @@
 """The doctor's judgements: each thing that can be wrong has its own line, verdict and next step."""
 
 import asyncio
+import contextlib
+import os
 import re
 import sqlite3
 import subprocess
@@ -156,6 +158,27 @@ def test_a_bucket_that_denies_or_does_not_answer_is_said_to_do_so() -> None:
     assert lost.objects == {}, "what may have been written is deleted"
 
 
+def test_an_interrupted_doctor_deletes_its_scratch_object() -> None:
+    """Ctrl-C in the middle of the probes."""
+    store = Store()
+
+    async def body() -> None:
+        entered = asyncio.Event()
+
+        async def sleep(_: float) -> None:
+            entered.set()
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(doctor_store.preconditions(store, timeout=1, spacing=1, sleep=sleep))
+        await entered.wait()
+        assert len(store.objects) == 1
+        task.cancel()
+        await asyncio.wait({task})
+
+    asyncio.run(body())
+    assert store.objects == {}
+
+
 def test_a_scratch_object_that_stays_is_named() -> None:
     """Nobody has to search for it."""
     left = probe(Store(broken="keeps"))[-1]
@@ -292,6 +315,26 @@ def test_the_sqlite_that_wrote_a_database_last_is_told_from_its_file(tmp_path: P
     assert doctor_litestream.embedded_sqlite(None).verdict == "note"
 
 
+def test_a_trial_without_a_scratch_folder_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a line like the others, and nothing is asked of the bucket."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    how = doctor_litestream.Trial(
+        binary=Path("unused"),
+        config=Path("unused"),
+        bucket="acme-users",
+        prefix="prod",
+        start_seconds=1,
+        stop_seconds=1,
+        sync_timeout=1,
+        busy_timeout_seconds=5,
+        request_timeout=1,
+    )
+    store = Store()
+    (found,) = asyncio.run(doctor_litestream.trial(how, store))
+    assert (found.verdict, found.next_step) == ("refused", "set TMPDIR to a folder that can be written to")
+    assert store.calls == []
+
+
 # The machine.
 
 
@@ -361,6 +404,10 @@ def test_the_disk_has_room_and_says_when_it_is_memory(tmp_path: Path, monkeypatc
     enough = doctor_machine.disk(path, database=10**9, root=root)
     assert (enough.verdict, "in memory (tmpfs)" in enough.found) == ("ok", True)
     assert doctor_machine.disk(path, database=10**9 + 1, root=root).verdict == "warning"
+    for kind, cloud_run, in_memory in (("ext4", True, False), ("overlay", True, True), ("overlay", False, False)):
+        files(tmp_path, proc__self__mountinfo=f"1 0 0:1 / / rw - {kind} d rw\n")
+        found = doctor_machine.disk(path, database=0, cloud_run=cloud_run, root=root).found
+        assert ("is in memory" in found) == in_memory
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(free=99_000_000))
     assert doctor_machine.disk(path, database=0, root=root).verdict == "warning"
     (tmp_path / "file").touch()
@@ -594,6 +641,28 @@ def test_a_missing_litestream_is_refused(doctor: Doctor) -> None:
     code, found = doctor(LITESTREAM_BIN="nowhere")
     assert (code, found["litestream version"].verdict) == (1, "refused")
     assert "LITESTREAM_BIN is 'nowhere'" in found["litestream version"].found
+
+
+def test_on_a_terminal_verdicts_are_coloured_and_steps_stand_below(tmp_path: Path) -> None:
+    """A real terminal, by its Python end."""
+    ours, theirs = os.openpty()
+    environment = {"REPLICA_URL": URL, "DATABASE_PATH": str(tmp_path / "users.db"), "WORKERS": "3", "TERM": "xterm-256color"}
+    with os.fdopen(ours, encoding="utf-8", errors="replace") as terminal:
+        done = subprocess.Popen(
+            [sys.executable, "-m", "worker", "doctor", "--quick"],
+            env={**environment, "PATH": "/usr/bin:/bin", "COLUMNS": "100"},
+            cwd=ROOT,
+            stdout=theirs,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(theirs)
+        shown = ""
+        with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
+            while text := terminal.readline():
+                shown += text
+        assert done.wait() == 1
+    assert "\x1b[1;31mrefused" in shown
+    assert re.search(r"\n +\x1b\[1m→ unset WORKERS", shown)
 
 
 def test_elsewhere_than_on_a_terminal_each_check_is_one_plain_line(tmp_path: Path) -> None:
