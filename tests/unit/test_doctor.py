@@ -22,7 +22,8 @@ from tests.fakes import MemoryStore
 from worker import cli, config, doctor_litestream, doctor_machine, doctor_queue, doctor_quick, doctor_store
 from worker.config import Settings
 from worker.doctor import Finding, note, ok, refused, report, warning
-from worker.errors import Mismatch, QueueDenied, QueueMissing, QueueUnavailable, StoreDenied, Unfit
+from worker.errors import Mismatch, QueueDenied, QueueMissing, QueueUnavailable, StoreDenied, StoreUnavailable, Unfit
+from worker.layout import StoredObject
 from worker.lease_record import RECORD, Record, encode, initialize
 from worker.litestream import find_binary
 from worker.pubsub import Delivery
@@ -207,6 +208,30 @@ def test_a_clock_is_judged_by_what_cannot_be_the_request(updated: timedelta, ver
 def examine(store: Store) -> list[Finding]:
     """The whole examination of a store, without spacing."""
     return asyncio.run(doctor_store.examine(store, timeout=1, spacing=0))
+
+
+def test_the_size_of_the_database_is_at_least_its_largest_copy() -> None:
+    """Of the live generation; nothing is claimed of an empty store, or of one that cannot be asked."""
+
+    class Listed:
+        def __init__(self, live: str | None) -> None:
+            self.live = live
+
+        async def read(self, name: str, *, timeout: float) -> tuple[bytes, int] | None:
+            return encode(Record(state="released", holder="", revision="", epoch=1, live=self.live)), 1
+
+        async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
+            raise AssertionError("nothing is written")
+
+        async def objects(self, name_prefix: str, *, timeout: float) -> list[StoredObject]:
+            if self.live == "generations/9":
+                raise StoreUnavailable("no answer")
+            assert name_prefix == "generations/1/"
+            return [StoredObject(f"{name_prefix}{size}", size, NOW, {}) for size in (5, 70, 6)]
+
+    sizes = {"generations/1": 70, "generations/9": 0, None: 0}
+    for live, size in sizes.items():
+        assert asyncio.run(doctor_store.database_bytes(Listed(live), timeout=1, list_timeout=1)) == size
 
 
 def test_a_store_says_who_holds_it_or_what_is_missing() -> None:
