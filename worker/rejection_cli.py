@@ -75,7 +75,7 @@ def add(verbs: Any) -> None:
     for parser, command in ((listing, _list), (show, _show), (retry, _retry), (discard, _discard), (exporting, _export)):
         parser.add_argument("--url", metavar="URL", help="the service's address (default: SERVICE_URL)")
         parser.epilog, parser.formatter_class = environment, raw
-        parser.set_defaults(command=None, ask=command)
+        parser.set_defaults(command=None, without_settings=main, ask=command)
     show.add_argument("id", metavar="ID", help="the message id")
     for parser in (retry, discard):
         parser.add_argument("ids", metavar="ID", nargs="*", help="message ids; or choose with the options below")
@@ -106,7 +106,7 @@ def _add_erase(verbs: Any, environment: str) -> None:
     erase.add_argument("--yes", action="store_true", help="do it; without this, only say what would be done")
     erase.add_argument("--url", metavar="URL", help="the service's address (default: SERVICE_URL)")
     erase.add_argument("--json", action="store_true", help="print JSON")
-    erase.set_defaults(command=None, ask=_erase)
+    erase.set_defaults(command=None, without_settings=main, ask=_erase)
 
 
 def main(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
