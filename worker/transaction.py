@@ -6,7 +6,7 @@ comes; a retry changes receipt, row and rejection in one transaction as well.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
@@ -16,9 +16,7 @@ from worker.errors import NotFound, Resolved
 from worker.group import Entry, Outcome, Problem
 from worker.models import Connection, Receipt, Rejection, User
 from worker.outcome import Plan, UserRow, plan
-from worker.statements import find, insert
-
-T = TypeVar("T")
+from worker.statements import batches, find, insert
 
 _STATEMENT_VALUES: Final = 500
 _ID_DIGITS: Final = 19
@@ -126,9 +124,9 @@ class Transaction:
         rows: Iterable[dict[str, Any]] = kept.bind(self.database).iterator()
         rejected = [row["message_id"] for row in rows if _about(row) & erased]
         receipts = 0
-        for some in _parts(rejected):
+        for some in batches(rejected, _STATEMENT_VALUES):
             Rejection.delete().where(Rejection.message_id.in_(some)).execute(self.database)
-        for some in _parts(sorted(erased)):
+        for some in batches(sorted(erased), _STATEMENT_VALUES):
             receipts += Receipt.update(user_id=None).where(Receipt.user_id.in_(some)).execute(self.database)
             User.delete().where(User.user_id.in_(some)).execute(self.database)
             insert(self.database, User, [UserRow(user_id, None, None, 1, None) for user_id in some])
@@ -168,9 +166,3 @@ def _about(rejection: dict[str, Any]) -> set[int | None]:
     stored = rejection["stored"]
     met = None if stored is None else msgspec.json.decode(stored)["user_id"]
     return {met, claimed_user(bytes(rejection["data"]))}
-
-
-def _parts(values: Sequence[T]) -> Iterator[list[T]]:
-    """The values in lists that fit into one statement."""
-    for begin in range(0, len(values), _STATEMENT_VALUES):
-        yield list(values[begin : begin + _STATEMENT_VALUES])
