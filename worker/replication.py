@@ -177,7 +177,6 @@ class Replicator:
             await self._wait_out(doubt)
         else:
             await self._verified.wait()  # one lease read at a time, so answers come in order
-            self._pause = _RETRY_PAUSE_SECONDS
             self._verifying, self._uploading = self._uploading, []
             self._verified.clear()
             steps.create_task(self._verify(), name="lease read")
@@ -195,6 +194,7 @@ class Replicator:
             for group in self._verifying:
                 group.succeed()
             self._verifying = []
+            self._pause = _RETRY_PAUSE_SECONDS
             self._note_settled()
         finally:
             self._verified.set()
