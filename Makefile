@@ -6,7 +6,7 @@ N      ?= 10
 MINUTES ?= 90
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-recover run test test-fast torture check format bench lock clean
+.PHONY: help setup demo demo-recover run test test-fast torture check format bench docs lock clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ format: $(READY)  ## Apply the formatter and the linter's safe fixes
 
 bench: $(READY)  ## Measure durable acknowledgements beside a no-op endpoint (needs wrk: apt-get install wrk)
 	$(BIN)/python -m bench.push
+
+docs: $(READY)  ## Write the generated parts of docs/ again: settings, costs
+	@$(BIN)/python -m local docs
 
 lock: $(READY)  ## Resolve pyproject.toml into the two lock files again
 	$(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header -o requirements.lock pyproject.toml

@@ -7,10 +7,10 @@ import signal
 import sys
 from typing import NoReturn
 
-from local import demo, demo_recover, gcs_server, run
+from local import cost, demo, demo_recover, docs, gcs_server, run
 
 # Each module adds its subcommand and sets `run`, which takes the parsed arguments and returns the exit code.
-_COMMANDS = (gcs_server.register, run.register, demo.register, demo_recover.register)
+_COMMANDS = (gcs_server.register, run.register, demo.register, demo_recover.register, cost.register, docs.register)
 
 
 def main(arguments: list[str] | None = None) -> int:

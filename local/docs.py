@@ -1,0 +1,193 @@
+"""`make docs`: writes the parts of docs/ that follow from code, each between two markers; a test says when one is stale.
+
+Only what stands between markers is touched. The tables of settings come from `worker/config.py` (defaults, bounds),
+`local/setting_texts.py` (what a person is told) and `publisher/settings.py`; those of docs/cost.md from `local/cost.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
+
+import publisher.settings
+from local import cost
+from local.setting_texts import WORKER
+from worker import config
+
+ROOT: Final = Path(__file__).parent.parent
+DOCS: Final = ROOT / "docs"
+_CHOICES: Final = {"LOG_LEVEL": publisher.settings.LOG_LEVELS, "RESTORE_INTEGRITY_CHECK": ("none", "quick", "full")}
+"""What the two settings may be that are neither a number, nor a switch, nor free text."""
+_PUBLISHER_DEFAULTS: Final[Mapping[str, str]] = {
+    "TOPIC": "required, or `--topic`",
+    "GOOGLE_CLOUD_PROJECT": "required with a short id, or `--project`",
+    "PUBSUB_EMULATOR_HOST": "none",
+    "SUBSCRIPTION": f"`{publisher.settings.PUSH_SUBSCRIPTION}`",
+    "HOST": f"`{publisher.settings.GATEWAY_HOST}`, or `--host`",
+    "PORT": f"`{publisher.settings.GATEWAY_PORT}`, or `--port`",
+    "LOG_LEVEL": f"`{publisher.settings.GATEWAY_LOG_LEVEL}`",
+}
+
+
+class StaleTextError(Exception):
+    """A generated part cannot be written; the text says what to mend."""
+
+
+def register(subparsers: Any) -> None:
+    """Add the subcommand `docs`."""
+    parser = subparsers.add_parser(
+        "docs",
+        help="write the generated parts of docs/ again",
+        description="Rewrite what stands between the markers of docs/: the tables of settings, and what a month costs.",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    try:
+        for file in sorted(DOCS.glob("*.md")):
+            before = file.read_text()
+            after = rewritten(before, parts())
+            if after != before:
+                file.write_text(after)
+                print(f"written: {file.relative_to(ROOT)}")
+    except StaleTextError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parts() -> dict[str, Callable[[], str]]:
+    """Every generated part by the name in its markers."""
+    worker = {f"worker settings, {heading}": _worker_part(heading) for heading in WORKER}
+    return {
+        **worker,
+        "publisher settings": publisher_environment,
+        "publisher limits": publisher_limits,
+        "prices": cost.prices_table,
+        "loads": cost.loads_table,
+        "database sizes": cost.sizes_table,
+    }
+
+
+def markers(name: str) -> tuple[str, str]:
+    """The lines before and after a generated part."""
+    return f"<!-- {name}: written by `make docs` -->", f"<!-- end of {name} -->"
+
+
+def rewritten(text: str, known: Mapping[str, Callable[[], str]]) -> str:
+    """The text with each of its generated parts written anew; the rest is as it was.
+
+    Raises:
+        StaleTextError: A part's end is missing, or a setting and its text do not go together.
+    """
+    for name, write in known.items():
+        begin, end = markers(name)
+        before, found, rest = text.partition(begin)
+        if not found:
+            continue
+        _, closed, after = rest.partition(end)
+        if not closed:
+            raise StaleTextError(f"the line {end!r} is missing: put it behind the part that begins with {begin!r}")
+        text = f"{before}{begin}\n\n{write()}\n\n{end}{after}"
+    return text
+
+
+def worker_settings(heading: str) -> str:
+    """The table of the settings below one heading.
+
+    Raises:
+        StaleTextError: Some setting of the worker has no text, or some text no setting.
+    """
+    specs = {spec.metadata["name"]: spec for spec in fields(config.Settings)}
+    told = {name for texts in WORKER.values() for name in texts}
+    if missing := specs.keys() - told:
+        raise StaleTextError(f"local/setting_texts.py says nothing of {', '.join(sorted(missing))}: unit, meaning, and why")
+    if gone := told - specs.keys():
+        raise StaleTextError(f"local/setting_texts.py speaks of {', '.join(sorted(gone))}, which worker/config.py has not")
+    rows = [
+        (f"`{name}`", _default(name, specs[name].default), text.unit, _bounds(name, specs[name]), text.meaning, text.why)
+        for name, text in WORKER[heading].items()
+    ]
+    return table(("Variable", "Default", "Unit", "Bounds", "Meaning", "Why this default"), rows)
+
+
+def publisher_environment() -> str:
+    """The table of the publisher's environment variables.
+
+    Raises:
+        StaleTextError: A variable's default is not known here.
+    """
+    known = publisher.settings.ENVIRONMENT
+    if known.keys() != _PUBLISHER_DEFAULTS.keys():
+        raise StaleTextError("local/docs.py and publisher/settings.py name different variables; mend _PUBLISHER_DEFAULTS")
+    rows = [(f"`{name}`", _PUBLISHER_DEFAULTS[name], _sentence(about)) for name, about in known.items()]
+    return table(("Variable", "Default", "Meaning"), rows)
+
+
+def publisher_limits() -> str:
+    """The table of the publisher's fixed limits, with what stands below each of them in `publisher/settings.py`."""
+    body = ast.parse(Path(publisher.settings.__file__).read_text()).body
+    rows = []
+    for statement, told in itertools.pairwise(body):
+        if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
+            continue
+        if statement.target.id.endswith("_PORT"):
+            continue  # no limit of ours
+        value = getattr(publisher.settings, statement.target.id)
+        if isinstance(value, int | float) and isinstance(told, ast.Expr) and isinstance(told.value, ast.Constant):
+            rows.append(
+                (f"`{statement.target.id}`", f"{value:,}".removesuffix(".0"), " ".join(str(told.value.value).split()))
+            )
+    return table(("Limit", "Value", "What it bounds, its unit, and why"), rows)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in (header, ["---"] * len(header), *rows))
+
+
+def _worker_part(heading: str) -> Callable[[], str]:
+    return lambda: worker_settings(heading)
+
+
+def _default(name: str, value: Any) -> str:
+    if name == "REPLICA_URL":
+        return "required"
+    if value == "":
+        return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, float):
+        return f"`{value:g}`"
+    return f"`{str(value).removeprefix(f'{ROOT}/')}`"
+
+
+def _bounds(name: str, spec: Any) -> str:
+    low, high = spec.metadata["low"], spec.metadata["high"]
+    if isinstance(spec.default, bool):
+        return "`true` or `false`"
+    if name == "CHECKPOINT_HOURS":
+        return f"0, or at least {config.CHECKPOINT_HOURS_MIN:g}"
+    if name in _CHOICES:
+        return "one of " + ", ".join(f"`{choice}`" for choice in _CHOICES[name])
+    if low is None:
+        return ""
+    return f"at least {_number(low)}" if high is None else f"{_number(low)} to {_number(high)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if value < 1e6 else f"{value:.0f}"
+
+
+def _sentence(text: str) -> str:
+    head, colon, rest = text.partition(": ")
+    if colon and head == "serve":
+        return f"`serve`: {rest}."
+    return f"{text[0].upper()}{text[1:]}."
