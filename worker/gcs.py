@@ -200,6 +200,9 @@ class Bucket:
             self._reader = AuthorizedHttp(client._credentials, http=pool)  # type: ignore[no-untyped-call]
             for scheme in ("https://", "http://"):  # by default ten connections are kept; each fetching thread uses one
                 client._http.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=_THREADS + _FETCH_THREADS))
+            # For traces that nobody takes here, the client asks for the bucket itself after each 404: once a second, as long
+            # as there is no successor.json, and billed. `getattr` and truth are all it asks of this attribute.
+            client._bucket_metadata_cache = None
             self._client = client
         return self._client
 

@@ -1,0 +1,50 @@
+"""What the formula of `local/cost.py` counts, counted at the bucket: real worker, real Litestream, the fake Cloud Storage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from local.gcs_process import FakeGcs
+from local.worker_process import WorkerProcess, wait_until
+from publisher import message
+from tests.processes import QUICK
+
+pytestmark = pytest.mark.slow
+
+MESSAGES = 40
+
+
+def test_a_message_alone_costs_one_upload_and_one_read_of_the_record(fake_gcs: FakeGcs, tmp_path: Path) -> None:
+    """Sent one by one, each message is one Litestream file and one read of `lease.json`; and nothing asks for the bucket."""
+    worker = WorkerProcess(
+        disk=tmp_path / "disk",
+        replica_url="gs://users/store",
+        environment={**fake_gcs.environment(), **QUICK},
+        port=0,
+        log=tmp_path / "worker.log",
+    )
+    assert worker.run("init").returncode == 0
+    try:
+        worker.start().wait_serving()
+        faults = fake_gcs.faults  # rules that delay by nothing: they only count
+        polls = faults.add(action="delay", verb="download", name="store/successor.json")
+        faults.wait_for_hits(polls, 2)  # so the start is over
+        files = faults.add(action="delay", verb="insert", name="store/generations/*/ltx/0/*")
+        reads = faults.add(action="delay", verb="download", name="store/lease.json")
+        with httpx.Client(trust_env=False, timeout=30) as client:
+            for number in range(MESSAGES):
+                data = message.encode(message.UserCreated(user_id=number + 1))
+                body = message.envelope(data, {}, f"m{number}", "2026-01-01T00:00:00Z", "projects/p/subscriptions/s")
+                assert client.post(worker.url, content=body).status_code == 204
+        # A sync may have to be asked for again, and Litestream's own monitor may be faster: rare, and bounded here.
+        assert MESSAGES <= faults.hits(files) <= 1.2 * MESSAGES
+        assert MESSAGES <= faults.hits(reads) <= 1.2 * MESSAGES
+        fake_gcs.faults.reset_stats()
+        before = faults.hits(polls)
+        wait_until(lambda: faults.hits(polls) >= before + 3, "three more looks for a successor")
+        assert faults.stats()["bucket"] == 0
+    finally:
+        worker.kill()
