@@ -195,7 +195,6 @@ class Bucket:
         if self._client is None:
             # Two threads may both come here; either client will do. The project is not used by object requests.
             client = storage.Client(project="unused")
-            client._bucket_metadata_cache = None  # after each 404 it would ask for the bucket, on a thread of its own
             pool = urllib3.PoolManager(maxsize=_THREADS, cert_reqs="CERT_REQUIRED", ca_certs=certifi.where())
             self._reader = AuthorizedHttp(client._credentials, http=pool)  # type: ignore[no-untyped-call]
             for scheme in ("https://", "http://"):  # by default ten connections are kept; each fetching thread uses one
