@@ -164,7 +164,8 @@ async def _put_together(
 ) -> Restored:
     made = scratch / "restored.db"
     try:
-        txid = await litestream.restore_from(f"file://{scratch / 'replica'}", made, binary=binary, integrity_check="full")
+        url = f"file://{(scratch / 'replica').absolute()}"  # in file://a/b, a would be a host
+        txid = await litestream.restore_from(url, made, binary=binary, integrity_check="full")
     except RestoreFailed as error:
         raise RestoreFailed(
             f"{generation.path} cannot be restored to that state: {error}. Nothing was written; try another --at or --epoch"
