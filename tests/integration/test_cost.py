@@ -1,4 +1,4 @@
-"""What the formula of `local/cost.py` counts, counted at the bucket: real worker, real Litestream, the fake Cloud Storage."""
+"""What the formula of `local/cost.py` counts, counted at the bucket: real worker, real Litestream, the fake bucket."""
 
 from __future__ import annotations
 

@@ -43,6 +43,8 @@ while True:
 """
 """The old service: it executes what it finds in a folder, under `litestream replicate -exec`, which passes no input on."""
 TEXTS = (None, "", "a@example.com", "ä'\"\\,;|\n\t☃ 𝄞", '{"theme": "dark"}', "null", " ")
+Columns = list[str | int | None]
+"""Address, time, whether deleted, settings."""
 FIRST = 40
 LAST = 60
 DELETED, TIMELESS, LARGEST, INVALID = 3, 5, 2**63 - 1, -7
@@ -62,7 +64,8 @@ def commands(heading: str, number: int = 0) -> str:
     _, found, below = (ROOT / "docs" / "migration.md").read_text().partition(f"\n{heading}\n")
     assert found, f"docs/migration.md has no heading {heading!r}"
     own = re.split(r"^#{1,3} ", below, maxsplit=1, flags=re.MULTILINE)[0]
-    return re.findall(r"```sh\n(.*?)```", own, re.DOTALL)[number]
+    fences: list[str] = re.findall(r"```sh\n(.*?)```", own, re.DOTALL)
+    return fences[number]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,11 +186,11 @@ def rows(first: int, last: int) -> list[tuple[int, str | None, int | None, int, 
     ]
 
 
-def users(file: Path) -> dict[int, tuple[str | None, int | None, int | None, str | None]]:
+def users(file: Path) -> dict[int, Columns]:
     """What a database says of its users."""
     with closing(sqlite3.connect(file)) as database:
         found = database.execute("SELECT user_id, email_address, created_at, deleted, settings FROM users")
-        return {user_id: rest for user_id, *rest in map(list, found)}  # type: ignore[misc]  # rows are untyped
+        return {user_id: rest for user_id, *rest in found}
 
 
 def test_the_page_moves_every_user_and_back(sides: Sides, fake_gcs: FakeGcs) -> None:
