@@ -31,7 +31,7 @@ def test_uploads_stop_growing_where_the_bucket_has_no_more_time() -> None:
 @pytest.mark.parametrize(("column", "rate"), [(0, 1), (1, 100), (2, 1000)])
 def test_each_column_follows_from_its_rate(column: int, rate: float) -> None:
     """Requests, bytes and dollars, by hand."""
-    defaults = Settings(replica_url="gs://a/b")
+    defaults = Settings(replica_url="gs://acme-users/prod")
     uploads = min(rate, 1 / 0.121) * MONTH
     rolls = uploads / defaults.generation_transactions_max
     writes = uploads + 5 * rolls + MONTH / defaults.lease_renew_seconds
