@@ -6,8 +6,11 @@ The tables of docs/ are compared in both directions, so a new name needs its row
 from __future__ import annotations
 
 import argparse
+import ast
+import dataclasses
 import inspect
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +24,8 @@ import worker.cli
 import worker.errors
 import worker.rejection_cli
 import worker.subscription_options
+from local import docs
+from local.setting_texts import WORKER
 from worker import config
 from worker.outcome import REASONS
 
@@ -34,6 +39,10 @@ PACKAGES = ("worker", "publisher", "local", "bench")
 FOREIGN_VARIABLES = {
     # Read by Google's clients, by Cloud Run, or refused by name; none is a setting of ours.
     *("GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST", "WORKERS", "WEB_CONCURRENCY"),
+}
+NO_VARIABLES = {
+    # What a page's own example names, and what another service's answers are called.
+    *("OLD_REPLICA", "FAILED_PRECONDITION"),
 }
 FOREIGN_COMMANDS = (
     "apt-get",
@@ -104,6 +113,8 @@ def same_value(shown: str, default: str) -> bool:
     try:
         return float(shown) == float(default)
     except ValueError:
+        if default in ("True", "False"):
+            return shown == default.lower()
         return shown == default.removeprefix(f"{ROOT}/") or (shown in ("required", "none") and default == "")
 
 
@@ -126,6 +137,57 @@ def test_every_publisher_setting_is_documented_with_its_default() -> None:
     assert same_value(documented["--give-up-after"][0], str(publisher.settings.GIVE_UP_AFTER_SECONDS))
     in_flight = f"{publisher.settings.IN_FLIGHT_MESSAGES}; with --push-to: {publisher.settings.PUSH_IN_FLIGHT}"
     assert documented["--in-flight"][0] == in_flight
+
+
+def test_the_generated_parts_are_up_to_date() -> None:
+    """What `make docs` would write stands there already; each part has its one place, and there is no other."""
+    texts = {file.name: file.read_text() for file in DOCS.glob("*.md")}
+    parts = docs.parts()
+    stale = [name for name, text in texts.items() if docs.rewritten(text, parts) != text]
+    assert not stale, f"run `make docs`: {', '.join(stale)}"
+    everywhere = "\n".join(texts.values())
+    assert sorted(re.findall(r"<!-- (.+): written by `make docs` -->", everywhere)) == sorted(parts)
+
+
+def test_only_what_is_between_the_markers_is_rewritten() -> None:
+    """A stale part is written anew, the text around it stays, and a part without an end is refused."""
+    begin, end = docs.markers("part")
+    known = {"part": lambda: "new"}
+    assert docs.rewritten(f"a\n{begin}\nold\n{end}\nz", known) == f"a\n{begin}\n\nnew\n\n{end}\nz"
+    assert docs.rewritten("nothing", known) == "nothing"
+    with pytest.raises(docs.StaleTextError, match="end of part"):
+        docs.rewritten(f"{begin}\nold", known)
+
+
+def test_a_setting_without_a_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make docs` names the setting that nobody has explained, and the explanation of none."""
+    (heading, texts), *others = WORKER.items()
+    monkeypatch.setattr(docs, "WORKER", {heading: {name: texts[name] for name in list(texts)[1:]}, **dict(others)})
+    with pytest.raises(docs.StaleTextError, match=next(iter(texts))):
+        docs.worker_settings(heading)
+    monkeypatch.setattr(docs, "WORKER", {heading: {**texts, "GONE": next(iter(texts.values()))}, **dict(others)})
+    with pytest.raises(docs.StaleTextError, match="GONE"):
+        docs.worker_settings(heading)
+
+
+def test_every_setting_has_a_unit_or_a_choice_and_a_reason() -> None:
+    """No cell of the worker's tables is left empty, but a bound that there is none of."""
+    documented = rows("configuration.md", "## Worker")
+    for setting, _, _ in config.described():
+        _, unit, bounds, meaning, why = documented[setting]
+        assert unit or bounds, setting
+        assert meaning, setting
+        assert why, setting
+
+
+def test_the_figure_of_the_limits_shows_the_defaults() -> None:
+    """The numbers in the figure of nested limits are those that the settings begin with."""
+    section = (DOCS / "configuration.md").read_text().partition("## The limits nest")[2].partition("\n## ")[0]
+    shown = dict(re.findall(r"([A-Z]+(?:_[A-Z]+)+) ([\d.]+)", section.split("```")[1]))
+    settings = config.Settings(replica_url="gs://acme-users/prod")
+    names = {spec.metadata["name"]: spec.name for spec in dataclasses.fields(config.Settings)}
+    assert len(shown) >= 10
+    assert {name: float(value) for name, value in shown.items()} == {name: getattr(settings, names[name]) for name in shown}
 
 
 def test_every_nesting_rule_is_documented() -> None:
@@ -166,6 +228,51 @@ def test_every_publisher_error_is_documented_with_its_code() -> None:
     }
 
 
+def test_every_error_has_its_text_on_the_troubleshooting_page() -> None:
+    """Each class of the worker's and the publisher's errors is named there; so is each action that is logged as an error."""
+    page = (DOCS / "troubleshooting.md").read_text()
+    named = set(re.findall(r"`([\w.]+)`", page))
+    assert not (set(errors(worker.errors)) | set(errors(publisher.errors))) - named
+    severe = {action for action, cells in rows("operations.md").items() if cells[0] == "ERROR" and "." in action}
+    assert len(severe) >= 10
+    assert not severe - named
+
+
+def test_the_troubleshooting_page_quotes_what_is_printed() -> None:
+    """Each text in the first column, but those of other programs, is one that our code can print; … stands for a value."""
+    page = (DOCS / "troubleshooting.md").read_text().partition("\n## It does not start")[2]
+    ours = page.partition("\n## Words of others")[0]
+    quoted = re.findall(r"^\| `([^`]+)` \|", ours, re.MULTILINE)
+    assert len(quoted) >= 60
+    printed = texts_of("worker", "publisher")
+    unknown = [
+        text
+        for text in quoted
+        if not any(re.search(".*".join(map(re.escape, text.split("…"))), whole, re.DOTALL) for whole in printed)
+    ]
+    assert not unknown
+
+
+def texts_of(*packages: str) -> set[str]:
+    """Every text in the code of packages; a value that is put into one, or what is quoted in it, stands as it is written."""
+    found = set()
+    for package in packages:
+        for file in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.add(re.sub(r"%(\.\d)?[a-z]", "\0", node.value))
+                elif isinstance(node, ast.JoinedStr):
+                    found.add("".join(_text_of(part) for part in node.values))
+    return found
+
+
+def _text_of(part: ast.expr) -> str:
+    """A part of an f-string: its text, or for a name in capitals what that stands for in `lease.json` and the like."""
+    if isinstance(part, ast.Constant):
+        return str(part.value)
+    return "lease.json" if isinstance(part, ast.FormattedValue) and ast.unparse(part.value) == "RECORD" else "\0"
+
+
 def test_every_reason_code_is_documented() -> None:
     """docs/message-format.md has one row for each reason, and no row for anything else."""
     assert set(rows("message-format.md", "## Reason codes")) == {str(reason) for reason in REASONS}
@@ -184,6 +291,8 @@ def test_every_module_of_the_worker_is_on_the_map() -> None:
     text = (DOCS / "architecture.md").read_text()
     there = {f"worker/{file.name}" for file in (ROOT / "worker").glob("*.py") if not file.name.startswith("__")}
     assert set(re.findall(r"`(worker/\w+\.py)`", text)) == there
+    table = text.partition("\n## Modules\n")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"`(worker/\w+\.py)`", table)) == sorted(there), "each of them once, in the table"
 
 
 @pytest.mark.parametrize(
@@ -213,6 +322,31 @@ def test_every_documented_command_exists() -> None:
         )
 
 
+def test_every_local_command_is_documented() -> None:
+    """Each verb of `python -m local` too."""
+    known = set(re.findall(r'add_parser\(\s*"([a-z-]+)"', sources("local")))
+    assert len(known) >= 5
+    missing = [name for name in known if not re.search(rf"python -m local {name}(?![\w-])", everything())]
+    assert not missing
+
+
+def test_every_documented_module_that_is_run_exists() -> None:
+    """`python -m PACKAGE` and `python -m PACKAGE.MODULE` are ours, or pytest."""
+    for name in set(re.findall(r"python -m ([\w.]+\w)", everything())) - {"pytest", "bench.NAME"}:
+        path = ROOT.joinpath(*name.split("."))
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"python -m {name}"
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_shell_commands_parse(file: Path) -> None:
+    """What stands in a fence of shell commands is whole: quotes are closed, loops are ended."""
+    for number, block in enumerate(
+        re.findall(r"^ *```(?:sh|bash|shell)\n(.*?)```", file.read_text(), re.DOTALL | re.MULTILINE)
+    ):
+        done = subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True, check=False)
+        assert done.returncode == 0, f"{file.name}, fence {number + 1}: {done.stderr}\n{block}"
+
+
 def test_every_make_target_is_documented() -> None:
     """`make TARGET` for each target that `make help` lists stands in README.md or docs/."""
     makefile = (ROOT / "Makefile").read_text()
@@ -224,17 +358,18 @@ def test_every_make_target_is_documented() -> None:
 def test_every_documented_make_target_exists() -> None:
     """And the other way round."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`make ([a-z-]+)", everything())) <= targets
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)(?![\w-])", everything(), re.MULTILINE)) <= targets
 
 
 def test_every_documented_setting_exists() -> None:
     """A variable in backticks, with an underscore, is one that something reads; so is what an example sets."""
     known = {name for name, _, _ in config.described()} | set(publisher.settings.ENVIRONMENT) | FOREIGN_VARIABLES
     known |= set(worker.rejection_cli.ENVIRONMENT) | set(worker.subscription_options.ENVIRONMENT)
+    known |= {name for name in vars(publisher.settings) if name.isupper()}  # its fixed limits
     text = everything()
     named = set(re.findall(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)`", text))
     named |= set(re.findall(r"(?:^|[\s`])([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)=", text))
-    assert {name for name in named if not name.startswith("CLOUDSDK_")} <= known
+    assert {name for name in named - NO_VARIABLES if not name.startswith("CLOUDSDK_")} <= known
 
 
 def test_every_documented_flag_exists() -> None:
