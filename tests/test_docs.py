@@ -42,7 +42,7 @@ FOREIGN_VARIABLES = {
 }
 NO_VARIABLES = {
     # What a page's own example names, and what another service's answers are called.
-    *("OLD_REPLICA", "FAILED_PRECONDITION"),
+    *("OLD_REPLICA", "FAILED_PRECONDITION", "INVALID_ARGUMENT"),
 }
 FOREIGN_COMMANDS = (
     "apt-get",

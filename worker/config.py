@@ -1,7 +1,9 @@
 """Settings: environment variables, read once into one frozen, validated object.
 
-Each field below is one setting: its variable, its unit, its default and its reason. Settings refuse to load when a value
-is wrong or when the time limits do not nest (INV-8); the error names the variable, what it was and what it must be.
+Each field below is one setting: its variable, its default, its bounds and what it does; what a person is told besides, its
+unit and the reason for its default, is in `local/setting_texts.py`, and `make docs` puts the two together. Settings refuse
+to load when a value is wrong or when the time limits do not nest (INV-8); the error names the variable, what it was and
+what it must be.
 """
 
 import re
