@@ -193,7 +193,8 @@ WORKER: Final[Mapping[str, Mapping[str, Text]]] = {
         ),
         "SUBSCRIPTION": Text(
             "id or full name",
-            "The subscription that feeds the store, for these, for the commands about checkpoints, replay and recovery, and for the doctor.",
+            "The subscription that feeds the store, for these, for the commands about checkpoints, replay and recovery, and "
+            "for the doctor.",
             "A default could only be wrong.",
         ),
         "GOOGLE_CLOUD_PROJECT": Text(
