@@ -24,8 +24,10 @@ VALUES = {
     "worker.drill",
     "worker.background",
     "worker.tally",
+    "worker.trace_context",
+    "worker.litestream_log",
 }
-"""What every layer of the worker may import: values, formats, errors, what a message does, and one piece of asyncio."""
+"""What every layer of the worker may import: values, formats, errors, what a message does, and two pieces of asyncio."""
 ADAPTERS = {
     "worker.comparison",
     "worker.counts",
@@ -102,7 +104,9 @@ PURE: dict[str, set[str]] = {
     "worker.tally": set(),
     "worker.pubsub": {"worker.errors"},
     "worker.config": {"worker.errors"},
-    "worker.telemetry": set(),
+    "worker.telemetry": {"worker.trace_context"},
+    "worker.trace_context": set(),
+    "worker.litestream_log": set(),
     "publisher.message": set(),
 }
 """Modules that say all they import of ours."""

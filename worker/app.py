@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from publisher import message
-from worker import envelope, operators
+from worker import envelope, operators, trace_context
 from worker.access import Access
 from worker.envelope import Delivery
 from worker.errors import BadQuery, BodyTooLarge, Refused, RequestError, Unwritable
@@ -68,6 +68,7 @@ class Service:
 async def handle(request: Request) -> Response:
     """The functions-framework target."""
     service: Service = request.app.state.service
+    trace_context.REQUEST.set(request.scope)  # for whatever is logged of it
     try:
         return await _route(service, request)
     except RequestError as error:

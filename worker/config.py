@@ -43,6 +43,7 @@ class Settings:
     host: str = _setting("HOST", "0.0.0.0", "address to listen on")
     port: int = _setting("PORT", 8080, "port to listen on; 0 picks a free one", low=0, high=65535)
     revision: str = _setting("K_REVISION", "local", "name of this deployment, set by Cloud Run; kept in the lease record")
+    service: str = _setting("K_SERVICE", "solowriter", "name of this service, set by Cloud Run; kept in errors and traces")
     log_level: str = _setting("LOG_LEVEL", "info", "debug, info, warning or error")
 
     ack_deadline_seconds: float = _setting(
@@ -177,7 +178,9 @@ class Settings:
     subscription: str = _setting(
         "SUBSCRIPTION", "", "the subscription that feeds the store: an id, or projects/P/subscriptions/S; for checkpoints"
     )
-    project: str = _setting("GOOGLE_CLOUD_PROJECT", "", "the project of a SUBSCRIPTION given as an id")
+    project: str = _setting(
+        "GOOGLE_CLOUD_PROJECT", "", "the project of a SUBSCRIPTION given as an id, and of the traces that logs name"
+    )
     litestream_silent_max: int = _setting(
         "LITESTREAM_SILENT_MAX",
         3,

@@ -56,6 +56,13 @@ class Parts:
         if self.verifier is not None:
             self.verifier.close()
 
+    def labels(self) -> dict[str, str]:
+        """What each line of the log says of this process: its revision and, while it is the writer, epoch and generation."""
+        labels = {"revision": self.settings.revision}
+        if self.lease.held_epoch is not None:
+            labels |= {"epoch": str(self.lease.held_epoch), "generation": self.lease.live or "none"}
+        return labels
+
     @property
     def access(self) -> Access:
         """Who may do what."""

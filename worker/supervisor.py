@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import uvicorn
 
-from worker import app, checkpointing, database, lease_record, pubsub
+from worker import app, checkpointing, database, lease_record, pubsub, telemetry
 from worker import retention as retention_
 from worker.background import plain, running
 from worker.config import Settings
@@ -55,6 +55,7 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
         WorkerError: It could not start, or a part of it died.
     """
     parts = Parts(settings)
+    telemetry.label(parts.labels)
     try:
         with contextlib.suppress(StoreUnavailable):  # an outage is waited out while standing by
             await lease_record.look(parts.store, timeout=settings.lease_read_timeout_seconds)  # a mistyped URL ends here

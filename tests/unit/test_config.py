@@ -18,6 +18,7 @@ READ: dict[str, tuple[str, str, object]] = {
     "HOST": ("::1", "host", "::1"),
     "PORT": ("0", "port", 0),
     "K_REVISION": ("users-00042", "revision", "users-00042"),
+    "K_SERVICE": ("users", "service", "users"),
     "LOG_LEVEL": ("debug", "log_level", "debug"),
     "ACK_DEADLINE_SECONDS": ("600", "ack_deadline_seconds", 600.0),
     "HOLD_LIMIT_SECONDS": ("33.5", "hold_limit_seconds", 33.5),
