@@ -26,6 +26,7 @@ VALUES = {
     "worker.tally",
     "worker.trace_context",
     "worker.litestream_log",
+    "worker.observer",
 }
 """What every layer of the worker may import: values, formats, errors, what a message does, and two pieces of asyncio."""
 ADAPTERS = {
@@ -59,6 +60,9 @@ COMPOSED = {
     "worker.replay",
     "worker.drill_commands",
     "worker.operators",
+    "worker.metrics",
+    "worker.families",
+    "worker.scrape",
     "worker.app",
     "worker.config",
 }
@@ -124,6 +128,7 @@ SEAMS: dict[str, set[str]] = {
     "google.auth.jwt": {"worker.sender"},
     "google.auth.crypt": {"worker.sender"},
     "playhouse": {"worker.database"},
+    "prometheus_client": {"worker.families", "worker.scrape"},
     "functions_framework": {"worker.app", "publisher.gateway"},
 }
 """Who alone in the worker and the publisher may import a foreign library, besides the migrations."""

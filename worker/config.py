@@ -207,6 +207,12 @@ class Settings:
         "127.0.0.1:9090",
         "where Litestream serves its own metrics; off for nowhere",
     )
+    metrics_timeout_seconds: float = _setting(
+        "METRICS_TIMEOUT_SECONDS", 2.0, "longest a scrape waits for Litestream, the database and the bucket", low=0.1
+    )
+    metrics_refresh_seconds: float = _setting(
+        "METRICS_REFRESH_SECONDS", 30.0, "least time between two counts of open rejections, and looks at drill.json", low=1
+    )
     litestream_start_seconds: float = _setting(
         "LITESTREAM_START_SECONDS", 10.0, "longest wait for Litestream's control socket", low=0.5
     )

@@ -15,10 +15,12 @@ Where something other than Litestream makes a commit safe, it takes the place of
 
 import asyncio
 import logging
+import time
 from typing import Final, Protocol
 
 from worker.errors import StoreUnavailable, SyncUnavailable, Unconfirmed
 from worker.group import Group
+from worker.observer import Observer
 
 _ASKED_AT_ONCE: Final = 3
 """Litestream's own monitor may add a transaction between a sync's upload and its answer: asking again settles it."""
@@ -94,8 +96,8 @@ class LitestreamConfirmation:
 class Replicator:
     """Confirms committed groups and answers their senders. Only the event loop touches its state."""
 
-    def __init__(self, confirmation: Confirmation) -> None:
-        self._confirmation = confirmation
+    def __init__(self, confirmation: Confirmation, observer: Observer | None = None) -> None:
+        self._confirmation, self._observer = confirmation, observer or Observer()
         self._groups: list[Group] = []  # committed, not yet answered
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()  # set while `_groups` is empty
@@ -135,10 +137,12 @@ class Replicator:
             await self._wake.wait()
             covered = list(self._groups)  # what comes in from here on is committed too late for this confirmation
             self.idle.clear()
+            asked = time.monotonic()
             try:
                 await self._confirmation.confirm()
             except Unconfirmed as doubt:
                 log.warning("not confirmed yet: %s", doubt, extra={"action": "replication.retry"})
+                self._observer.unconfirmed()
                 self._give_up_overdue(doubt)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _RETRY_PAUSE_MAX_SECONDS)
@@ -147,6 +151,7 @@ class Replicator:
                 self._groups = self._groups[len(covered) :]
                 for group in covered:
                     group.succeed()
+                self._observer.acknowledged(covered, asked)
             finally:
                 self.idle.set()
             if not self._groups:
@@ -158,6 +163,7 @@ class Replicator:
         for group in [group for group in self._groups if group.deadline <= now]:
             group.refuse("the bucket cannot be reached; the queue delivers this again")
             self._groups.remove(group)
+            self._observer.gave_up(group)
             log.error(
                 "%d messages were not confirmed within the hold limit: %s",
                 len(group.entries),

@@ -28,6 +28,7 @@ from worker.expiry import Expiry
 from worker.generation import Generations, Limits
 from worker.intake import State
 from worker.lease import Lease
+from worker.metrics import TimedLease, TimedReplica
 from worker.parts import Parts
 from worker.replication import LitestreamConfirmation, Replicator
 from worker.writer import Writer
@@ -64,6 +65,7 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
             log.info("listening on port %d", port, extra={"action": "worker.listening"})
             await _live_until(stop, server, parts)
     finally:
+        await parts.scrape.close()
         parts.close()
     log.info("stopped", extra={"action": "worker.stopped"})
 
@@ -105,19 +107,23 @@ async def _life(stop: asyncio.Event, parts: Parts) -> None:
             Generations(lease_, parts.store, parts.options, prefix=settings.prefix, limits=limits, side=side) as generations,
         ):
             lease_.on_loss = generations.abandon
+            generations.on_restored, generations.on_rolled_over = parts.metrics.restored_in, parts.metrics.rolled_over
             await generations.begin()
             await _serve(stop, parts, side, generations)
 
 
 async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, generations: Generations) -> None:
     settings, lease_ = parts.settings, parts.lease
-    confirmation = LitestreamConfirmation(generations, lease_, sync_timeout=settings.sync_timeout_seconds)
+    metrics = parts.metrics
+    confirmation = LitestreamConfirmation(
+        TimedReplica(generations, metrics), TimedLease(lease_, metrics), sync_timeout=settings.sync_timeout_seconds
+    )
     connection = database.connect(parts.options.database, busy_timeout_seconds=settings.busy_timeout_seconds)
     retention = timedelta(days=settings.retention_days)
     expiry = Expiry(settings.receipt_days, settings.rejection_days, settings.prune_step_rows)
     leave = asyncio.Event()
     async with (
-        Replicator(confirmation) as replicator,
+        Replicator(confirmation, metrics) as replicator,
         running(side, "replicator", replicator.run()),
         Writer(
             connection,
@@ -125,6 +131,7 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
             epoch=lease_.epoch,
             group_max=settings.group_max_messages,
             gather_seconds=settings.group_gather_seconds,
+            observer=metrics,
         ) as writer,
         running(side, "writer", writer.run()),
         running(side, "roll-over", generations.roll_over_when_long(lambda: _quiet(writer, replicator, lease_))),
@@ -136,6 +143,7 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
     ):
         try:
             parts.tables.open = True
+            metrics.pending = lambda: writer.pending
             parts.intake.serve(writer)
             log.info("serving epoch %d", lease_.epoch, extra={"action": "worker.serving"})
             await leave.wait()
@@ -181,7 +189,14 @@ async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[in
         raise ConfigError(f"HOST={settings.host} PORT={settings.port} cannot be listened on: {error}") from error
     application = app.build(
         app.Service(
-            parts.intake, parts.tables, parts.access, parts.erasure, settings.body_max_bytes, settings.push_unwrapped
+            parts.intake,
+            parts.tables,
+            parts.access,
+            parts.erasure,
+            settings.body_max_bytes,
+            settings.push_unwrapped,
+            observer=parts.metrics,
+            scrape=parts.scrape.page,
         )
     )
     server = _Server(

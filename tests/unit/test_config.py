@@ -65,6 +65,8 @@ READ: dict[str, tuple[str, str, object]] = {
     "LITESTREAM_BIN": ("other", "litestream_bin", "other"),
     "LITESTREAM_CONFIG": ("other.yml", "litestream_config", Path("other.yml")),
     "LITESTREAM_METRICS_ADDRESS": ("127.0.0.1:1", "litestream_metrics_address", "127.0.0.1:1"),
+    "METRICS_TIMEOUT_SECONDS": ("0.5", "metrics_timeout_seconds", 0.5),
+    "METRICS_REFRESH_SECONDS": ("10", "metrics_refresh_seconds", 10.0),
     "LITESTREAM_START_SECONDS": ("20", "litestream_start_seconds", 20.0),
     "LITESTREAM_STARTS_MAX": ("3", "litestream_starts_max", 3),
 }
