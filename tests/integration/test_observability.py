@@ -1,6 +1,7 @@
 """What a real worker says of itself under load, in an outage, standing by and at its end: metrics, log, traces."""
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,6 +18,8 @@ from local.ports import free_port
 from local.worker_process import WorkerProcess, wait_until
 from publisher import message
 from tests.processes import GENERATIONS, PREFIX, QUICK, URL, Load, Objects, body, kill_9, litestream_of, push, pushing
+from tests.promql import named
+from tests.unit.test_alerts import expressions
 from worker.drill import RECORD, Drill
 from worker.litestream_log import log as litestream_logger
 
@@ -84,6 +87,19 @@ def scrape(worker: WorkerProcess) -> Samples:
     return read
 
 
+def exported(worker: WorkerProcess) -> dict[str, set[str]]:
+    """The names on the page as they stand there, each with its labels."""
+    page = httpx.get(f"{worker.url}/metrics", timeout=10, trust_env=False).raise_for_status().text
+    found: dict[str, set[str]] = {}
+    for line in page.splitlines():
+        if gauge := re.fullmatch(r"# TYPE (\w+) gauge", line):  # a limit of the memory is not there on every machine
+            found.setdefault(gauge[1], set())
+        if not line.startswith("#"):
+            name, labels = re.fullmatch(r"(\w+)(?:{(.*)})? \S+", line).groups()  # type: ignore[union-attr]  # or it fails
+            found.setdefault(name, set()).update(re.findall(r'(\w+)="', labels or ""))
+    return found
+
+
 def total(samples: Samples, name: str) -> float:
     """All samples of a name together."""
     return sum(value for (sample, _), value in samples.items() if sample == name)
@@ -132,7 +148,7 @@ def test_families_move_under_load(watched: Watched) -> None:
 
 
 def test_bad_messages_refusals_drills_and_roll_overs_are_counted(watched: Watched, objects: Objects) -> None:
-    """What happens now and then has its families as well."""
+    """What happens now and then has its families as well; then all is there that alerts and the dashboard ask for."""
     worker = watched.start(GENERATION_TRANSACTIONS_MAX="10").wait_serving()
     bad = message.envelope(b"{", {}, "bad", "2024-01-02T03:04:05Z", "projects/p/subscriptions/s")
     headers = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
@@ -151,6 +167,13 @@ def test_bad_messages_refusals_drills_and_roll_overs_are_counted(watched: Watche
     assert found["solowriter_drill_timestamp_seconds", ()] == pytest.approx(drill.at.timestamp())
     assert total(found, "solowriter_rollover_pause_seconds_sum") > 0
     assert total(found, "solowriter_lease_epoch") > 1
+    there = exported(worker)
+    for name, expression in expressions().items():
+        wanted = named(expression)
+        assert wanted.metrics.keys() <= there.keys(), name
+        for metric, labels in wanted.metrics.items():
+            assert labels <= there[metric], name
+        assert wanted.grouped <= set().union(*(there[metric] for metric in wanted.metrics)), name
     [rejected] = said(worker, "message.rejected")
     assert rejected["logging.googleapis.com/trace"] == f"projects/acme/traces/{TRACE}"
     assert rejected["logging.googleapis.com/spanId"] == "00f067aa0ba902b7"
