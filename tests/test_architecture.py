@@ -60,6 +60,7 @@ COMPOSED = {
     "worker.replay",
     "worker.drill_commands",
     "worker.operators",
+    "worker.tracing",
     "worker.metrics",
     "worker.families",
     "worker.scrape",
@@ -128,6 +129,7 @@ SEAMS: dict[str, set[str]] = {
     "google.auth.jwt": {"worker.sender"},
     "google.auth.crypt": {"worker.sender"},
     "playhouse": {"worker.database"},
+    "opentelemetry": {"worker.tracing", "publisher.tracing"},
     "prometheus_client": {"worker.families", "worker.scrape"},
     "functions_framework": {"worker.app", "publisher.gateway"},
 }

@@ -194,6 +194,10 @@ class Settings:
     )
     release_seconds: float = _setting("RELEASE_SECONDS", 1.5, "at shutdown, longest wait to release the lease", low=0.1)
 
+    trace_flush_seconds: float = _setting(
+        "TRACE_FLUSH_SECONDS", 1.0, "at shutdown, longest wait for the last spans to be exported, if traces are on", low=0.1
+    )
+
     litestream_bin: str = _setting(
         "LITESTREAM_BIN", "litestream", "Litestream's binary: a path, or a name looked up on PATH"
     )
@@ -291,7 +295,7 @@ def described() -> list[tuple[str, str, str]]:
 def _not_nested(settings: Settings) -> list[str]:
     """INV-8: the sentences for the time limits that do not nest."""
     attempt = settings.busy_timeout_seconds + settings.sync_timeout_seconds + settings.lease_read_timeout_seconds
-    goodbye = settings.drain_seconds + settings.final_sync_seconds + settings.release_seconds
+    goodbye = settings.drain_seconds + settings.final_sync_seconds + settings.release_seconds + settings.trace_flush_seconds
     rules = [
         (
             attempt < settings.hold_limit_seconds,
@@ -310,8 +314,8 @@ def _not_nested(settings: Settings) -> list[str]:
         ),
         (
             goodbye < PLATFORM_GRACE_SECONDS,
-            f"DRAIN_SECONDS + FINAL_SYNC_SECONDS + RELEASE_SECONDS is {goodbye:g} and must be less than "
-            f"{PLATFORM_GRACE_SECONDS:g}, the time the platform gives between SIGTERM and SIGKILL",
+            f"DRAIN_SECONDS + FINAL_SYNC_SECONDS + RELEASE_SECONDS + TRACE_FLUSH_SECONDS is {goodbye:g} and must be less "
+            f"than {PLATFORM_GRACE_SECONDS:g}, the time the platform gives between SIGTERM and SIGKILL",
         ),
         (
             not settings.push_audience

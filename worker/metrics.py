@@ -15,6 +15,7 @@ from worker.drill import Drill
 from worker.errors import REFUSED, Refused, RequestError, StoreUnavailable, SyncUnavailable
 from worker.group import Change, Group, Outcome
 from worker.observer import Observer
+from worker.tracing import Spans, Steps
 
 _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 _QUICK_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -86,6 +87,8 @@ class Metrics(Observer):
         """The drill that was recorded last, as read last."""
         self.pending: Callable[[], int] = lambda: 0
         """How many messages wait for the writer."""
+        self.spans: Spans | None = None
+        """What makes spans of answered groups; None where nobody wants any."""
         self.replicated: tuple[int, float] | None = None
         """The newest transaction known to be in the bucket, and when that was known."""
         self._unanswered: dict[int, tuple[float, float]] = {}  # by group: when its transaction began, and had returned
@@ -111,10 +114,12 @@ class Metrics(Observer):
         now = self.clock()
         self.confirmations["confirmed"] += 1
         for group in groups:
-            self._unanswered.pop(id(group), None)
+            began, committed = self._unanswered.pop(id(group), (asked, asked))
             if not isinstance(group.entries[0], Change):  # an operator's: it is alone in its group, and no message
                 self.outcomes.update(group.results)
                 self._took(group, now)
+                if self.spans is not None:
+                    self.spans.answered(group, Steps(began, committed, asked, now), confirmed=True)
 
     def unconfirmed(self) -> None:
         """See `Observer.unconfirmed`."""
@@ -122,7 +127,10 @@ class Metrics(Observer):
 
     def gave_up(self, group: Group) -> None:
         """See `Observer.gave_up`."""
-        self._unanswered.pop(id(group), None)
+        now = self.clock()
+        began, committed = self._unanswered.pop(id(group), (now, now))
+        if self.spans is not None:
+            self.spans.answered(group, Steps(began, committed, committed, now), confirmed=False)
 
     def refused(self, error: RequestError) -> None:
         """See `Observer.refused`."""

@@ -65,6 +65,8 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
             log.info("listening on port %d", port, extra={"action": "worker.listening"})
             await _live_until(stop, server, parts)
     finally:
+        if parts.metrics.spans is not None:
+            await parts.metrics.spans.close(settings.trace_flush_seconds)
         await parts.scrape.close()
         parts.close()
     log.info("stopped", extra={"action": "worker.stopped"})
