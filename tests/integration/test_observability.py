@@ -1,20 +1,27 @@
 """What a real worker says of itself under load, in an outage, standing by and at its end: metrics, log, traces."""
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 
 from local.gcs_process import FakeGcs
 from local.ports import free_port
+from local.pubsub import EmulatorMissing, emulator
 from local.worker_process import WorkerProcess, wait_until
 from publisher import message
 from tests.processes import GENERATIONS, PREFIX, QUICK, URL, Load, Objects, body, kill_9, litestream_of, push, pushing
@@ -250,3 +257,96 @@ def test_a_litestream_that_dies_is_followed_again(watched: Watched, fake_gcs: Fa
     assert [line for line in after[died:] if line["message"] == "litestream: initialized db"]
     assert total(scrape(worker), "litestream_txid") > 0
     assert litestream_of(worker) != first
+
+
+# Traces.
+
+
+class Collector:
+    """What an OTLP collector is sent: every span, and the name of the service it came from."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[str, Any]] = []
+        self.hang = threading.Event()
+        self.hang.set()
+        self.requests = 0
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                collector.requests += 1
+                sent = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"])))
+                collector.hang.wait(30)
+                for resource in sent.resource_spans:
+                    named = {attribute.key: attribute.value.string_value for attribute in resource.resource.attributes}
+                    spans = [span for scope in resource.scope_spans for span in scope.spans]
+                    collector.spans += [(named["service.name"], span) for span in spans]
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                """Nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self._server.server_port}"}
+
+    def named(self, name: str) -> list[Any]:
+        """The spans of a name."""
+        return [span for _, span in self.spans if span.name == name]
+
+    def close(self) -> None:
+        """Stop it."""
+        self.hang.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    """A collector on this machine."""
+    made = Collector()
+    yield made
+    made.close()
+
+
+def test_a_trace_leads_from_publishing_to_the_acknowledgement(
+    watched: Watched, collector: Collector, tmp_path: Path
+) -> None:
+    """Through the real emulator: the publisher's span, the worker's message below it, and its group, in one trace."""
+    worker = watched.start(**collector.environment, K_SERVICE="users").wait_serving()
+    try:
+        with emulator(tmp_path / "pubsub", "p") as running, httpx.Client(base_url=f"{running.url}/v1/projects/p") as rest:
+            rest.put("/topics/users", json={}).raise_for_status()
+            subscription = {"topic": "projects/p/topics/users", "pushConfig": {"pushEndpoint": worker.url}}
+            rest.put("/subscriptions/push", json=subscription).raise_for_status()
+            command = [sys.executable, "-m", "publisher", "create", "--user-id", "5"]
+            variables = {**running.gcloud_env(), "GOOGLE_CLOUD_PROJECT": "p", "TOPIC": "users", **collector.environment}
+            subprocess.run(command, env={**os.environ, **variables}, check=True, capture_output=True, timeout=60)
+            user = f"{worker.url}/users/5"
+            wait_until(lambda: httpx.get(user, trust_env=False).status_code == 200, "the user")
+            wait_until(lambda: scrape(worker)["solowriter_ack_seconds_count", ()] > 0, "the acknowledgement")
+    except EmulatorMissing as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    worker.stop()  # which exports what waits for its batch
+    [published], [message_span], [group] = (collector.named(name) for name in ("users create", "message", "group"))
+    assert message_span.trace_id == published.trace_id == group.trace_id
+    assert message_span.parent_span_id == published.span_id
+    assert [link.span_id for link in group.links] == [message_span.span_id]
+    assert published.start_time_unix_nano <= message_span.start_time_unix_nano <= message_span.end_time_unix_nano
+    assert {service for service, span in collector.spans if span.name == "message"} == {"users"}
+    assert {service for service, span in collector.spans if span.name == "users create"} == {"solowriter-publisher"}
+    assert said(worker, "trace.started")
+
+
+def test_a_collector_that_hangs_does_not_hold_up_the_end(watched: Watched, collector: Collector) -> None:
+    """INV-8: the lease is released and the process ends in time; the message was acknowledged as ever."""
+    worker = watched.start(**collector.environment, TRACE_FLUSH_SECONDS="0.5").wait_serving()
+    collector.hang.clear()
+    assert push(worker, 1, "m1").status_code == 204
+    assert worker.stop() == 0
+    assert said(worker, "lease.released")
+    assert said(worker, "trace.unflushed")
+    assert collector.requests == 1

@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -717,9 +718,11 @@ def test_the_log_is_one_json_object_a_line() -> None:
     except ValueError:
         log.exception("two\nlines")
     first, second = map(json.loads, stream.getvalue().splitlines())
+    assert datetime.fromisoformat(first.pop("time")).tzinfo is not None
     assert first == {"severity": "WARNING", "message": 'say "hi"', "action": "gateway.busy"}
-    assert second["severity"] == "ERROR"
-    assert second["message"].startswith("two\nlines\nTraceback")
+    assert (second["severity"], second["message"]) == ("ERROR", "two\nlines")
+    assert second["stack_trace"].startswith("Traceback")
+    assert second["logging.googleapis.com/sourceLocation"]["file"] == __file__
 
 
 @pytest.mark.usefixtures("logging_restored")

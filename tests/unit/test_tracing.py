@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased,
 
 import publisher.errors
 import publisher.tracing
+from publisher.async_sink import AsyncSink
+from publisher.message import UserCreated
+from publisher.settings import GatewayLimits
 from tests.entries import entry
 from worker import tracing
 from worker.errors import ConfigError
@@ -354,3 +358,30 @@ def test_the_gateway_continues_a_requests_trace() -> None:
     nothing = "0" * 32
     assert contextvars.copy_context().run(inside) == (TRACE, nothing, nothing)
     assert context.get_current() == {}
+
+
+def test_the_trace_goes_with_the_message_to_the_publishing_thread() -> None:
+    """Google's client looks for it in the thread that calls it; and a request's trace is that request's alone."""
+    seen: dict[int, str] = {}
+
+    class Looking:
+        capacity, patience = 10, 1.0
+
+        def publish(self, user: UserCreated) -> Future[str]:
+            """Look whose child a span would be."""
+            seen[user.user_id] = f"{trace.get_current_span().get_span_context().trace_id:032x}"
+            accepted: Future[str] = Future()
+            accepted.set_result("m")
+            return accepted
+
+    async def publish(sink: AsyncSink, user_id: int, trace_id: str) -> None:
+        with publisher.tracing.continuing({"traceparent": f"00-{trace_id}-{SPAN}-01"}), sink.place() as place:
+            await sink.publish(place, UserCreated(user_id=user_id))
+
+    async def both() -> None:
+        sink = AsyncSink(Looking(), GatewayLimits())  # type: ignore[arg-type]  # it needs no more of a sink
+        await asyncio.gather(publish(sink, 1, "1" * 32), publish(sink, 2, "2" * 32))
+        sink.close()
+
+    asyncio.run(both())
+    assert seen == {1: "1" * 32, 2: "2" * 32}
