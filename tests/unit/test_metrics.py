@@ -4,7 +4,8 @@ import asyncio
 import inspect
 import re
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,20 +21,23 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 import worker.errors
-from tests.entries import entry
+from tests.entries import entry, until
 from tests.fakes import Clock, MemoryStore
 from tests.test_docs import rows
 from worker import app, database, families, rejections
 from worker.access import Access
 from worker.drill import RECORD, Drill
-from worker.errors import REFUSED, NotAPush, Refused, RequestError, StoreUnavailable, SyncUnavailable
+from worker.errors import REFUSED, NotAPush, Refused, RequestError, StoreUnavailable, SyncUnavailable, Unconfirmed
 from worker.families import Families
 from worker.group import Change, Group
 from worker.intake import Intake, State
 from worker.litestream import Position
 from worker.metrics import Histogram, Metrics, TimedLease, TimedReplica
+from worker.observer import Observer
 from worker.outcome import REASONS
+from worker.replication import Replicator
 from worker.scrape import Scrape, only_litestream
+from worker.writer import Writer
 
 HOLD = 48.0
 ROOT = Path(__file__).parent.parent.parent
@@ -495,6 +499,85 @@ def test_lines_are_kept_whole() -> None:
         'litestream_txid{db="/d/u.db"} 3',
     ]
     assert only_litestream(b"") == b""
+
+
+# What the main path tells.
+
+
+@dataclass
+class Doubting:
+    """A confirmation that does not come the first times."""
+
+    doubts: int
+
+    async def confirm(self) -> None:
+        """See `worker.replication.Confirmation`."""
+        self.doubts -= 1
+        if self.doubts >= 0:
+            raise Unconfirmed("not yet")
+
+
+@dataclass
+class Told(Observer):
+    """Writes down what it is told."""
+
+    events: list[str] = field(default_factory=list)
+
+    def committed(self, group: Group, began: float) -> None:
+        """See `Observer`."""
+        assert 0 <= time.monotonic() - began < 60
+        assert not any(entry.done.done() for entry in group.entries)
+        self.events.append(f"committed {len(group.entries)}")
+
+    def acknowledged(self, groups: Sequence[Group], asked: float) -> None:
+        """See `Observer`."""
+        assert 0 <= time.monotonic() - asked < 60
+        assert all(entry.done.done() for group in groups for entry in group.entries)
+        self.events.append(f"acknowledged {[len(group.entries) for group in groups]}")
+
+    def unconfirmed(self) -> None:
+        """See `Observer`."""
+        self.events.append("unconfirmed")
+
+    def gave_up(self, group: Group) -> None:
+        """See `Observer`."""
+        self.events.append(f"gave up {len(group.entries)}")
+
+
+@pytest.mark.parametrize(
+    ("doubts", "hold", "events"),
+    [
+        (0, 60.0, ["committed 3", "acknowledged [3]"]),
+        (2, 60.0, ["committed 3", "unconfirmed", "unconfirmed", "acknowledged [3]"]),
+        (1, 0.0, ["committed 3", "unconfirmed", "gave up 3"]),
+    ],
+)
+def test_the_main_path_tells_once_a_group(tmp_path: Path, doubts: int, hold: float, events: list[str]) -> None:
+    """The writer of each commit before it is handed over, the replicator of each answer after it; neither of a message."""
+    file = tmp_path / "users.db"
+    database.migrate(file, busy_timeout_seconds=5)
+
+    async def life() -> list[str]:
+        told = Told()
+        deadline = asyncio.get_running_loop().time() + hold
+        async with Replicator(Doubting(doubts), told) as replicator:
+            connection = database.connect(file, busy_timeout_seconds=5)
+            async with Writer(connection, replicator, epoch=1, group_max=10, gather_seconds=0, observer=told) as writer:
+                entries = [entry(number, f"m{number}", deadline=deadline) for number in (1, 2, 3)]
+                for each in entries:
+                    writer.submit(each)
+                assert writer.pending == 3
+                tasks = [asyncio.create_task(writer.run()), asyncio.create_task(replicator.run())]
+                await asyncio.wait([each.done for each in entries], timeout=30)
+                await until(lambda: len(told.events) == len(events))
+                assert writer.pending == 0
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+        assert [each.done.exception() is None for each in entries] == [hold > 0] * 3
+        return told.events
+
+    assert asyncio.run(life()) == events
 
 
 # Over HTTP.

@@ -5,12 +5,14 @@ import contextvars
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from tests.test_docs import DOCS
 from worker import litestream_log, telemetry, trace_context
 
 NOISY = ("httpx", "httpcore", "urllib3", "google", "asyncio")
@@ -289,3 +291,21 @@ def test_configuring_twice_logs_once() -> None:
     telemetry.configure("info", second)
     logging.getLogger("worker.test").info("x")
     assert (len(first.getvalue()), len(lines(second))) == (0, 1)
+
+
+def test_every_field_is_documented() -> None:
+    """docs/observability.md has each field that a line can have, and no other."""
+    stream = io.StringIO()
+    telemetry.configure("debug", stream, project="acme")
+    telemetry.label(lambda: {"revision": "r"})
+    context = contextvars.copy_context()
+    context.run(trace_context.REQUEST.set, {"headers": [(b"traceparent", f"00-{HEX}-{SPAN}-01".encode())]})
+    asyncio.run(_followed(b'{"level":"ERROR","msg":"x"}'))
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        context.run(logging.getLogger("worker.test").exception, "it failed")
+    found = {name for line in lines(stream) for name in line}
+    table = (DOCS / "observability.md").read_text().partition("## A line of the log")[2].partition("\n## ")[0]
+    documented = [re.findall(r"`([^`]+)`", row.split("|")[1]) for row in table.splitlines() if row.startswith("| `")]
+    assert found == {name for names in documented for name in names}
