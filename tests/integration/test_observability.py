@@ -232,7 +232,8 @@ def test_draining_is_watched_too(watched: Watched, fake_gcs: FakeGcs) -> None:
     worker = watched.start(DRAIN_SECONDS="5").wait_serving()
     hang = fake_gcs.faults.add(action="hang", verb="insert", name=GENERATIONS)
     held = pushing(worker, 1, "m1")
-    fake_gcs.faults.wait_for_hits(hang)
+    fake_gcs.faults.wait_for_hits(hang)  # which may be Litestream's own upload
+    wait_until(lambda: total(scrape(worker), "solowriter_held_messages") == 1, "the message held")
     worker.send(signal.SIGTERM)
     wait_until(lambda: worker.state() == "draining", "draining")
     found = scrape(worker)
