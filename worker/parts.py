@@ -2,14 +2,13 @@
 
 import asyncio
 import logging
-import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from worker import database, litestream, tracing
+from worker import database, litestream
 from worker.access import Access
 from worker.config import Settings
 from worker.erasure import Erasure
@@ -53,13 +52,6 @@ class Parts:
         self.verifier = _verifier(settings)
         self.erasure = Erasure(self.store, self.intake.change, settings.lease_read_timeout_seconds)
         self.metrics = Metrics(hold_seconds=settings.hold_limit_seconds)
-        self.metrics.spans = tracing.begin(
-            os.environ,
-            hold_seconds=settings.hold_limit_seconds,
-            service_name=settings.service,
-            service_version=settings.revision,
-            service_instance_id=holder,
-        )
         info = {"revision": settings.revision, "sqlite": version}
         self.scrape = Scrape(
             Families(self.metrics, self.intake, self.lease, self.options.database, info),

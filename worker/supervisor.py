@@ -12,6 +12,7 @@ stopped, because what was acknowledged is in the bucket already and what was not
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import timedelta
@@ -19,7 +20,7 @@ from typing import Any, Final
 
 import uvicorn
 
-from worker import app, checkpointing, database, lease_record, pubsub, telemetry
+from worker import app, checkpointing, database, lease_record, pubsub, telemetry, tracing
 from worker import retention as retention_
 from worker.background import plain, running
 from worker.config import Settings
@@ -58,6 +59,7 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
     parts = Parts(settings)
     telemetry.label(parts.labels)
     try:
+        parts.metrics.spans = _spans(parts)
         with contextlib.suppress(StoreUnavailable):  # an outage is waited out while standing by
             await lease_record.look(parts.store, timeout=settings.lease_read_timeout_seconds)  # a mistyped URL ends here
         async with _listening(settings, parts) as (port, server):
@@ -70,6 +72,17 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
         await parts.scrape.close()
         parts.close()
     log.info("stopped", extra={"action": "worker.stopped"})
+
+
+def _spans(parts: Parts) -> tracing.Spans | None:
+    settings = parts.settings
+    return tracing.begin(
+        os.environ,
+        hold_seconds=settings.hold_limit_seconds,
+        service_name=settings.service,
+        service_version=settings.revision,
+        service_instance_id=parts.lease.holder,
+    )
 
 
 async def _live_until(stop: asyncio.Event, server: "asyncio.Task[None]", parts: Parts) -> None:
