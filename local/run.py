@@ -63,6 +63,5 @@ def commands(running: Stack) -> str:
         exports = "\n".join(f"export {name}={value}" for name, value in variables)
         publish = f"{exports}\ngcloud pubsub topics publish {TOPIC} --message='{{\"user_id\": 5}}'"
         load = ".venv/bin/python -m publisher create --user-id 6 --email six@example.com"
-    return (
-        f"\n{publish}\n{load}\ncurl {running.worker.url}/users/5\n{storage} gcloud storage ls --recursive gs://{BUCKET}/\n"
-    )
+    look = f"curl {running.worker.url}/users/5\ncurl {running.worker.url}/metrics"
+    return f"\n{publish}\n{load}\n{look}\n{storage} gcloud storage ls --recursive gs://{BUCKET}/\n"

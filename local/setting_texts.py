@@ -44,6 +44,11 @@ WORKER: Final[Mapping[str, Mapping[str, Text]]] = {
             "Name of this deployment, kept in the lease record for people to read.",
             "Cloud Run sets it.",
         ),
+        "K_SERVICE": Text(
+            "name",
+            "Name of this service, by which Error Reporting and traces know it.",
+            "Cloud Run sets it.",
+        ),
         "LOG_LEVEL": Text(
             "level",
             "`debug`, `info`, `warning` or `error`. `debug` adds a line for each message, and Litestream's own.",
@@ -199,8 +204,8 @@ WORKER: Final[Mapping[str, Mapping[str, Text]]] = {
         ),
         "GOOGLE_CLOUD_PROJECT": Text(
             "id",
-            "The project of a `SUBSCRIPTION` given as an id.",
-            "Full names need none.",
+            "The project of a `SUBSCRIPTION` given as an id, and of the traces that the log names.",
+            "Full names need none; without it the log has a trace's id alone.",
         ),
     },
     "The lease": {
@@ -264,7 +269,7 @@ WORKER: Final[Mapping[str, Mapping[str, Text]]] = {
         "DRAIN_SECONDS": Text(
             "seconds",
             "At shutdown, longest wait for what is in flight.",
-            "See the rules below: the three together fit into the platform's 10 s.",
+            "See the rules below: the four together fit into the platform's 10 s.",
         ),
         "FINAL_SYNC_SECONDS": Text(
             "seconds",
@@ -275,6 +280,11 @@ WORKER: Final[Mapping[str, Mapping[str, Text]]] = {
             "seconds",
             "At shutdown, longest wait to release the lease.",
             "One write a second: it may have to wait for the last renewal's second to pass.",
+        ),
+        "TRACE_FLUSH_SECONDS": Text(
+            "seconds",
+            "At shutdown, longest wait for the last spans to be exported, if traces are on.",
+            "After the lease is released: nobody waits for it but the platform.",
         ),
     },
     "Litestream": {
@@ -293,6 +303,16 @@ WORKER: Final[Mapping[str, Mapping[str, Text]]] = {
             "Where Litestream serves its own metrics; `off` for nowhere. If the address is taken, Litestream logs that "
             "and goes on without.",
             "Loopback only.",
+        ),
+        "METRICS_TIMEOUT_SECONDS": Text(
+            "seconds",
+            "Longest a scrape of `/metrics` waits for Litestream, the database and the bucket.",
+            "A scrape is given up after 10 s as a rule; what is not known in time is as it was known last.",
+        ),
+        "METRICS_REFRESH_SECONDS": Text(
+            "seconds",
+            "Least time between two counts of open rejections, and looks at `drill.json`.",
+            "Scrapes may come as often as they like; these look at a table and at the bucket.",
         ),
         "LITESTREAM_START_SECONDS": Text(
             "seconds",

@@ -92,6 +92,7 @@ def stack(
                 **gcs.environment(),
                 "ACK_DEADLINE_SECONDS": str(ACK_DEADLINE_SECONDS),
                 **QUICK_LEASE,
+                "LITESTREAM_METRICS_ADDRESS": f"127.0.0.1:{free_port(9090)}",
                 **(settings or {}),
             },
             port=free_port(worker_port),

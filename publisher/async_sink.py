@@ -1,6 +1,7 @@
 """A `Sink` for an event loop: what is in flight is bounded, publishing never blocks the loop, and an end waits for it."""
 
 import asyncio
+import contextvars
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
@@ -97,7 +98,8 @@ class AsyncSink:
 
     async def _settled(self, user: UserCreated) -> str:
         loop = asyncio.get_running_loop()
-        return await asyncio.wrap_future(await loop.run_in_executor(self._thread, self._sink.publish, user))
+        publish = contextvars.copy_context().run  # a trace that is continued goes with it to the other thread
+        return await asyncio.wrap_future(await loop.run_in_executor(self._thread, publish, self._sink.publish, user))
 
     def _ended(self, task: asyncio.Task[str], place: "Place") -> None:
         self._tasks.discard(task)

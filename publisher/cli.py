@@ -25,6 +25,7 @@ from publisher.settings import (
     GATEWAY_MARGIN_SECONDS,
     GATEWAY_PORT,
     PUSH_SUBSCRIPTION,
+    TRACE_FLUSH_SECONDS,
     GatewayLimits,
     Limits,
     PushLimits,
@@ -33,6 +34,7 @@ from publisher.settings import (
     topic_path,
 )
 from publisher.sink import Sink
+from publisher.tracing import Close, begin
 
 EXIT_NOT_ACCEPTED = 1
 EXIT_USAGE = 2
@@ -61,8 +63,13 @@ def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] | Non
         return _fail("interrupted", EXIT_INTERRUPTED)
 
 
-def open_sink(options: Namespace, environment: Mapping[str, str]) -> Sink:
+def open_sink(options: Namespace, environment: Mapping[str, str], *, traced: bool = False) -> Sink:
     """Return the sink that the options and the environment name.
+
+    Args:
+        options: of the command line.
+        environment: the variables.
+        traced: see `client.Publisher`; with --push-to there are no traces.
 
     Raises:
         UsageError: neither a topic nor --push-to is given, or the address is none.
@@ -80,7 +87,7 @@ def open_sink(options: Namespace, environment: Mapping[str, str]) -> Sink:
     from publisher.client import Publisher
 
     limits = Limits(give_up_after=options.give_up_after)
-    return Publisher(topic, replace(limits, in_flight_messages=in_flight or limits.in_flight_messages))
+    return Publisher(topic, replace(limits, in_flight_messages=in_flight or limits.in_flight_messages), traced=traced)
 
 
 def _create(options: Namespace, environment: Mapping[str, str]) -> int:
@@ -90,7 +97,7 @@ def _create(options: Namespace, environment: Mapping[str, str]) -> int:
         settings=options.settings,
         created_at=options.created_at,
     )
-    with open_sink(options, environment) as sink:
+    with _tracing(environment) as close, open_sink(options, environment, traced=close is not None) as sink:
         message_id = sink.publish(user).result()
     if options.json:
         print(json.dumps({"user_id": user.user_id, "message_id": message_id}))
@@ -106,7 +113,8 @@ def _load(options: Namespace, environment: Mapping[str, str]) -> int:
         _refuse_to_overwrite(options)
         lines = Lines(stream)
         reader = open_reader(stream, options.file, options.format, lines)
-        sink = None if options.dry_run else stack.enter_context(open_sink(options, environment))
+        traced = not options.dry_run and stack.enter_context(_tracing(environment)) is not None
+        sink = None if options.dry_run else stack.enter_context(open_sink(options, environment, traced=traced))
         rejects = stack.enter_context(_output(options.rejects)) if options.rejects else None
         accepted = stack.enter_context(_output(options.accepted)) if options.accepted else None
         report = stack.enter_context(TerminalReport(console, lines, _size(options.file)))
@@ -128,9 +136,21 @@ def _serve(options: Namespace, environment: Mapping[str, str]) -> int:
     limits = GatewayLimits(answer_seconds=options.give_up_after + GATEWAY_MARGIN_SECONDS, in_flight=options.in_flight)
     with (
         server.listen(options.host or environment.get("HOST") or GATEWAY_HOST, port) as listener,
-        open_sink(options, environment) as sink,
+        _tracing(environment) as close,
+        open_sink(options, environment, traced=close is not None) as sink,
     ):
-        server.main(listener, sink, limits)
+        server.main(listener, sink, limits, close)
+
+
+@contextmanager
+def _tracing(environment: Mapping[str, str]) -> Iterator[Close | None]:
+    """Export spans while the block runs, if that is asked for; the last ones at its end."""
+    close = begin(environment)
+    try:
+        yield close
+    finally:
+        if close is not None:
+            close(TRACE_FLUSH_SECONDS)
 
 
 def _finish(options: Namespace, console: Console, summary: Summary) -> None:

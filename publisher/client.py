@@ -55,13 +55,14 @@ class Publisher:
     Args:
         topic: full name, `projects/P/topics/T`.
         limits: bounds of batches, retries and what is in flight.
+        traced: Google's client makes a span for each message, and names it in the message's attributes.
 
     Raises:
         NotPermittedError: there are no credentials on this machine.
     """
 
-    def __init__(self, topic: str, limits: Limits | None = None) -> None:
-        self._topic = topic
+    def __init__(self, topic: str, limits: Limits | None = None, *, traced: bool = False) -> None:
+        self._topic, self._traced = topic, traced
         self._limits = limits or Limits()
         self._open = OpenFutures()
         self._closed = False  # only the thread that owns the publisher touches this
@@ -142,6 +143,7 @@ class Publisher:
                 flow_control=flow_control,
                 retry=retry,
                 timeout=ConstantTimeout(min(limits.attempt, limits.give_up_after)),  # type: ignore[no-untyped-call]  # google's
+                enable_open_telemetry_tracing=self._traced,
             ),
             **options,
         )

@@ -8,6 +8,7 @@ module level because functions-framework looks it up there; what it needs travel
 """
 
 import asyncio
+import contextlib
 import logging
 import sys
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from publisher import message, settings
+from publisher import message, settings, tracing
 from publisher.async_sink import AsyncSink, Place
 from publisher.errors import BusyError, DeliveryError, RefusedError
 from publisher.message import MessageError, Reason
@@ -44,6 +45,8 @@ class Gateway:
 
     sink: AsyncSink
     limits: GatewayLimits
+    traced: bool = False
+    """Whether messages continue the traces of their requests."""
     events: RateLimitedLog = field(default_factory=lambda: RateLimitedLog(log, settings.GATEWAY_LOG_SECONDS))
 
 
@@ -92,7 +95,8 @@ async def _user(gateway: Gateway, request: Request) -> Response:
         _check_told_length(request, gateway.limits)
         with gateway.sink.place() as place:
             user = message.decode(await _body(request, place, gateway.limits))
-            message_id = await gateway.sink.publish(place, user)
+            with tracing.continuing(request.headers) if gateway.traced else contextlib.nullcontext():
+                message_id = await gateway.sink.publish(place, user)
     except MessageError as error:  # names the field, never its value
         gateway.events(logging.WARNING, "gateway.bad_request", f"a request was refused: {error}")
         return _bad(400, str(error), error.reason, error.field)

@@ -16,6 +16,7 @@ from publisher.async_sink import AsyncSink
 from publisher.errors import UsageError
 from publisher.settings import GatewayLimits
 from publisher.sink import Sink
+from publisher.tracing import Close
 
 log = logging.getLogger(__name__)
 
@@ -36,30 +37,34 @@ def listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"cannot listen on {host} port {port}: {error.strerror}; set HOST and PORT") from None
 
 
-def main(listener: socket.socket, sink: Sink, limits: GatewayLimits) -> NoReturn:
+def main(listener: socket.socket, sink: Sink, limits: GatewayLimits, close_tracing: Close | None = None) -> NoReturn:
     """Serve until SIGTERM or SIGINT, and leave the process: exit code 0 in order, 1 otherwise."""
     code = 0
     try:
-        uvloop.run(_until_signal(listener, sink, limits))
+        uvloop.run(_until_signal(listener, sink, limits, traced=close_tracing is not None))
     except asyncio.CancelledError:
         log.warning("left without waiting for what was in flight", extra={"action": "gateway.aborted"})
         code = 1
     except Exception:
         log.exception("the gateway failed; start it again and report this", extra={"action": "gateway.failed"})
         code = 1
+    if close_tracing is not None:
+        close_tracing(settings.TRACE_FLUSH_SECONDS)
     # Everything is answered. A publish that still hangs on a thread must not hold up the end.
     logging.shutdown()
     os._exit(code)
 
 
-async def run(listener: socket.socket, sink: Sink, limits: GatewayLimits, stop: asyncio.Event) -> None:
+async def run(
+    listener: socket.socket, sink: Sink, limits: GatewayLimits, stop: asyncio.Event, *, traced: bool = False
+) -> None:
     """Serve until `stop` is set, then answer what is in flight, for `drain_seconds` at most.
 
     Raises:
         RuntimeError: the HTTP server ended by itself.
     """
     messages = AsyncSink(sink, limits)
-    server = _Server(_configuration(gateway.Gateway(messages, limits)))
+    server = _Server(_configuration(gateway.Gateway(messages, limits, traced)))
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="http server")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     log.info("listening on port %d", listener.getsockname()[1], extra={"action": "gateway.listening"})
@@ -84,7 +89,7 @@ async def run(listener: socket.socket, sink: Sink, limits: GatewayLimits, stop: 
     log.info("stopped", extra={"action": "gateway.stopped"})
 
 
-async def _until_signal(listener: socket.socket, sink: Sink, limits: GatewayLimits) -> None:
+async def _until_signal(listener: socket.socket, sink: Sink, limits: GatewayLimits, *, traced: bool) -> None:
     stop = asyncio.Event()
     task = asyncio.current_task()
     assert task is not None
@@ -97,7 +102,7 @@ async def _until_signal(listener: socket.socket, sink: Sink, limits: GatewayLimi
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    await run(listener, sink, limits, stop)
+    await run(listener, sink, limits, stop, traced=traced)
 
 
 def _configuration(service: gateway.Gateway) -> uvicorn.Config:

@@ -79,6 +79,8 @@ GATEWAY_DRAIN_SECONDS: Final = 7.5
 """Longest the gateway waits at its end for what is in flight, in seconds: Cloud Run kills 10 s after SIGTERM."""
 GATEWAY_CLOSE_SECONDS: Final = 1
 """Longest the gateway waits for open connections to end once everything is answered, in whole seconds."""
+TRACE_FLUSH_SECONDS: Final = 1.0
+"""Longest the end of a command waits for the last spans to be exported, in seconds: with draining it fits into 10 s."""
 GATEWAY_KEEP_ALIVE_SECONDS: Final = 620
 """How long the gateway keeps an idle connection, in seconds: longer than Google's front ends (600 s), so that they close
 it and no request meets a connection that is being closed."""

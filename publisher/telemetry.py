@@ -8,19 +8,29 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from typing import Final, TextIO
+from datetime import UTC, datetime
+from typing import Any, Final, TextIO
 
 _NOISY: Final = ("uvicorn", "google", "grpc", "urllib3", "httpx", "httpcore", "asyncio")
 
 
 class _CloudLogging(logging.Formatter):
-    """Source of the field names: Cloud Logging documentation, "Structured logging"."""
+    """Source of the field names: Cloud Logging documentation, "Structured logging"; Error Reporting documentation,
+    "Format errors in logs".
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
+        event: dict[str, Any] = {
+            "severity": record.levelname,
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "message": record.getMessage(),
+            "action": getattr(record, "action", ""),
+        }
+        if record.levelno >= logging.ERROR:
+            place = {"file": record.pathname, "line": str(record.lineno), "function": record.funcName}
+            event["logging.googleapis.com/sourceLocation"] = place
         if record.exc_info:
-            text = f"{text}\n{self.formatException(record.exc_info)}"
-        event = {"severity": record.levelname, "message": text, "action": getattr(record, "action", "")}
+            event["stack_trace"] = self.formatException(record.exc_info)
         return json.dumps(event)
 
 

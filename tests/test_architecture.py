@@ -26,8 +26,11 @@ VALUES = {
     "worker.drill",
     "worker.background",
     "worker.tally",
+    "worker.trace_context",
+    "worker.litestream_log",
+    "worker.observer",
 }
-"""What every layer of the worker may import: values, formats, errors, what a message does, and one piece of asyncio."""
+"""What every layer of the worker may import: values, formats, errors, what a message does, and two pieces of asyncio."""
 ADAPTERS = {
     "worker.comparison",
     "worker.counts",
@@ -63,6 +66,10 @@ COMPOSED = {
     "worker.doctor_machine",
     "worker.doctor_queue",
     "worker.operators",
+    "worker.tracing",
+    "worker.metrics",
+    "worker.families",
+    "worker.scrape",
     "worker.app",
     "worker.config",
 }
@@ -114,7 +121,9 @@ PURE: dict[str, set[str]] = {
     "worker.tally": set(),
     "worker.pubsub": {"worker.errors"},
     "worker.config": {"worker.errors"},
-    "worker.telemetry": set(),
+    "worker.telemetry": {"worker.trace_context"},
+    "worker.trace_context": set(),
+    "worker.litestream_log": set(),
     "publisher.message": set(),
 }
 """Modules that say all they import of ours."""
@@ -133,6 +142,8 @@ SEAMS: dict[str, set[str]] = {
     "google.auth.jwt": {"worker.sender"},
     "google.auth.crypt": {"worker.sender"},
     "playhouse": {"worker.database"},
+    "opentelemetry": {"worker.tracing", "publisher.tracing"},
+    "prometheus_client": {"worker.families", "worker.scrape"},
     "functions_framework": {"worker.app", "publisher.gateway"},
 }
 """Who alone in the worker and the publisher may import a foreign library, besides the migrations."""

@@ -39,6 +39,9 @@ PACKAGES = ("worker", "publisher", "local", "bench")
 FOREIGN_VARIABLES = {
     # Read by Google's clients, by Cloud Run, or refused by name; none is a setting of ours.
     *("GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST", "WORKERS", "WEB_CONCURRENCY"),
+    # OpenTelemetry's own.
+    *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_EXPORTER", "OTEL_TRACES_SAMPLER", "OTEL_SERVICE_NAME"),
+    *("OTEL_TRACES_SAMPLER_ARG", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_BSP_MAX_QUEUE_SIZE"),
 }
 NO_VARIABLES = {
     # What a page's own example names, and what another service's answers are called.

@@ -2,6 +2,7 @@
 
 POST /           a push from the subscription: 204 acknowledges, anything else leaves the message in the queue
 GET /users/<id>  the user's row; GET /healthz: this process lives; GET /readyz: it can take requests
+GET /metrics: for Prometheus; it holds no user data, so it has no check of its own
 POST /users/<id>/erase: for operators, erases a user for good
 /rejections, /counts, /receipts, /outcomes: for operators, see operators.py
 
@@ -12,7 +13,7 @@ application, so that nothing lives in the module.
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -24,15 +25,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from publisher import message
-from worker import envelope, operators
+from worker import envelope, operators, trace_context
 from worker.access import Access
 from worker.envelope import Delivery
 from worker.errors import BadQuery, BodyTooLarge, Refused, RequestError, Unwritable
 from worker.group import Problem
 from worker.intake import Held, Intake, State
+from worker.observer import Observer
 from worker.tally import Tally
 from worker.transaction import Erased, content_of
 
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _OTHER_METHOD: Final = "this path takes {allowed} only"
 _ID_HEADER: Final = envelope.ID_HEADER.encode()
 _ACKNOWLEDGED: Final = Response(status_code=204)
@@ -67,6 +70,9 @@ class Service:
     unwrapped: bool = False
     """Whether a push without metadata may come without a wrapper as well."""
     tally: Tally = field(default_factory=Tally)
+    observer: Observer = field(default_factory=Observer)
+    scrape: Callable[[], Awaitable[bytes]] | None = None
+    """Makes the page of metrics."""
 
 
 @functions_framework.aio.http
@@ -77,12 +83,17 @@ async def handle(request: Request) -> Response:
 
 async def _answer(request: Request) -> Response:
     service: Service = request.app.state.service
+    trace_context.REQUEST.set(request.scope)  # for whatever is logged of it
     try:
         return await _route(service, request)
     except RequestError as error:
+        service.observer.refused(error)
         return _refusal(error)
     except ClientDisconnect:
         return Response(status_code=499)  # nobody reads it: the sender closed before its body was whole
+    except Exception:
+        service.observer.broke()
+        raise
 
 
 def build(service: Service) -> Starlette:
@@ -127,6 +138,8 @@ async def _route(service: Service, request: Request) -> Response:
         return _wrong_method("GET")
     if path.startswith("/users/"):
         return await _user(service, path.removeprefix("/users/"))
+    if path == "/metrics" and service.scrape is not None:
+        return Response(await service.scrape(), headers={"content-type": METRICS_TYPE})
     if path == "/healthz":
         return JSONResponse({"state": service.intake.state})
     if path == "/readyz":

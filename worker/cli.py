@@ -52,7 +52,12 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
         settings = config.load(environ)
         # What a command does it says itself; the log is for a service, and for whoever asks for it.
         quiet = getattr(arguments, "quiet", False) and settings.log_level == "info"
-        telemetry.configure("warning" if quiet else settings.log_level)
+        telemetry.configure(
+            "warning" if quiet else settings.log_level,
+            project=settings.project,
+            service=settings.service,
+            revision=settings.revision,
+        )
         command: Callable[[Settings, argparse.Namespace], int] = arguments.command
         return command(settings, arguments)
     except WorkerError as error:

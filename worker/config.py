@@ -48,6 +48,7 @@ class Settings:
     host: str = _setting("HOST", "0.0.0.0", "address to listen on")
     port: int = _setting("PORT", 8080, "port to listen on; 0 picks a free one", low=0, high=65535)
     revision: str = _setting("K_REVISION", "local", "name of this deployment, set by Cloud Run; kept in the lease record")
+    service: str = _setting("K_SERVICE", "solowriter", "name of this service, set by Cloud Run; kept in errors and traces")
     log_level: str = _setting("LOG_LEVEL", "info", "debug, info, warning or error")
 
     ack_deadline_seconds: float = _setting(
@@ -182,7 +183,9 @@ class Settings:
     subscription: str = _setting(
         "SUBSCRIPTION", "", "the subscription that feeds the store: an id, or projects/P/subscriptions/S; for checkpoints"
     )
-    project: str = _setting("GOOGLE_CLOUD_PROJECT", "", "the project of a SUBSCRIPTION given as an id")
+    project: str = _setting(
+        "GOOGLE_CLOUD_PROJECT", "", "the project of a SUBSCRIPTION given as an id, and of the traces that logs name"
+    )
     litestream_silent_max: int = _setting(
         "LITESTREAM_SILENT_MAX",
         3,
@@ -196,6 +199,10 @@ class Settings:
     )
     release_seconds: float = _setting("RELEASE_SECONDS", 1.5, "at shutdown, longest wait to release the lease", low=0.1)
 
+    trace_flush_seconds: float = _setting(
+        "TRACE_FLUSH_SECONDS", 1.0, "at shutdown, longest wait for the last spans to be exported, if traces are on", low=0.1
+    )
+
     litestream_bin: str = _setting(
         "LITESTREAM_BIN", "litestream", "Litestream's binary: a path, or a name looked up on PATH"
     )
@@ -208,6 +215,12 @@ class Settings:
         "LITESTREAM_METRICS_ADDRESS",
         "127.0.0.1:9090",
         "where Litestream serves its own metrics; off for nowhere",
+    )
+    metrics_timeout_seconds: float = _setting(
+        "METRICS_TIMEOUT_SECONDS", 2.0, "longest a scrape waits for Litestream, the database and the bucket", low=0.1
+    )
+    metrics_refresh_seconds: float = _setting(
+        "METRICS_REFRESH_SECONDS", 30.0, "least time between two counts of open rejections, and looks at drill.json", low=1
     )
     litestream_start_seconds: float = _setting(
         "LITESTREAM_START_SECONDS", 10.0, "longest wait for Litestream's control socket", low=0.5
@@ -296,7 +309,7 @@ def described() -> list[tuple[str, str, str]]:
 def _not_nested(settings: Settings) -> list[str]:
     """INV-8: the sentences for the time limits that do not nest."""
     attempt = settings.busy_timeout_seconds + settings.sync_timeout_seconds + settings.lease_read_timeout_seconds
-    goodbye = settings.drain_seconds + settings.final_sync_seconds + settings.release_seconds
+    goodbye = settings.drain_seconds + settings.final_sync_seconds + settings.release_seconds + settings.trace_flush_seconds
     rules = [
         (
             attempt < settings.hold_limit_seconds,
@@ -315,8 +328,8 @@ def _not_nested(settings: Settings) -> list[str]:
         ),
         (
             goodbye < PLATFORM_GRACE_SECONDS,
-            f"DRAIN_SECONDS + FINAL_SYNC_SECONDS + RELEASE_SECONDS is {goodbye:g} and must be less than "
-            f"{PLATFORM_GRACE_SECONDS:g}, the time the platform gives between SIGTERM and SIGKILL",
+            f"DRAIN_SECONDS + FINAL_SYNC_SECONDS + RELEASE_SECONDS + TRACE_FLUSH_SECONDS is {goodbye:g} and must be less "
+            f"than {PLATFORM_GRACE_SECONDS:g}, the time the platform gives between SIGTERM and SIGKILL",
         ),
         (
             not settings.push_audience

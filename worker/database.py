@@ -107,4 +107,4 @@ class Reader:
             with self._database.connection_context():
                 return query(self._database)
         except peewee.OperationalError as error:
-            raise Refused(f"the database cannot be read now: {error}; ask again") from error
+            raise Refused(f"the database cannot be read now: {error}; ask again", reason="database") from error

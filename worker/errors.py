@@ -35,6 +35,12 @@ other libraries are translated where the library is called (gcs.py, litestream.p
 message ends in what the operator can do next.
 """
 
+from typing import Final
+
+REFUSED: Final = ("full", "stopping", "standby", "hold_limit", "unconfirmed", "database", "unavailable")
+"""Why a request is answered 503: too much is held; the service stops; it does not serve yet; a message was not confirmed
+within the hold limit, as the request or as its group found; the database; anything else that passes."""
+
 
 class WorkerError(Exception):
     """The root; `exit_code` is what the process ends with when nothing handles it."""
@@ -149,9 +155,10 @@ class NotSeekable(QueueError):
 
 
 class RequestError(WorkerError):
-    """Answered to one sender. Its text is sent back, so it never holds user data."""
+    """Answered to one sender. Its text is sent back, so it never holds user data; `reason` is what metrics call it."""
 
     status = 500
+    reason = "defect"
     retry_after: int | None = None
 
 
@@ -159,52 +166,64 @@ class NotAPush(RequestError):
     """The body is not a Pub/Sub push, so it did not come from the queue and nothing is stored."""
 
     status = 400
+    reason = "not_a_push"
 
 
 class BadQuery(RequestError):
     """A parameter of an operator's request is wrong."""
 
     status = 400
+    reason = "bad_query"
 
 
 class Unauthenticated(RequestError):
     """The token is missing, or is not one that Google made for this service and that is valid now."""
 
     status = 401
+    reason = "unauthenticated"
 
 
 class Forbidden(RequestError):
     """The token is genuine, but its bearer may not do this."""
 
     status = 403
+    reason = "forbidden"
 
 
 class NotFound(RequestError):
     """There is no rejection with this message id."""
 
     status = 404
+    reason = "not_found"
 
 
 class Resolved(RequestError):
     """The rejection has been resolved already: it was discarded, or a retry of it succeeded."""
 
     status = 409
+    reason = "resolved"
 
 
 class BodyTooLarge(RequestError):
     """The body is over BODY_MAX_BYTES."""
 
     status = 413
+    reason = "too_large"
 
 
 class Refused(RequestError):
-    """Not now: the sender keeps the message and delivers it again (INV-9)."""
+    """Not now: the sender keeps the message and delivers it again (INV-9). `reason` is one of `REFUSED`."""
 
     status = 503
     retry_after = 1
+
+    def __init__(self, text: str, *, reason: str = "unavailable") -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class Unwritable(RequestError):
     """The database refused to keep a message in any way, or refused a change: a bug of ours, or damage."""
 
     status = 500
+    reason = "unwritable"

@@ -64,6 +64,10 @@ class Generations:
         self._child = contextlib.AsyncExitStack()
         self._litestream: litestream.Litestream | None = None
         self._txid = 0
+        self.on_restored: Callable[[float, int], None] = lambda seconds, size: None
+        """Called with what a restore took and wrote."""
+        self.on_rolled_over: Callable[[float], None] = lambda seconds: None
+        """Called with how long messages were held back."""
         self._long = asyncio.Event()  # set when the generation has reached its bound
 
     def __repr__(self) -> str:
@@ -149,11 +153,13 @@ class Generations:
                 # Once begun this must end: a bucket that went away comes back, and requests are held or refused till then.
                 await self._switch(base=base, base_txid=txid, seconds=math.inf)
                 self._long.clear()
+                seconds = asyncio.get_running_loop().time() - began
+                self.on_rolled_over(seconds)
                 log.info(
                     "rolled over to %s after %d transactions, in %.2f s",
                     self._lease.live,
                     txid,
-                    asyncio.get_running_loop().time() - began,
+                    seconds,
                     extra={"action": "generation.rolled_over"},
                 )
 
@@ -212,13 +218,9 @@ class Generations:
             integrity_check=limits.integrity_check,
             timeout=limits.restore_seconds,
         )
-        log.info(
-            "restored %d bytes at transaction %d in %.1f s",
-            output.stat().st_size,
-            txid,
-            loop.time() - began,
-            extra={"action": "restore.finished"},
-        )
+        size, seconds = output.stat().st_size, loop.time() - began
+        self.on_restored(seconds, size)
+        log.info("restored %d bytes at transaction %d in %.1f s", size, txid, seconds, extra={"action": "restore.finished"})
         return txid
 
     async def _claim(self, name: str, manifest: Manifest) -> None:

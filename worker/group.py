@@ -71,7 +71,7 @@ class Group:
 
     def refuse(self, reason: str) -> None:
         """Answer all of them 503: they may or may not be in the bucket, and will come again."""
-        fail(self.entries, Refused(reason))
+        fail(self.entries, Refused(reason, reason="unconfirmed"))
 
 
 def fail(entries: Iterable[Entry | Change], error: Exception) -> None:

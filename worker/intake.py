@@ -68,9 +68,11 @@ class Intake:
             self._waiting()
             await self._changed.wait()
         if self._writer is None:
-            raise Refused("the service stopped before it could serve; the queue delivers this to the next one")
+            raise Refused(
+                "the service stopped before it could serve; the queue delivers this to the next one", reason="stopping"
+            )
         if self.state is State.DRAINING:  # since its place was taken; the writer may be closed by now
-            raise Refused("the service is stopping; the queue delivers this to the next one")
+            raise Refused("the service is stopping; the queue delivers this to the next one", reason="stopping")
         entry = Entry(delivery, content, held.deadline, asyncio.get_running_loop().create_future())
         self._writer.submit(entry)
         return await entry.done
@@ -84,7 +86,7 @@ class Intake:
         """
         with self.hold() as held:
             if self._writer is None or self.state is not State.SERVING:
-                raise Refused("this instance is not serving; ask again")
+                raise Refused("this instance is not serving; ask again", reason="standby")
             done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
             self._writer.submit(Change(apply, held.deadline, done))
             return await done
@@ -116,9 +118,9 @@ class Intake:
             Refused: Draining, or QUEUE_MAX_MESSAGES are held.
         """
         if self.state is State.DRAINING:
-            raise Refused("the service is stopping; the queue delivers this to the next one")
+            raise Refused("the service is stopping; the queue delivers this to the next one", reason="stopping")
         if self.held_messages >= self._max_messages:
-            raise Refused("as many messages are held as QUEUE_MAX_MESSAGES allows")
+            raise Refused("as many messages are held as QUEUE_MAX_MESSAGES allows", reason="full")
         if not self.held_messages:
             self._empty.clear()
         self.held_messages += 1
@@ -136,7 +138,7 @@ class Intake:
             Refused: That would be over QUEUE_MAX_BYTES.
         """
         if self.held_bytes + size > self._max_bytes:
-            raise Refused("as many bytes are held as QUEUE_MAX_BYTES allows")
+            raise Refused("as many bytes are held as QUEUE_MAX_BYTES allows", reason="full")
         self.held_bytes += size
 
     def give_back(self, held: "Held", size: int) -> None:
@@ -200,4 +202,5 @@ class Held:
         self._intake.give_back(self, self._size)
         # Somebody else may have cancelled as well, and that is then not ours to end.
         if self._overdue and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            raise Refused("not confirmed within HOLD_LIMIT_SECONDS; the queue delivers this again") from None
+            text = "not confirmed within HOLD_LIMIT_SECONDS; the queue delivers this again"
+            raise Refused(text, reason="hold_limit") from None

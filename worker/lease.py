@@ -88,6 +88,16 @@ class Lease:
         return self._epoch
 
     @property
+    def held_epoch(self) -> int | None:
+        """The epoch held; None while it is not."""
+        return self._epoch
+
+    @property
+    def age(self) -> float:
+        """Seconds since this process last began to write the record."""
+        return self._clock() - self._written
+
+    @property
     def live(self) -> str | None:
         """The live generation's path, as the record last read or written names it."""
         return self._last().record.live

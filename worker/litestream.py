@@ -28,12 +28,16 @@ from typing import Final, Self
 
 import msgspec
 
+from worker import litestream_log
 from worker.errors import ConfigError, LitestreamError, RestoreFailed, StoreMissing, StoreUnavailable, SyncUnavailable
 
 _RESTART_PAUSE_SECONDS: Final = 0.2
 _PROBE_PAUSE_SECONDS: Final = 0.02
 _ANSWER_SLACK_SECONDS: Final = 0.5
 """How much longer than the sync's own timeout we wait for Litestream to say that it timed out."""
+
+_LAST_WORDS_SECONDS: Final = 0.2
+"""How long the log of a child that has ended is waited for."""
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +98,7 @@ class Litestream:
         self._socket = directory / f"ls-{epoch}.sock"
         self._process: asyncio.subprocess.Process | None = None
         self._ready = asyncio.Event()
+        self._log: asyncio.Task[None] | None = None  # makes the child's log ours; ends with the child
         self._silent = 0  # syncs in a row that got no answer at all
         self._control = _Control(self._socket)
 
@@ -198,7 +203,10 @@ class Litestream:
             "-config",
             str(options.config),
             env=self._environment(),
+            stderr=asyncio.subprocess.PIPE,
         )
+        assert self._process.stderr is not None
+        self._log = asyncio.create_task(litestream_log.follow(self._process.stderr), name="litestream log")
         deadline = time.monotonic() + options.start_seconds
         while not await self._answers():
             if self._process.returncode is not None:
@@ -237,6 +245,9 @@ class Litestream:
         self.abandon()
         if self._process is not None:
             await self._process.wait()
+        if self._log is not None:  # what it said last is in the pipe; nobody else holds the other end
+            await asyncio.wait({self._log}, timeout=_LAST_WORDS_SECONDS)
+            self._log.cancel()
 
     def _environment(self) -> dict[str, str]:
         options = self._options

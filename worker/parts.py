@@ -13,10 +13,13 @@ from worker.access import Access
 from worker.config import Settings
 from worker.erasure import Erasure
 from worker.errors import Refused
+from worker.families import Families
 from worker.gcs import Bucket
 from worker.intake import Intake
 from worker.lease import Lease, Timing
+from worker.metrics import Metrics
 from worker.models import Connection
+from worker.scrape import Scrape
 from worker.sender import TokenVerifier
 from worker.succession import Succession, SuccessionTiming
 from worker.transaction import Transaction
@@ -48,6 +51,17 @@ class Parts:
         )
         self.verifier = _verifier(settings)
         self.erasure = Erasure(self.store, self.intake.change, settings.lease_read_timeout_seconds)
+        self.metrics = Metrics(hold_seconds=settings.hold_limit_seconds)
+        info = {"revision": settings.revision, "sqlite": version}
+        self.scrape = Scrape(
+            Families(self.metrics, self.intake, self.lease, self.options.database, info),
+            self.metrics,
+            self.tables,
+            self.store,
+            litestream=settings.litestream_metrics_address,
+            timeout_seconds=settings.metrics_timeout_seconds,
+            refresh_seconds=settings.metrics_refresh_seconds,
+        )
         log.info("starting with SQLite %s", version, extra={"action": "worker.starting"})
 
     def close(self) -> None:
@@ -55,6 +69,13 @@ class Parts:
         self.store.close()
         if self.verifier is not None:
             self.verifier.close()
+
+    def labels(self) -> dict[str, str]:
+        """What each line of the log says of this process: its revision and, while it is the writer, epoch and generation."""
+        labels = {"revision": self.settings.revision}
+        if self.lease.held_epoch is not None:
+            labels |= {"epoch": str(self.lease.held_epoch), "generation": self.lease.live or "none"}
+        return labels
 
     @property
     def access(self) -> Access:
@@ -134,7 +155,7 @@ class Tables:
 
     def _opened(self) -> database.Reader:
         if not self.open:
-            raise Refused("this instance is not serving yet; ask again")
+            raise Refused("this instance is not serving yet; ask again", reason="standby")
         return self.reader
 
 

@@ -8,6 +8,7 @@ import msgspec
 from peewee import fn
 
 from worker.models import Connection, Rejection
+from worker.outcome import REASONS
 
 PAGE_MAX: Final = 500
 """Most rejections in one answer."""
@@ -66,6 +67,13 @@ def page(database: Connection, wanted: Filter) -> Page:
     rows: list[dict[str, Any]] = list(query.bind(database))  # type: ignore[arg-type]  # of dictionaries
     after = (rows[-1]["received_at"], rows[-1]["message_id"]) if len(rows) == wanted.limit else None
     return Page([_readable(row) for row in rows], after)
+
+
+def open_by_reason(database: Connection) -> dict[str, int]:
+    """How many nobody has resolved, for each reason there can be."""
+    query = Rejection.select(Rejection.reason, fn.COUNT(Rejection.message_id)).where(Rejection.resolved_at.is_null())
+    rows: list[tuple[str, int]] = list(query.group_by(Rejection.reason).tuples().bind(database))  # type: ignore[arg-type]  # of tuples
+    return dict.fromkeys(map(str, REASONS), 0) | dict(rows)
 
 
 def whole(database: Connection, message_id: str) -> dict[str, Any] | None:

@@ -18,11 +18,13 @@ Where something other than Litestream makes a commit safe, it takes the place of
 
 import asyncio
 import logging
+import time
 from typing import Final, Protocol
 
 from worker.background import plain
 from worker.errors import LeaseLost, StoreUnavailable, SyncUnavailable, Unconfirmed
 from worker.group import Group
+from worker.observer import Observer
 
 _ASKED_AT_ONCE: Final = 3
 """Litestream's own monitor may add a transaction between a sync's upload and its answer: asking again settles it."""
@@ -111,8 +113,8 @@ class LitestreamConfirmation:
 class Replicator:
     """Confirms committed groups and answers their senders. Only the event loop touches its state."""
 
-    def __init__(self, confirmation: Confirmation) -> None:
-        self._confirmation = confirmation
+    def __init__(self, confirmation: Confirmation, observer: Observer | None = None) -> None:
+        self._confirmation, self._observer = confirmation, observer or Observer()
         self._groups: list[Group] = []  # committed, and not in an upload that is under way or has ended well
         self._uploading: list[Group] = []  # committed before the upload under way began
         self._verifying: list[Group] = []  # uploaded: the lease is being read for them
@@ -169,6 +171,7 @@ class Replicator:
         self._uploading, self._groups = self._groups, []
         self._wake.clear()
         self.idle.clear()
+        asked = time.monotonic()
         try:
             await self._confirmation.upload()
         except Unconfirmed as doubt:
@@ -179,11 +182,11 @@ class Replicator:
             await self._verified.wait()  # one lease read at a time, so answers come in order
             self._verifying, self._uploading = self._uploading, []
             self._verified.clear()
-            steps.create_task(self._verify(), name="lease read")
+            steps.create_task(self._verify(asked), name="lease read")
         finally:
             self.idle.set()
 
-    async def _verify(self) -> None:
+    async def _verify(self, asked: float) -> None:
         try:
             await self._confirmation.verify()
         except Unconfirmed as doubt:
@@ -193,6 +196,7 @@ class Replicator:
         else:
             for group in self._verifying:
                 group.succeed()
+            self._observer.acknowledged(self._verifying, asked)
             self._verifying = []
             self._pause = _RETRY_PAUSE_SECONDS
             self._note_settled()
@@ -206,6 +210,7 @@ class Replicator:
 
     async def _wait_out(self, doubt: Unconfirmed) -> None:
         log.warning("not confirmed yet: %s", doubt, extra={"action": "replication.retry"})
+        self._observer.unconfirmed()
         self._give_up_overdue(doubt)
         await asyncio.sleep(self._pause)
         self._pause = min(2 * self._pause, _RETRY_PAUSE_MAX_SECONDS)
@@ -221,6 +226,7 @@ class Replicator:
         for group in [group for group in self._groups if group.deadline <= now]:
             group.refuse("the bucket cannot be reached; the queue delivers this again")
             self._groups.remove(group)
+            self._observer.gave_up(group)
             log.error(
                 "%d messages were not confirmed within the hold limit: %s",
                 len(group.entries),

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -21,7 +22,7 @@ from typing import Any, Final
 
 import uvicorn
 
-from worker import app, checkpointing, database, doctor_quick, lease_record, pubsub
+from worker import app, checkpointing, database, doctor_quick, lease_record, pubsub, telemetry, tracing
 from worker import retention as retention_
 from worker.background import plain, running
 from worker.config import Settings
@@ -30,6 +31,7 @@ from worker.expiry import Expiry
 from worker.generation import Generations, Limits
 from worker.intake import State
 from worker.lease import Lease
+from worker.metrics import TimedLease, TimedReplica
 from worker.parts import Parts
 from worker.replication import LitestreamConfirmation, Replicator
 from worker.writer import Writer
@@ -63,8 +65,10 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
     """
     parts = Parts(settings)
     _tune()
+    telemetry.label(parts.labels)
     try:
         doctor_quick.at_start(settings)
+        parts.metrics.spans = _spans(parts)
         with contextlib.suppress(StoreUnavailable):  # an outage is waited out while standing by
             await lease_record.look(parts.store, timeout=settings.lease_read_timeout_seconds)  # a mistyped URL ends here
         async with _listening(settings, parts) as (port, server):
@@ -72,6 +76,9 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
             log.info("listening on port %d", port, extra={"action": "worker.listening"})
             await _live_until(stop, server, parts)
     finally:
+        if parts.metrics.spans is not None:
+            await parts.metrics.spans.close(settings.trace_flush_seconds)
+        await parts.scrape.close()
         parts.close()
     log.info("stopped", extra={"action": "worker.stopped"})
 
@@ -85,6 +92,17 @@ def _tune() -> None:
     gc.freeze()  # what start-up has made stays
     gc.set_threshold(_COLLECT_AFTER_OBJECTS)
     sys.setswitchinterval(_SWITCH_SECONDS)
+
+
+def _spans(parts: Parts) -> tracing.Spans | None:
+    settings = parts.settings
+    return tracing.begin(
+        os.environ,
+        hold_seconds=settings.hold_limit_seconds,
+        service_name=settings.service,
+        service_version=settings.revision,
+        service_instance_id=parts.lease.holder,
+    )
 
 
 async def _live_until(stop: asyncio.Event, server: "asyncio.Task[None]", parts: Parts) -> None:
@@ -124,19 +142,23 @@ async def _life(stop: asyncio.Event, parts: Parts) -> None:
             Generations(lease_, parts.store, parts.options, prefix=settings.prefix, limits=limits, side=side) as generations,
         ):
             lease_.on_loss = generations.abandon
+            generations.on_restored, generations.on_rolled_over = parts.metrics.restored_in, parts.metrics.rolled_over
             await generations.begin()
             await _serve(stop, parts, side, generations)
 
 
 async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, generations: Generations) -> None:
     settings, lease_ = parts.settings, parts.lease
-    confirmation = LitestreamConfirmation(generations, lease_, sync_timeout=settings.sync_timeout_seconds)
+    metrics = parts.metrics
+    confirmation = LitestreamConfirmation(
+        TimedReplica(generations, metrics), TimedLease(lease_, metrics), sync_timeout=settings.sync_timeout_seconds
+    )
     connection = database.connect(parts.options.database, busy_timeout_seconds=settings.busy_timeout_seconds)
     retention = timedelta(days=settings.retention_days)
     expiry = Expiry(settings.receipt_days, settings.rejection_days, settings.prune_step_rows)
     leave = asyncio.Event()
     async with (
-        Replicator(confirmation) as replicator,
+        Replicator(confirmation, metrics) as replicator,
         running(side, "replicator", replicator.run()),
         Writer(
             connection,
@@ -144,6 +166,7 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
             epoch=lease_.epoch,
             group_max=settings.group_max_messages,
             gather_seconds=settings.group_gather_seconds,
+            observer=metrics,
         ) as writer,
         running(side, "writer", writer.run()),
         running(side, "roll-over", generations.roll_over_when_long(lambda: _quiet(writer, replicator, lease_))),
@@ -155,6 +178,7 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
     ):
         try:
             parts.tables.open = True
+            metrics.pending = lambda: writer.pending
             parts.intake.serve(writer)
             log.info("serving epoch %d", lease_.epoch, extra={"action": "worker.serving"})
             await leave.wait()
@@ -200,7 +224,14 @@ async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[in
         raise ConfigError(f"HOST={settings.host} PORT={settings.port} cannot be listened on: {error}") from error
     application = app.build(
         app.Service(
-            parts.intake, parts.tables, parts.access, parts.erasure, settings.body_max_bytes, settings.push_unwrapped
+            parts.intake,
+            parts.tables,
+            parts.access,
+            parts.erasure,
+            settings.body_max_bytes,
+            settings.push_unwrapped,
+            observer=parts.metrics,
+            scrape=parts.scrape.page,
         )
     )
     server = _Server(

@@ -23,6 +23,7 @@ from msgspec import structs
 
 from worker.errors import Refused, RequestError, Unwritable
 from worker.group import Change, Entry, Group, Outcome, Problem, fail
+from worker.observer import Observer
 from worker.outcome import NOT_STORABLE
 from worker.transaction import Transaction
 
@@ -63,6 +64,7 @@ class Writer:
         group_max: int,
         gather_seconds: float,
         wall_clock: Callable[[], float] = time.time,
+        observer: Observer | None = None,
     ) -> None:
         self._database = database
         self._committed = committed
@@ -70,6 +72,7 @@ class Writer:
         """The writer life, kept in each receipt; changed only while `paused`."""
         self._group_max, self._gather_seconds = group_max, gather_seconds
         self._wall_clock = wall_clock
+        self._observer = observer or Observer()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._pending: deque[Entry | Change] = deque()
         self._wake = asyncio.Event()
@@ -78,12 +81,17 @@ class Writer:
     def __repr__(self) -> str:
         return f"<Writer at epoch {self.epoch}, {len(self._pending)} pending>"
 
+    @property
+    def pending(self) -> int:
+        """How many messages and changes wait for their transaction."""
+        return len(self._pending)
+
     async def __aenter__(self) -> "Writer":
         await self._on_thread(self._database.connect)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        fail(self._pending, Refused("the service is stopping; the queue delivers this again"))
+        fail(self._pending, Refused("the service is stopping; the queue delivers this again", reason="stopping"))
         self._pending.clear()
         await self._on_thread(self._database.close)  # after the transaction that may still run on the thread
         self._thread.shutdown()
@@ -113,20 +121,22 @@ class Writer:
             self._wake.clear()
         if not entries:
             return
+        began = time.monotonic()
         try:
             group = await self._on_thread(self._commit, entries)
         except RequestError as error:  # a change that cannot be made
             fail(entries, error)
         except peewee.DatabaseError as error:
             log.error("a group was not committed: %s", error, extra={"action": "writer.outage"})
-            fail(entries, Refused("the database cannot be written now; the queue delivers this again"))
+            fail(entries, Refused("the database cannot be written now; the queue delivers this again", reason="database"))
             await asyncio.sleep(_OUTAGE_PAUSE_SECONDS)
         except BaseException:
             # Cancelled, or a bug: the transaction may still commit, but nobody will confirm it.
-            fail(entries, Refused("the service is stopping; the queue delivers this again"))
+            fail(entries, Refused("the service is stopping; the queue delivers this again", reason="stopping"))
             raise
         else:
             if group.entries:
+                self._observer.committed(group, began)
                 self._committed.add(group)
 
     def _take(self) -> list[Entry] | list[Change]:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -717,9 +718,11 @@ def test_the_log_is_one_json_object_a_line() -> None:
     except ValueError:
         log.exception("two\nlines")
     first, second = map(json.loads, stream.getvalue().splitlines())
+    assert datetime.fromisoformat(first.pop("time")).tzinfo is not None
     assert first == {"severity": "WARNING", "message": 'say "hi"', "action": "gateway.busy"}
-    assert second["severity"] == "ERROR"
-    assert second["message"].startswith("two\nlines\nTraceback")
+    assert (second["severity"], second["message"]) == ("ERROR", "two\nlines")
+    assert second["stack_trace"].startswith("Traceback")
+    assert second["logging.googleapis.com/sourceLocation"]["file"] == __file__
 
 
 @pytest.mark.usefixtures("logging_restored")
@@ -747,7 +750,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Called:
         return socket.socket()
 
     monkeypatch.setattr(server, "listen", listen)
-    monkeypatch.setattr(server, "main", lambda listener, sink, limits: found.append((addresses[-1], limits)))
+    monkeypatch.setattr(server, "main", lambda listener, sink, limits, close: found.append((addresses[-1], limits)))
     monkeypatch.setattr(telemetry, "configure", lambda level: None)
     return found
 
@@ -797,4 +800,5 @@ def test_the_limits_nest() -> None:
     """INV-8: the gateway's bytes fit into the sink's, its body into its bytes, and its end into the platform's 10 s."""
     assert settings.GATEWAY_BODY_MAX_BYTES <= settings.GATEWAY_IN_FLIGHT_BYTES < settings.IN_FLIGHT_BYTES
     assert settings.GATEWAY_IN_FLIGHT <= settings.MAX_IN_FLIGHT
-    assert settings.GATEWAY_DRAIN_SECONDS + settings.GATEWAY_CLOSE_SECONDS < 10
+    last = settings.GATEWAY_DRAIN_SECONDS + settings.GATEWAY_CLOSE_SECONDS + settings.TRACE_FLUSH_SECONDS
+    assert last < 10

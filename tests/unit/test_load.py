@@ -85,7 +85,7 @@ def sink() -> RecordingSink:
 def run(sink: RecordingSink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run `load FILE --json` on the given bytes: exit code, summary, stderr."""
 
-    def open_sink(options: object, environment: Mapping[str, str]) -> RecordingSink:
+    def open_sink(options: object, environment: Mapping[str, str], *, traced: bool) -> RecordingSink:
         return sink
 
     def go(data: bytes, *options: str, name: str = "users.jsonl") -> tuple[int, dict[str, Any], str]:
@@ -534,7 +534,7 @@ def test_create_prints_the_message_id(
     sink: RecordingSink, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`create` publishes one user with all its fields and prints what the server called the message."""
-    monkeypatch.setattr(cli, "open_sink", lambda options, environment: sink)
+    monkeypatch.setattr(cli, "open_sink", lambda options, environment, traced: sink)
     arguments = ["create", "--user-id", "5", "--email", "a@example.com", "--settings", "x", "--created-at", "7", "--json"]
     assert cli.main(arguments, {}) == 0
     assert json.loads(capsys.readouterr().out) == {"user_id": 5, "message_id": "m5"}
@@ -546,7 +546,7 @@ def test_create_that_is_not_accepted_exits_1(
 ) -> None:
     """`create` says why the server did not take the message."""
     sink.answer = lambda user: RefusedError("no, thanks")
-    monkeypatch.setattr(cli, "open_sink", lambda options, environment: sink)
+    monkeypatch.setattr(cli, "open_sink", lambda options, environment, traced: sink)
     assert cli.main(["create", "--user-id", "5"], {}) == 1
     assert "no, thanks" in capsys.readouterr().err
 

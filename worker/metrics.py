@@ -1,0 +1,211 @@
+"""What is counted of this process. families.py says how Prometheus reads it.
+
+The main path reports once a group (observer.py), and a group's messages are counted in one pass over plain numbers. Only the
+event loop touches these.
+"""
+
+import contextlib
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, Protocol, get_args
+
+from worker.drill import Drill
+from worker.errors import REFUSED, Refused, RequestError, StoreUnavailable, SyncUnavailable
+from worker.group import Change, Group, Outcome
+from worker.observer import Observer
+from worker.tracing import Spans, Steps
+
+_SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
+_QUICK_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
+
+
+class Position(Protocol):
+    """The answer to a sync; see `worker.litestream.Position`."""
+
+    @property
+    def txid(self) -> int: ...  # noqa: D102  # the newest transaction in the database
+    @property
+    def replicated_txid(self) -> int: ...  # noqa: D102  # the newest one in the bucket
+
+
+class Replica(Protocol):
+    """What is asked for syncs."""
+
+    async def sync(self, *, timeout: int) -> Position: ...  # noqa: D102  # see `worker.replication.Replica`
+
+
+class Ownership(Protocol):
+    """What is asked whether the lease is ours."""
+
+    async def verify(self) -> None: ...  # noqa: D102  # see `worker.replication.Ownership`
+
+
+class Histogram:
+    """Counts of values up to each bound, and their sum."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(bounds) + 1)
+        """How many are above the bound before and not above this one; the last are above all."""
+        self.sum = 0.0
+
+    def add(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+class Metrics(Observer):
+    """The counts of one process.
+
+    Args:
+        hold_seconds: How long after it was received a message's deadline is.
+        clock: What deadlines and the observer's times are of.
+    """
+
+    def __init__(self, *, hold_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._hold, self.clock = hold_seconds, clock
+        self.outcomes: Counter[str] = Counter(dict.fromkeys(get_args(Outcome), 0))
+        self.refusals: Counter[tuple[str, str]] = Counter(dict.fromkeys(_refusals(), 0))
+        """By status and reason."""
+        self.confirmations: Counter[str] = Counter({"confirmed": 0, "retried": 0})
+        self.failures: Counter[str] = Counter({"database": 0, "drill": 0, "litestream": 0})
+        """Looks of a scrape that failed, by what was looked at."""
+        self.group_sizes = Histogram(_SIZES)
+        self.commit, self.sync, self.lease_read = (Histogram(_QUICK_SECONDS) for _ in range(3))
+        self.ack, self.pause = Histogram(_SECONDS), Histogram(_SECONDS)
+        self.restored: tuple[float, int] | None = None
+        """How many seconds the restore at start took, and the bytes it wrote; None where nothing was restored."""
+        self.rejections: Mapping[str, int] | None = None
+        """Open rejections by reason, as counted last; None before that."""
+        self.drill: Drill | None = None
+        """The drill that was recorded last, as read last."""
+        self.pending: Callable[[], int] = lambda: 0
+        """How many messages wait for the writer."""
+        self.spans: Spans | None = None
+        """What makes spans of answered groups; None where nobody wants any."""
+        self.replicated: tuple[int, float] | None = None
+        """The newest transaction known to be in the bucket, and when that was known."""
+        self._unanswered: dict[int, tuple[float, float]] = {}  # by group: when its transaction began, and had returned
+
+    @property
+    def unconfirmed_seconds(self) -> float:
+        """How long the oldest committed group has waited for the bucket; 0 when none waits."""
+        for _, committed in self._unanswered.values():
+            return max(0.0, self.clock() - committed)
+        return 0.0
+
+    # What the main path tells.
+
+    def committed(self, group: Group, began: float) -> None:
+        """See `Observer.committed`."""
+        now = self.clock()
+        self._unanswered[id(group)] = (began, now)
+        self.commit.add(now - began)
+        self.group_sizes.add(len(group.entries))
+
+    def acknowledged(self, groups: Sequence[Group], asked: float) -> None:
+        """See `Observer.acknowledged`."""
+        now = self.clock()
+        self.confirmations["confirmed"] += 1
+        for group in groups:
+            began, committed = self._unanswered.pop(id(group), (asked, asked))
+            if not isinstance(group.entries[0], Change):  # an operator's: it is alone in its group, and no message
+                self.outcomes.update(group.results)
+                self._took(group, now)
+                if self.spans is not None:
+                    self.spans.answered(group, Steps(began, committed, asked, now), confirmed=True)
+
+    def unconfirmed(self) -> None:
+        """See `Observer.unconfirmed`."""
+        self.confirmations["retried"] += 1
+
+    def gave_up(self, group: Group) -> None:
+        """See `Observer.gave_up`."""
+        now = self.clock()
+        began, committed = self._unanswered.pop(id(group), (now, now))
+        if self.spans is not None:
+            self.spans.answered(group, Steps(began, committed, committed, now), confirmed=False)
+
+    def refused(self, error: RequestError) -> None:
+        """See `Observer.refused`."""
+        self.refusals[str(error.status), error.reason] += 1
+
+    def broke(self) -> None:
+        """See `Observer.broke`."""
+        self.refusals["500", "defect"] += 1
+
+    def _took(self, group: Group, now: float) -> None:
+        # This loop runs for every message: no calls but one.
+        bounds, counts, since, total = self.ack.bounds, self.ack.counts, now + self._hold, 0.0
+        for entry in group.entries:
+            seconds = since - entry.deadline
+            counts[bisect_left(bounds, seconds)] += 1
+            total += seconds
+        self.ack.sum += total
+
+    # What others tell, seldom.
+
+    def rolled_over(self, seconds: float) -> None:
+        """The writer moved to a new generation; messages waited for so long."""
+        self.pause.add(seconds)
+
+    def restored_in(self, seconds: float, size: int) -> None:
+        """The live generation was restored at start: how long that took, and the bytes it wrote."""
+        self.restored = (seconds, size)
+
+    def synced(self, position: Position) -> None:
+        """A sync was answered."""
+        if position.replicated_txid == position.txid > 0:
+            self.replicated = (position.txid, self.clock())
+
+
+class TimedReplica:
+    """A replica whose syncs are measured."""
+
+    def __init__(self, replica: Replica, metrics: Metrics) -> None:
+        self._replica, self._metrics = replica, metrics
+
+    async def sync(self, *, timeout: int) -> Position:
+        """See `worker.replication.Replica`."""
+        with _timed(self._metrics.sync, SyncUnavailable):
+            position = await self._replica.sync(timeout=timeout)
+        self._metrics.synced(position)
+        return position
+
+
+class TimedLease:
+    """A lease whose reads are measured."""
+
+    def __init__(self, lease: Ownership, metrics: Metrics) -> None:
+        self._lease, self._metrics = lease, metrics
+
+    async def verify(self) -> None:
+        """See `worker.replication.Ownership`."""
+        with _timed(self._metrics.lease_read, StoreUnavailable):
+            await self._lease.verify()
+
+
+@contextlib.contextmanager
+def _timed(histogram: Histogram, passing: type[Exception]) -> Iterator[None]:
+    """Measure the block, also where it ends in a passing error; not where it is cancelled or the lease is lost."""
+    began = time.monotonic()
+    try:
+        yield
+    except passing:
+        histogram.add(time.monotonic() - began)
+        raise
+    histogram.add(time.monotonic() - began)
+
+
+def _refusals() -> Iterator[tuple[str, str]]:
+    """Every status and reason there can be, so that the first of each is seen as one more than none."""
+    yield "500", RequestError.reason
+    for kind in RequestError.__subclasses__():
+        for reason in REFUSED if kind is Refused else (kind.reason,):
+            yield str(kind.status), reason
