@@ -36,6 +36,7 @@ from worker.group import Change, Entry, Group, Outcome
 from worker.intake import Intake
 from worker.lease import Lease, Timing
 from worker.litestream import Position
+from worker.metrics import Metrics
 from worker.succession import Succession, SuccessionTiming
 from worker.writer import Writer
 
@@ -345,6 +346,7 @@ class Process:
                 waiting=succession.message_received,
             ),
             tables=SimpleNamespace(open=False, read=_nothing),
+            metrics=Metrics(hold_seconds=settings.hold_limit_seconds, clock=clock),
             erasure=None,
         )
 
