@@ -4,9 +4,11 @@ import argparse
 import asyncio
 import os
 import sys
+import tempfile
+from collections.abc import Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from rich.console import Console
@@ -16,11 +18,13 @@ from worker.config import Settings
 from worker.errors import LeaseHeld, LeaseLost, RestoreFailed, WorkerError
 from worker.gcs import Bucket
 from worker.pubsub import Queue
-from worker.recovery import Plan, Recovered, Recovery
+from worker.recovery import Plan, Recovery
 from worker.replay import Patience, Progress
 from worker.replay_point import replay_point
 from worker.replica import survey
 from worker.tables import moment, pairs, rfc3339
+
+T = TypeVar("T")
 
 _LIST_SECONDS: Final = 60.0
 _INTRO: Final = """\
@@ -73,7 +77,7 @@ def _recover(settings: Settings, options: argparse.Namespace) -> int:
     queue = subscription_options.queue(options) if options.replay or options.replay_from else None
     recovery = Recovery(settings, options.at, _say, blind=options.replay_from is not None)
     with Console(stderr=True).status("comparing"):
-        plan = asyncio.run(recovery.plan())
+        plan = _made(recovery.plan())
         # Found out before anything is changed: a recovery that nothing can be replayed onto is not what was asked for.
         to = _replay_to(settings, options, plan, queue)
         if queue is not None and to is not None:
@@ -85,7 +89,7 @@ def _recover(settings: Settings, options: argparse.Namespace) -> int:
     if to is not None:  # told before it is needed: from the switch to the replay there is nothing else to go by
         _say(f"should this break off once the older state is live, run it again, or: {_by_hand(to)}")
     with Console(stderr=True).status("recovering"):
-        recovered = _recovered(recovery)
+        recovered = _made(recovery.recover())
     _say(f"{recovered.generation} is live")
     file.write(recovered.plan)
     done, code = None, 0
@@ -97,11 +101,16 @@ def _recover(settings: Settings, options: argparse.Namespace) -> int:
     return code
 
 
-def _recovered(recovery: Recovery) -> Recovered:
+def _made(work: Coroutine[Any, Any, T]) -> T:
     try:
-        return asyncio.run(recovery.recover())
+        return asyncio.run(work)
     except LeaseLost as lost:  # in order for a service, which then ends with 0; here what was asked for is not done
         raise LeaseHeld(f"{lost}. Look at what is live with `worker replica`, and run it again") from None
+    except OSError as error:
+        raise RestoreFailed(
+            f"{tempfile.gettempdir()} cannot be written: {error.strerror}; have room there for the database four times, or "
+            "name another folder with TMPDIR"
+        ) from error
 
 
 class _Undone:

@@ -1,6 +1,7 @@
 """`worker recover`: what it settles before anything is changed, and what it does not let break off afterwards."""
 
 import argparse
+import errno
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -112,14 +113,22 @@ def test_a_point_that_cannot_be_looked_up_again_is_the_planned_one(
 def test_a_lost_lease_is_no_success() -> None:
     """A service ends with 0 when another one took over; a recovery that was not made must not."""
 
-    class Lost:
-        async def recover(self) -> None:
-            raise LeaseLost("held by another")
+    async def lost() -> None:
+        raise LeaseLost("held by another")
 
-    recovery: Any = Lost()
     with pytest.raises(LeaseHeld, match=r"held by another.*run it again") as raised:
-        recover_cli._recovered(recovery)
+        recover_cli._made(lost())
     assert raised.value.exit_code == 1
+
+
+def test_a_full_disk_is_no_traceback() -> None:
+    """It is said where room is needed, and how to name another place."""
+
+    async def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RestoreFailed, match=r"No space left on device.*TMPDIR"):
+        recover_cli._made(full())
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-1", "0", "soon"])

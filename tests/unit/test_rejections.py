@@ -190,6 +190,21 @@ def test_erasing_leaves_a_tombstone_and_nothing_of_the_user(store: Store) -> Non
     assert store.transaction(lambda transaction: transaction.erase(5)) == Erased(False, 0, 0)
 
 
+def test_an_erased_user_is_overwritten(store: Store) -> None:
+    """Nothing of the user is left in free pages either: every later generation begins with a copy of the whole file."""
+    secret = "only-this-user@example.com"
+    store.handle(lambda: entry(5, "m1", email=secret), *[(lambda n=n: entry(n, f"u{n}")) for n in range(6, 40)])
+    store.handle(conflicting("m2"), lambda: entry(5, "m3", email=secret.upper() + "x" * 20_000))
+    file = Path(store.connection.database)
+    checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)"
+    store.connection.execute_sql(checkpoint)  # type: ignore[no-untyped-call]
+    assert file.read_bytes().count(secret.encode()) >= 2
+    assert secret.upper().encode() in file.read_bytes()
+    store.transaction(lambda transaction: transaction.erase(5))
+    store.connection.execute_sql(checkpoint)  # type: ignore[no-untyped-call]
+    assert secret.encode() not in file.read_bytes().lower()
+
+
 @pytest.mark.parametrize(
     ("data", "outcome"),
     [
