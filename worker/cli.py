@@ -38,6 +38,9 @@ _OTHER_VERBS: Final = (
     "doctor_cli",
 )
 
+INTERRUPTED: Final = 130
+"""The exit code after Ctrl-C, as shells have it."""
+
 log = logging.getLogger("worker")
 
 
@@ -63,6 +66,9 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
     except WorkerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parser(*, only_serve: bool = False) -> argparse.ArgumentParser:

@@ -67,7 +67,10 @@ class Transaction:
         insert(self.database, User, made.users)
         insert(self.database, Receipt, made.receipts)
         if made.rejections:  # kept longer than its receipt, so a late replay may meet the one it made before
-            Rejection.insert_many(made.rejections).on_conflict_ignore().execute(self.database)
+            kept = Rejection.insert_many(made.rejections).on_conflict(  # that one alone: "or ignore" would ignore everything
+                conflict_target=[Rejection.message_id], preserve=[Rejection.message_id]
+            )
+            kept.execute(self.database)
         return made.outcomes
 
     def retry(self, message_id: str) -> Outcome:
@@ -94,6 +97,8 @@ class Transaction:
         if made.rejections:
             [again] = made.rejections
             self._update(message_id, {name: again[name] for name in ("reason", "detail", "stored")})
+        elif made.outcomes[0] == "erased":  # only now can it be read whom it is about: nothing of it is kept
+            Rejection.delete().where(Rejection.message_id == message_id).execute(self.database)
         else:
             self._update(message_id, {"resolved_at": self.now, "resolution": made.outcomes[0]})
         return made.outcomes[0]

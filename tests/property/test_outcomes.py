@@ -697,7 +697,11 @@ def a_retry_keeps_the_old_receipt() -> Iterator[None]:
 @contextlib.contextmanager
 def a_replay_replaces_the_rejection() -> Iterator[None]:
     """Mutant 4: a rejection that is met again after its receipt has expired is written over, and so is open again."""
-    with mock.patch.object(peewee.Insert, "on_conflict_ignore", peewee.Insert.on_conflict_replace):
+
+    def replaced(self: peewee.Insert, **_: Any) -> peewee.Insert:
+        return self.on_conflict_replace()
+
+    with mock.patch.object(peewee.Insert, "on_conflict", replaced):
         yield
 
 

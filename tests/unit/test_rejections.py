@@ -145,6 +145,16 @@ def test_a_retry_after_its_receipt_has_expired_makes_a_new_one(store: Store) -> 
     assert [row["message_id"] for row in store.rows(Receipt)] == ["m2"]
 
 
+def test_a_retry_that_turns_out_to_be_about_an_erased_user_keeps_nothing(store: Store) -> None:
+    """A mended worker can read what it could not when the user was erased."""
+    store.handle(lambda: malformed("m1"))
+    store.transaction(lambda transaction: transaction.erase(5))
+    Rejection.update(data=b'{"user_id":5,"email_address":"a"}').execute(store.connection)  # as if that were readable now
+    assert store.transaction(lambda transaction: transaction.retry("m1")) == "erased"
+    assert store.rows(Rejection) == []
+    assert [(row["outcome"], row["user_id"]) for row in store.rows(Receipt)] == [("erased", None)]
+
+
 def test_a_discarded_message_stays_without_effect(store: Store) -> None:
     """Delivered again it is a duplicate; it cannot be retried or discarded again."""
     store.handle(lambda: malformed("m2"))
