@@ -49,26 +49,35 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser(only_serve=[*argv] == ["serve"]).parse_args(argv)
     try:
-        if arguments.command is None:
-            by_itself: Callable[..., int] = arguments.without_settings
-            return by_itself(arguments, environ)
-        settings = config.load(environ)
-        # What a command does it says itself; the log is for a service, and for whoever asks for it.
-        quiet = getattr(arguments, "quiet", False) and settings.log_level == "info"
-        telemetry.configure(
-            "warning" if quiet else settings.log_level,
-            project=settings.project,
-            service=settings.service,
-            revision=settings.revision,
-        )
-        command: Callable[[Settings, argparse.Namespace], int] = arguments.command
-        return command(settings, arguments)
+        code = _run(arguments, environ)
+        sys.stdout.flush()
+        return code
     except WorkerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever reads this, such as head, has enough; the flush at the exit must not meet it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    if arguments.command is None:
+        by_itself: Callable[..., int] = arguments.without_settings
+        return by_itself(arguments, environ)
+    settings = config.load(environ)
+    # What a command does it says itself; the log is for a service, and for whoever asks for it.
+    quiet = getattr(arguments, "quiet", False) and settings.log_level == "info"
+    telemetry.configure(
+        "warning" if quiet else settings.log_level,
+        project=settings.project,
+        service=settings.service,
+        revision=settings.revision,
+    )
+    command: Callable[[Settings, argparse.Namespace], int] = arguments.command
+    return command(settings, arguments)
 
 
 def _parser(*, only_serve: bool = False) -> argparse.ArgumentParser:

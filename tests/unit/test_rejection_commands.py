@@ -12,6 +12,7 @@ import pytest
 
 from publisher.message import MAX_DATA_BYTES, UserCreated
 from publisher.records import JsonLines, Lines
+from worker.rejection_cli import _text
 from worker.rejection_commands import Service, line
 
 
@@ -92,3 +93,9 @@ def test_a_line_is_no_longer_than_it_must_be() -> None:
         mended = line(kept(data, stored)).replace(b'"user_id": "5"', b'"user_id": 5')
         assert loaded(mended) == UserCreated(user_id=5, settings=settings, created_at=1767225600)
     assert json.loads(line(kept(b"{}", {"settings": "s"})))["_rejection"]["stored"] == {"settings": "s"}
+
+
+@pytest.mark.parametrize(("data", "shown"), [("nöt JSON".encode(), "nöt JSON"), (b"\xff", "/w== (base64: it is no text)")])
+def test_a_person_is_shown_text(data: bytes, shown: str) -> None:
+    """Base64 only where it is none."""
+    assert _text(base64.b64encode(data).decode()) == shown
