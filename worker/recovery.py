@@ -14,7 +14,7 @@ import contextlib
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -134,6 +134,8 @@ class Recovery:
         for file in (Path(newest.file), Path(wanted.file), *replaced):  # they may be older than a column that is compared
             await asyncio.to_thread(database.migrate, file, busy_timeout_seconds=self._settings.busy_timeout_seconds)
         found = await asyncio.to_thread(undone, newer=Path(newest.file), older=Path(wanted.file), replaced=replaced)
+        if word := forgotten(wanted, now=datetime.now(UTC), receipt_days=self._settings.receipt_days):
+            self._say(word)
         return Plan(newest, wanted, found)
 
     async def _replaced(self, parts: Parts, wanted: Restored, scratch: Path) -> list[Restored]:
@@ -187,6 +189,16 @@ class Recovery:
                 yield parts, Path(scratch)
             finally:
                 parts.close()
+
+
+def forgotten(wanted: Restored, *, now: datetime, receipt_days: float) -> str | None:
+    """What to say of a state so old that receipts of what came after it have expired since; None if it is not. Pure."""
+    if wanted.time >= now - timedelta(days=receipt_days):
+        return None
+    return (
+        f"that state is older than RECEIPT_DAYS, {receipt_days:g}: messages whose receipts have expired since are undone as "
+        "well, and are neither counted nor listed; compare the numbers of users"
+    )
 
 
 @contextlib.asynccontextmanager

@@ -134,12 +134,13 @@ class Transaction:
         for some in batches(sorted(erased), _STATEMENT_VALUES):
             receipts += Receipt.update(user_id=None).where(Receipt.user_id.in_(some)).execute(self.database)
             User.delete().where(User.user_id.in_(some)).execute(self.database)
-            insert(self.database, User, [UserRow(user_id, None, None, 1, None) for user_id in some])
+            insert(self.database, User, [_tombstone(user_id) for user_id in some])
         return receipts, len(rejected)
 
     def not_erased(self, user_ids: Sequence[int]) -> list[int]:
         """Those of the users that have no tombstone yet."""
-        gone = {user_id for user_id, row in self._users(list(user_ids)).items() if row.deleted}
+        # Only a tombstone as `erase_all` leaves it: a row that was only marked as deleted still holds the person's data.
+        gone = {user_id for user_id, row in self._users(list(user_ids)).items() if row == _tombstone(user_id)}
         return [user_id for user_id in user_ids if user_id not in gone]
 
     def _plan(self, entries: Sequence[Entry], handled: Iterable[str]) -> Plan:
@@ -164,6 +165,10 @@ class Transaction:
 
     def _update(self, message_id: str, values: dict[str, Any]) -> None:
         Rejection.update(values).where(Rejection.message_id == message_id).execute(self.database)
+
+
+def _tombstone(user_id: int) -> UserRow:
+    return UserRow(user_id, None, None, 1, None)
 
 
 def _about(rejection: dict[str, Any]) -> set[int | None]:

@@ -13,7 +13,7 @@ from worker.background import plain
 from worker.comparison import Undone
 from worker.errors import LeaseHeld, LeaseLost, QueueUnavailable, RestoreFailed
 from worker.recover_cli import _earlier, _Undone
-from worker.recovery import Plan
+from worker.recovery import Plan, forgotten
 from worker.replay_cli import seconds
 from worker.restore_commands import Restored
 
@@ -129,6 +129,15 @@ def test_a_full_disk_is_no_traceback() -> None:
 
     with pytest.raises(RestoreFailed, match=r"No space left on device.*TMPDIR"):
         recover_cli._made(full())
+
+
+def test_what_receipts_no_longer_tell_is_said() -> None:
+    """A state older than any receipt: what is undone is more than what is listed."""
+    wanted = plan().wanted
+    assert forgotten(wanted, now=NOW + timedelta(days=31), receipt_days=32) is None
+    said = forgotten(wanted, now=NOW + timedelta(days=33), receipt_days=32)
+    assert said is not None
+    assert "neither counted nor listed" in said
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-1", "0", "soon"])

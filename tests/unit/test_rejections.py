@@ -252,6 +252,16 @@ def test_many_users_are_erased_in_one_pass(store: Store) -> None:
     assert len(store.rows(User)) == 1200
 
 
+def test_a_row_that_is_only_marked_as_deleted_is_no_tombstone(store: Store) -> None:
+    """The service this one replaces may have marked rows so: an older state must still be erased."""
+    store.handle(lambda: entry(5, "m1", email="a"), lambda: entry(6, "m2"))
+    User.update(deleted=1).execute(store.connection)
+    assert store.transaction(lambda transaction: transaction.not_erased([5, 6, 7])) == [5, 6, 7]
+    store.transaction(lambda transaction: transaction.erase_all([5]))
+    assert store.transaction(lambda transaction: transaction.not_erased([5, 6, 7])) == [6, 7]
+    assert store.rows(User)[0]["email_address"] is None
+
+
 def test_a_user_who_was_never_there_can_be_erased(store: Store) -> None:
     """A replay may still bring them: the tombstone is there first."""
     assert store.transaction(lambda transaction: transaction.erase(5)) == Erased(False, 0, 0)
