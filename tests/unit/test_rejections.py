@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from worker.expiry import Expiry
 from worker.group import Entry
 from worker.models import Connection, Receipt, Rejection, User
 from worker.rejections import Filter
-from worker.transaction import Erased, Transaction, content_of
+from worker.transaction import Erased, Transaction, claimed_user, content_of
 
 T = TypeVar("T")
 
@@ -237,6 +238,43 @@ def test_a_malformed_message_about_an_erased_user_is_not_kept(store: Store, data
 
     assert store.handle(replayed) == [outcome]
     assert len(store.rows(Rejection)) == (outcome == "rejected")
+
+
+@pytest.mark.parametrize(
+    ("data", "user"),
+    [
+        (b'{"user_id":5}', 5),
+        (b'{"user_id":6,"user_id":5,"settings":7}', 5),
+        (b'{"settings":7,"user_id":"9223372036854775807"}', 2**63 - 1),
+        (b'{"user_id":"' + b"\\u0035" * 19 + b'"}', int("5" * 19)),
+        (b'{"user_id":"' + b"0" * 18 + b'5"}', 5),
+        (b'{"user_id":"' + b"5" * 20 + b'"}', None),
+        (b'{"user_id":9223372036854775808}', None),
+        (b'{"user_id":true}', None),
+        (b'{"user_id":[5]}', None),
+        (b'{"user_id":5.0}', None),
+        (b'{"user_id":"\xff"}', None),
+        (b'{"user_id":5', None),
+        (b"[5]", None),
+        (b"{}", None),
+        (b"", None),
+    ],
+)
+def test_whom_a_message_tries_to_be_about(data: bytes, user: int | None) -> None:
+    """As a number or as text; the last one counts, as in the format."""
+    assert claimed_user(data) == user
+
+
+@pytest.mark.parametrize("opening", [b'{"user_id":"x","newer":[', b"["])
+def test_a_bad_message_is_not_built_in_memory(opening: bytes) -> None:
+    """INV-7: 10 MB of empty lists would be 200 MB of objects, and hold everybody up for seconds (INV-6)."""
+    data = opening + b"[]," * 3_300_000 + (b"[]]}" if opening[:1] == b"{" else b"[]]")
+    tracemalloc.start()
+    try:
+        assert content_of(data, {}).reason in ("wrong_type", "not_an_object")  # type: ignore[union-attr]
+        assert tracemalloc.get_traced_memory()[1] < 2 * len(data)
+    finally:
+        tracemalloc.stop()
 
 
 def test_many_users_are_erased_in_one_pass(store: Store) -> None:
