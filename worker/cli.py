@@ -17,7 +17,7 @@ import uvloop
 
 from worker import config, lease_commands, lease_record, supervisor, telemetry
 from worker.config import Settings
-from worker.errors import LeaseLost, WorkerError
+from worker.errors import LeaseLost, StoreUnavailable, WorkerError
 from worker.gcs import Bucket
 
 _INTRO = """\
@@ -53,7 +53,9 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
         sys.stdout.flush()
         return code
     except WorkerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # A service asks again by itself; whoever typed a command has to.
+        more = "; look at the network and REPLICA_URL, and try again" if isinstance(error, StoreUnavailable) else ""
+        print(f"error: {error}{more}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -86,7 +86,7 @@ def add(verbs: Any) -> None:
     for parser in (listing, exporting):
         parser.add_argument("--all", action="store_true", help="the resolved ones as well")
     for parser in (listing, retry, discard, exporting):
-        parser.add_argument("--reason", choices=REASONS, metavar="CODE", help=f"one of {', '.join(REASONS)}")
+        parser.add_argument("--reason", choices=[*map(str, REASONS)], metavar="CODE", help=f"one of {', '.join(REASONS)}")
         parser.add_argument(
             "--since", type=_utc, metavar="TIME", help="received then or later: RFC 3339, or 30m, 12h, 7d ago"
         )

@@ -53,7 +53,12 @@ class Service:
 
     def __init__(self, url: str, token: str = "", *, patience: float = _PATIENCE_SECONDS) -> None:
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx.AsyncClient(base_url=url, headers=headers, timeout=_REQUEST_SECONDS)
+        try:
+            self._client = httpx.AsyncClient(base_url=url, headers=headers, timeout=_REQUEST_SECONDS)
+        except httpx.InvalidURL as error:
+            raise ServiceUnreachable(
+                f"{url} is no address ({error}); give the service's with --url or SERVICE_URL"
+            ) from None
         self._url, self._patience = url, patience
 
     async def __aenter__(self) -> Self:

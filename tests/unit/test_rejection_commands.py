@@ -12,6 +12,7 @@ import pytest
 
 from publisher.message import MAX_DATA_BYTES, UserCreated
 from publisher.records import JsonLines, Lines
+from worker.errors import ServiceUnreachable
 from worker.rejection_cli import _text
 from worker.rejection_commands import Service, line
 
@@ -99,3 +100,9 @@ def test_a_line_is_no_longer_than_it_must_be() -> None:
 def test_a_person_is_shown_text(data: bytes, shown: str) -> None:
     """Base64 only where it is none."""
     assert _text(base64.b64encode(data).decode()) == shown
+
+
+def test_what_is_no_address_is_said() -> None:
+    """With where to give one."""
+    with pytest.raises(ServiceUnreachable, match=r"is no address .*--url or SERVICE_URL"):
+        Service("http://host:port")
