@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser(only_serve=[*argv] == ["serve"]).parse_args(argv)
     try:
-        code = _run(arguments, environ)
+        with contextlib.nullcontext() if arguments.command is _serve else _ended_in_order():
+            code = _run(arguments, environ)
         sys.stdout.flush()
         return code
     except WorkerError as error:
@@ -63,6 +65,19 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
     except BrokenPipeError:  # whoever reads this, such as head, has enough; the flush at the exit must not meet it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C: by default it would leave scratch behind, and a lease to its TTL."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
