@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from local.stack import BUCKET, TOPIC, Stack, stack
+from local.stack import BUCKET, SUBSCRIPTION, TOPIC, Stack, stack
 
 DIRECTORY: Final = Path(".run")
 
@@ -64,4 +64,12 @@ def commands(running: Stack) -> str:
         publish = f"{exports}\ngcloud pubsub topics publish {TOPIC} --message='{{\"user_id\": 5}}'"
         load = ".venv/bin/python -m publisher create --user-id 6 --email six@example.com"
     look = f"curl {running.worker.url}/users/5\ncurl {running.worker.url}/metrics"
-    return f"\n{publish}\n{load}\n{look}\n{storage} gcloud storage ls --recursive gs://{BUCKET}/\n"
+    operate = (
+        f"export STORAGE_EMULATOR_HOST={running.gcs.url} REPLICA_URL={running.replica_url} SUBSCRIPTION={SUBSCRIPTION} "
+        f"SERVICE_URL={running.worker.url}\n"
+        ".venv/bin/python -m worker replica\n"
+        ".venv/bin/python -m worker rejections list\n"
+        ".venv/bin/python -m worker drill"
+    )
+    listing = f"{storage} gcloud storage ls --recursive gs://{BUCKET}/"
+    return f"\n{publish}\n{load}\n{look}\n{listing}\n{operate}\n"

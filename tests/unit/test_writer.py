@@ -303,6 +303,15 @@ def test_a_row_that_another_constraint_refuses_is_not_taken_for_written(bench: B
     assert bench.users == [1, 3]
 
 
+def test_a_rejection_that_another_constraint_refuses_is_not_taken_for_kept(bench: Bench) -> None:
+    """INV-6: one that was made before is met by its id alone; any other refusal leaves the message in the queue."""
+    bench.execute("CREATE UNIQUE INDEX one_of_each ON rejections (data)")
+    answers = bench.write(lambda: [malformed("m1"), entry(5, "m2"), malformed("m3")])
+    assert kinds(answers) == ["rejected", "created", Unwritable]
+    assert [row["message_id"] for row in bench.rows("SELECT message_id FROM rejections")] == ["m1"]
+    assert bench.outcomes == {"m1": "rejected", "m2": "created"}
+
+
 @pytest.mark.parametrize("table", ["receipts", "rejections"])
 def test_what_cannot_even_be_kept_stays_in_the_queue(bench: Bench, table: str) -> None:
     """INV-3: receipt and rejection are one transaction; without both there is neither, and no acknowledgement."""
