@@ -61,7 +61,7 @@ class Succession:
     async def ask(self, record: Record) -> None:
         """Ask the holder that `record` names to hand over, if messages come in here and nobody else is asking.
 
-        Another's request that is no longer repeated is replaced: whoever wrote it may be dead, and the holder passes over it.
+        Another's request that is no longer repeated is replaced: whoever wrote it may be dead, and the holder ignores it.
 
         Raises:
             StoreUnavailable: It is not known whether the request was written; it is repeated anyway.
