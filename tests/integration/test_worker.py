@@ -35,6 +35,7 @@ from tests.processes import (
 )
 from worker import config, supervisor
 from worker.database import SQLITE_MIN
+from worker.litestream import find_binary
 
 pytestmark = pytest.mark.slow
 
@@ -306,6 +307,30 @@ def test_a_killed_litestream_is_replaced(workers: Workers, fake_gcs: FakeGcs) ->
     assert set(load.answers) == {"204"}
     assert worker.state() == "serving"
     assert prove(fake_gcs.url, URL, load.acknowledged).holds
+
+
+def test_a_litestream_that_dies_of_its_first_start_is_started_again(workers: Workers, tmp_path: Path) -> None:
+    """Killed before it answers, at the start and in a roll-over: the worker stays, and everything is acknowledged."""
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    binary = tmp_path / "litestream"
+    # Every other child dies at once: mkdir and rmdir are its memory.
+    binary.write_text(
+        f"""#!/bin/sh
+        if [ "$1" = replicate ]; then
+            mkdir {deaths}/now 2>/dev/null && {{ echo >> {deaths}/log; kill -9 $$; }}
+            rmdir {deaths}/now
+        fi
+        exec {find_binary("litestream")} "$@"
+        """
+    )
+    binary.chmod(0o755)
+    worker = workers.serving(LITESTREAM_BIN=str(binary), GENERATION_TRANSACTIONS_MAX="10")
+    with Load(worker) as load:
+        wait_until(lambda: len((deaths / "log").read_text()) >= 3, "a death at the start and in two roll-overs")
+        load.wait_for(100)
+    assert worker.state() == "serving"
+    assert set(load.answers) == {"204"}
 
 
 def test_a_bucket_that_hangs_for_a_while_is_waited_for(workers: Workers, fake_gcs: FakeGcs, objects: Objects) -> None:
