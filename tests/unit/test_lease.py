@@ -404,6 +404,77 @@ def test_leaving_the_context_releases() -> None:
     assert record_in(store).state == "released"
 
 
+class SlowStore(MemoryStore):
+    """Writes wait for `going`, and are done although their sender has been told to leave: a thread has sent them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent, self.going = asyncio.Event(), asyncio.Event()
+
+    async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
+        """See `MemoryStore`."""
+        self.sent.set()
+        await self.going.wait()
+        return await super().write(name, data, if_generation=if_generation, timeout=timeout)
+
+
+@pytest.mark.parametrize("fault", ["ok", "lose", "refuse"])
+def test_told_to_leave_while_taking_it_gives_it_back(fault: str) -> None:
+    """SIGTERM while the swap is under way: a name that got into the record after all would block the store for the TTL."""
+
+    async def body() -> None:
+        store = SlowStore()
+        put(store, RELEASED)
+
+        async def life() -> None:
+            async with make(store, Clock()).held(release_seconds=5):
+                raise AssertionError("it was told to leave before")
+
+        store.faults["write"] = [fault]
+        task = asyncio.create_task(life())
+        await store.sent.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        store.going.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        record = record_in(store)
+        assert (record.state, record.epoch) == ("released", 3 if fault == "refuse" else 4)
+
+    asyncio.run(body())
+
+
+def test_told_to_leave_while_standing_by_leaves_the_record_alone() -> None:
+    """Nothing of ours is on its way: nothing is asked of the bucket any more."""
+
+    async def body() -> None:
+        store, clock = MemoryStore(), Clock()
+        put(store, HELD)
+        waits = asyncio.Event()
+
+        async def sleep(seconds: float) -> None:
+            waits.set()
+            await asyncio.Event().wait()
+
+        contender = make(store, clock)
+        contender._sleep = sleep
+
+        async def life() -> None:
+            async with contender.held(release_seconds=5):
+                raise AssertionError("another holds it")
+
+        task = asyncio.create_task(life())
+        await waits.wait()
+        calls = len(store.calls)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert len(store.calls) == calls
+        assert record_in(store) == HELD
+
+    asyncio.run(body())
+
+
 def test_a_lost_lease_is_not_released() -> None:
     """Whoever holds it now keeps it: the record is not touched."""
     store, clock = MemoryStore(), Clock()
