@@ -17,7 +17,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NoReturn, Protocol
 
 import msgspec
@@ -70,6 +70,8 @@ class Lease:
         self._clock, self._sleep = clock, sleep
         self._writing = asyncio.Lock()
         self._seen: Seen | None = None
+        self._looked = float("-inf")  # when the record was last read
+        self._blind = False  # a read has failed since
         self._epoch: int | None = None  # set while held
         self._written = float("-inf")  # when the last write of the record began
         self._gone = False  # the record named another: never release, never write again
@@ -314,9 +316,17 @@ class Lease:
         self._seen = Seen(record, written, self._clock())
 
     async def _read(self) -> None:
-        record, generation = await look(self._store, timeout=self._timing.timeout)
+        try:
+            record, generation = await look(self._store, timeout=self._timing.timeout)
+        except StoreUnavailable:
+            self._blind = True
+            raise
+        now = self._clock()
         if self._seen is None or self._seen.generation != generation:
-            self._seen = Seen(record, generation, self._clock())
+            self._seen = Seen(record, generation, now)
+        elif self._blind:  # its holder could not reach the bucket either: that is no silence of the holder's
+            self._seen = replace(self._seen, since=self._seen.since + now - self._looked)
+        self._looked, self._blind = now, False
 
     def _check(self, record: Record) -> None:
         # Only we write our name. While advance() is in doubt the record may be one epoch ahead of us; a read that was

@@ -136,6 +136,35 @@ def test_a_silent_lease_is_taken_after_the_ttl_on_our_own_clock() -> None:
     assert held.epoch == 4
 
 
+def test_an_outage_is_not_the_holders_silence() -> None:
+    """INV-9: nobody could renew meanwhile; a holder that goes on after the outage keeps its lease."""
+    store, clock = MemoryStore(), Clock()
+    put(store, HELD)
+    store.faults["read"] = ["ok"] * 2 + ["refuse"] * 30
+    began = clock.now
+
+    def holder(clock: Clock) -> None:
+        if clock.now - began == 34:  # two seconds after the outage
+            put(store, HELD)
+        if clock.now - began == 40:
+            put(store, RELEASED)
+
+    clock.on_sleep = holder
+    held = make(store, clock)
+    asyncio.run(held.acquire())
+    assert clock.now - began == 40
+
+
+def test_a_holder_that_died_in_an_outage_is_taken_over_after_the_ttl_of_what_was_seen() -> None:
+    """Silence before and after the outage counts."""
+    store, clock = MemoryStore(), Clock()
+    put(store, HELD)
+    store.faults["read"] = ["ok"] * 10 + ["refuse"] * 30
+    began = clock.now
+    asyncio.run(make(store, clock).acquire())
+    assert clock.now - began == 31 + 15
+
+
 def test_losing_the_race_for_a_silent_lease_starts_the_wait_again() -> None:
     """Of two contenders one swap wins; the other sees a new record and waits its whole TTL."""
     store, clock = MemoryStore(), Clock()
