@@ -112,7 +112,8 @@ class Litestream:
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def __aenter__(self) -> Self:
-        for stale in (self._meta, self._socket):
+        directory = self._options.database.parent  # lives that were killed have left theirs here
+        for stale in (*directory.glob(".litestream-*"), *directory.glob("ls-*.sock")):
             _remove(stale)
         try:
             await self._insist_on_starting()

@@ -292,6 +292,16 @@ def test_a_killed_worker_takes_its_litestream_along(workers: Workers) -> None:
     wait_until(lambda: not alive(child), "the end of Litestream")
 
 
+def test_what_a_killed_life_has_left_on_the_disk_goes(workers: Workers) -> None:
+    """Litestream's copies of recent transactions do not pile up, one folder for each life that was killed."""
+    worker = workers.serving()
+    for _ in range(2):
+        worker.kill()
+        worker.start().wait_serving()
+        left = [path.name for path in worker.disk.iterdir() if path.name.startswith((".litestream-", "ls-"))]
+        assert len(left) == 2, left  # this life's folder and socket
+
+
 # Faults under way.
 
 
