@@ -302,6 +302,21 @@ def test_what_a_killed_life_has_left_on_the_disk_goes(workers: Workers) -> None:
         assert len(left) == 2, left  # this life's folder and socket
 
 
+def test_nothing_is_read_from_a_database_that_is_being_restored(workers: Workers, fake_gcs: FakeGcs) -> None:
+    """INV-5: what an earlier life has left on the disk is not shown, nor half a restore: 503 until it serves."""
+    worker = workers.serving()
+    assert push(worker, 1, "m1").status_code == 204
+    assert worker.stop() == 0
+    rule = fake_gcs.faults.add(verb="download", name=GENERATIONS, action="hang")
+    worker.start()
+    fake_gcs.faults.wait_for_hits(rule)
+    refused = httpx.get(f"{worker.url}/users/1", trust_env=False)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    fake_gcs.faults.clear()
+    worker.wait_serving()
+    assert httpx.get(f"{worker.url}/users/1", trust_env=False).json()["user_id"] == 1
+
+
 # Faults under way.
 
 
