@@ -42,9 +42,13 @@ def _run(arguments: argparse.Namespace) -> int:
             pubsub_port=8085,
         ) as running:
             running.subscribe(running.worker.url)
+            ends = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+            # From here on they end it in order; their handlers, which might get them before sigwait does, end it at once.
+            signal.pthread_sigmask(signal.SIG_BLOCK, ends)
             console.print(commands(running), highlight=False, soft_wrap=True)
             console.print(f"logs are in {directory}; Ctrl-C ends everything", style="dim")
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+            signal.sigwait(ends)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
             console.print("stopping", style="dim")
             running.worker.stop()
     except KeyboardInterrupt:

@@ -573,6 +573,25 @@ def test_a_paused_writer_commits_nothing_and_then_goes_on(bench: Bench) -> None:
     assert bench.rows("SELECT epoch FROM receipts") == [{"epoch": 8}]
 
 
+def test_a_paused_writer_keeps_nothing_that_nobody_waits_for(bench: Bench) -> None:
+    """INV-7: a roll-over may have to outlast an outage; what came in and was answered 503 meanwhile does not pile up."""
+
+    async def body() -> None:
+        async with bench.writing(Confirmed()) as (writer, _):
+            async with writer.paused():
+                for number in range(1, 1000):
+                    given_up = entry(number)
+                    writer.submit(given_up)
+                    given_up.done.cancel()
+                last = entry(1000)
+                writer.submit(last)
+                assert writer.pending == 1
+            assert await last.done == "created"
+
+    asyncio.run(body())
+    assert bench.users == [1000]
+
+
 def test_pausing_waits_for_the_group_being_committed(bench: Bench) -> None:
     """When the pause begins, everything committed has been handed over to the replicator."""
 
