@@ -221,7 +221,8 @@ python=${PYTHON:-python3}
 output=$(mktemp)
 trap 'rm -f "$errors" "$output"' EXIT
 ack_deadline=${ACK_DEADLINE_SECONDS:-60}
-[[ $ack_deadline =~ ^[0-9]+$ ]] || stop "ACK_DEADLINE_SECONDS is '$ack_deadline': give whole seconds, 10 to 600" 2
+[[ $ack_deadline =~ ^([1-9][0-9]|[1-5][0-9][0-9]|600)$ ]] ||
+    stop "ACK_DEADLINE_SECONDS is '$ack_deadline': give whole seconds, 10 to 600" 2
 [[ ${SOFT_DELETE_DAYS:-7} =~ ^(0|[7-9]|[1-8][0-9]|90)$ ]] ||
     stop "SOFT_DELETE_DAYS is '$SOFT_DELETE_DAYS': give 0, or whole days from 7 to 90" 2
 image=${IMAGE:-$region-docker.pkg.dev/$project/$repository/worker:$(fingerprint)}

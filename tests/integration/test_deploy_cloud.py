@@ -25,7 +25,11 @@ from local.worker_process import ROOT
 from tests.cloud import NUMBER, PROJECT, Cloud, Serving
 from worker import config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),  # a deployment is some sixty starts of gcloud
+    pytest.mark.skipif(shutil.which("gcloud") is None and not os.environ.get("CI"), reason="gcloud is not installed"),
+]
 
 REGION = "europe-west1"
 URL = f"https://users-worker-{NUMBER}.{REGION}.run.app"
@@ -428,6 +432,21 @@ def test_destroying_asks_first(pretender: dict[str, str], tmp_path: Path) -> Non
 def test_wrong_usage_is_told(script: str, arguments: tuple[str, ...], variables: dict[str, str], said: str) -> None:
     """Exit code 2 and what to do, before anything is looked at."""
     done = start(script, ROOT, variables, arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"ACK_DEADLINE_SECONDS": "601"}, "ACK_DEADLINE_SECONDS is '601': give whole seconds, 10 to 600"),
+        ({"ACK_DEADLINE_SECONDS": "060"}, "ACK_DEADLINE_SECONDS is '060'"),
+        ({"SOFT_DELETE_DAYS": "3"}, "SOFT_DELETE_DAYS is '3': give 0, or whole days from 7 to 90"),
+    ],
+)
+def test_a_wrong_setting_is_told(variables: dict[str, str], said: str) -> None:
+    """Before anything is looked at."""
+    done = start("deploy.sh", ROOT, variables)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
 
