@@ -22,6 +22,7 @@ SETTINGS = config.Settings(replica_url="gs://acme-users/prod", push_audience="a"
 """The defaults, with senders verified: then one more rule has to hold."""
 
 SCRIPT = (DEPLOY / "deploy.sh").read_text()
+PUBSUB = (DEPLOY / "pubsub.sh").read_text()
 DEFAULTS = dict(re.findall(r"\$\{([A-Z_]+):?-([^}]*)\}", SCRIPT))
 """The script's own defaults."""
 VALUES = DEFAULTS | {
@@ -93,8 +94,7 @@ def test_a_value_that_is_missing_or_not_plain_is_refused() -> None:
 
 def test_the_time_limits_nest_across_service_subscription_and_settings() -> None:
     """INV-8: the worker answers first, then the queue gives up, then the platform would."""
-    pubsub = (DEPLOY / "pubsub.sh").read_text()
-    (deadline,) = re.findall(r"--ack-deadline=\"\$\{ACK_DEADLINE_SECONDS:-(\d+)\}\"", pubsub)
+    (deadline,) = re.findall(r"--ack-deadline=\"\$\{ACK_DEADLINE_SECONDS:-(\d+)\}\"", PUBSUB)
     assert SETTINGS.ack_deadline_seconds == int(deadline) == int(DEFAULTS["ACK_DEADLINE_SECONDS"])
     assert SETTINGS.hold_limit_seconds < int(deadline) < service()["timeoutSeconds"]
     assert 'REQUEST_TIMEOUT_SECONDS="$((ack_deadline + 30))"' in SCRIPT
@@ -162,10 +162,22 @@ def test_the_worker_has_the_rights_that_it_uses_and_no_others() -> None:
     assert role | set().union(*GIVEN.values()) == set().union(*NEEDED.values())
 
 
+def test_every_role_that_is_granted_is_explained() -> None:
+    """The table in docs/security.md has each role that the scripts grant and no other, and what our own role holds."""
+    text = (ROOT / "docs" / "security.md").read_text()
+    table = re.findall(r"^\|.*$", text.partition("\n## Accounts\n")[2].partition("\n## ")[0], re.MULTILINE)
+    granting = [line for line in SCRIPT.splitlines() + PUBSUB.splitlines() if not line.lstrip().startswith("#")]
+    granted = set(re.findall(r"\broles/\w+\.\w+", "\n".join(granting)))
+    assert set(re.findall(r"\broles/\w+\.\w+", "\n".join(table))) == granted
+    (own,) = [row for row in table if "a role of its own" in row]
+    verbs = set(re.findall(r"\bpubsub\.snapshots\.(\w+)", SCRIPT))
+    assert set(re.findall(r"`(?:pubsub\.snapshots\.)?([a-z]+)`", own)) == verbs
+
+
 def test_what_is_deleted_can_be_brought_back_as_long_as_it_would_be_kept() -> None:
     """Soft delete covers the retention of generations; the queue's retention ends before receipts do."""
     assert int(DEFAULTS["SOFT_DELETE_DAYS"]) >= SETTINGS.retention_days
-    assert int(re.findall(r"\$\{RETENTION:-(\d+)d\}", (DEPLOY / "pubsub.sh").read_text())[0]) < SETTINGS.receipt_days
+    assert int(re.findall(r"\$\{RETENTION:-(\d+)d\}", PUBSUB)[0]) < SETTINGS.receipt_days
 
 
 @pytest.mark.parametrize("target", ["deploy", "destroy"])

@@ -29,13 +29,13 @@ from worker.litestream import find_binary
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PROBE = """
-import os, sys
+import errno, os
 refused = []
 for folder in ("/", "/app", "/app/worker", "/venv", "/etc", "/usr/local", "/data", "/tmp"):
     try:
         open(os.path.join(folder, "probe"), "w").close()
-    except OSError:
-        refused.append(folder)
+    except OSError as error:
+        refused.append(folder if error.errno == errno.EROFS else f"{folder}:{error}")
 print(os.getuid(), os.getgid(), *refused)
 """
 
