@@ -6,7 +6,7 @@ N      ?= 10
 MINUTES ?= 90
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-recover run test test-fast torture check format bench docs lock clean
+.PHONY: help setup demo demo-recover run test test-fast torture check format bench docs lock deploy destroy clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,15 @@ docs: $(READY)  ## Write the generated parts of docs/ again: settings, costs
 lock: $(READY)  ## Resolve pyproject.toml into the two lock files again
 	$(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header -o requirements.lock pyproject.toml
 	$(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --allow-unsafe --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+
+# Settings such as MEMORY=2Gi are given like PROJECT: make hands on what its command line says.
+deploy:  ## Create or update the service on Cloud Run (PROJECT=... REGION=...; DRY_RUN=1 only prints)
+	@$(if $(and $(PROJECT),$(REGION)),,$(error say where: make $@ PROJECT=... REGION=...))
+	@PYTHON=$(PYTHON) deploy/deploy.sh $(PROJECT) $(REGION)
+
+destroy:  ## Delete it again, but for the bucket with the data (PROJECT=... REGION=...; YES=1 does not ask)
+	@$(if $(and $(PROJECT),$(REGION)),,$(error say where: make $@ PROJECT=... REGION=...))
+	@deploy/destroy.sh $(PROJECT) $(REGION)
 
 clean:  ## Remove .venv, caches and the local stack's data
 	rm -rf .venv .run .mypy_cache .ruff_cache .pytest_cache .hypothesis

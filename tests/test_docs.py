@@ -193,6 +193,20 @@ def test_the_figure_of_the_limits_shows_the_defaults() -> None:
     assert {name: float(value) for name, value in shown.items()} == {name: getattr(settings, names[name]) for name in shown}
 
 
+def test_every_setting_of_a_deployment_is_documented_with_its_default() -> None:
+    """docs/deploy.md has one row for each variable that `--help` of the two scripts lists, with the default it has there."""
+    section = (DOCS / "deploy.md").read_text().partition("\n## Settings\n")[2].partition("\n## ")[0]
+    documented: dict[str, str] = {}
+    for names, defaults in re.findall(r"^\| (`[^|]+`) \| ([^|]+) \|", section, re.MULTILINE):
+        values = re.findall(r"`([^`]+)`", defaults) or [""]
+        names = re.findall(r"`([^`]+)`", names)
+        documented |= dict(zip(names, values if len(values) == len(names) else values * len(names), strict=True))
+    text = "".join((ROOT / "deploy" / name).read_text() for name in ("settings.sh", "deploy.sh", "destroy.sh"))
+    read = dict(re.findall(r"\$\{([A-Z_]+):?-([^}]*)\}", text))
+    del read["PYTHON"]
+    assert documented == {name: default.replace("$project", "PROJECT") for name, default in read.items()}
+
+
 def test_every_nesting_rule_is_documented() -> None:
     """INV-8: each rule that the settings can break has its row, with every setting it speaks of."""
     documented = (DOCS / "configuration.md").read_text().partition("## The limits nest")[2].partition("\n## ")[0]
@@ -369,6 +383,8 @@ def test_every_documented_setting_exists() -> None:
     known = {name for name, _, _ in config.described()} | set(publisher.settings.ENVIRONMENT) | FOREIGN_VARIABLES
     known |= set(worker.rejection_cli.ENVIRONMENT) | set(worker.subscription_options.ENVIRONMENT)
     known |= {name for name in vars(publisher.settings) if name.isupper()}  # its fixed limits
+    for file in (ROOT / "deploy").glob("*.sh"):
+        known |= set(re.findall(r"\$\{([A-Z_]+):?-", file.read_text()))
     text = everything()
     named = set(re.findall(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)`", text))
     named |= set(re.findall(r"(?:^|[\s`])([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)=", text))

@@ -1,0 +1,38 @@
+"""Fills in ${NAME} in a template from the environment: `python3 deploy/render.py deploy/service.yaml`.
+
+It needs no package, as it runs before anything is installed. A name without a value and a value that could be anything but
+one plain word in YAML are errors: nothing that is half filled in may be deployed.
+"""
+
+import os
+import re
+import string
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+PLAIN = re.compile(r"[A-Za-z0-9@:/._,-]*")
+"""What accounts, addresses, numbers and lists of them are made of. Nothing in it can end a quoted word of YAML."""
+
+
+def render(template: str, values: Mapping[str, str]) -> str:
+    """The template with its names filled in.
+
+    Raises:
+        ValueError: A name has no value, or a value has characters that are not plain.
+    """
+    body = re.sub(r"(?m)^\s*#.*\n", "", template)  # comments speak of ${...} as well
+    names = set(re.findall(r"\$\{(\w+)\}", body))
+    if missing := sorted(names - values.keys()):
+        raise ValueError(f"no value for {', '.join(missing)}: set them in the environment")
+    for name in sorted(names):
+        if not PLAIN.fullmatch(values[name]):
+            raise ValueError(f"{name} is {values[name]!r}: only letters, digits and @:/._,- are taken")
+    return string.Template(body).substitute(values)
+
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(render(Path(sys.argv[1]).read_text(), os.environ))
+    except ValueError as error:
+        sys.exit(f"render.py: {error}")

@@ -1,0 +1,197 @@
+"""What is deployed agrees with what the worker is told and promises: its limits, its memory, its rights."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import worker.pubsub
+from deploy.render import render
+from worker import config
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
+SETTINGS = config.Settings(replica_url="gs://acme-users/prod", push_audience="a", push_service_account="p")
+"""The defaults, with senders verified: then one more rule has to hold."""
+
+SCRIPT = (DEPLOY / "deploy.sh").read_text()
+PUBSUB = (DEPLOY / "pubsub.sh").read_text()
+DEFAULTS = dict(re.findall(r"\$\{([A-Z_]+):?-([^}]*)\}", SCRIPT))
+"""The script's own defaults."""
+VALUES = DEFAULTS | {
+    "SERVICE": "users-worker",
+    "JOB": "users-worker-command",
+    "PROJECT": "acme",
+    "RUNTIME": "users-worker@acme.iam.gserviceaccount.com",
+    "PUSHER": "users-worker-push@acme.iam.gserviceaccount.com",
+    "IMAGE": "europe-west1-docker.pkg.dev/acme/solowriter/worker:1",
+    "URL": "https://users-worker-1.europe-west1.run.app",
+    "REPLICA_URL": "gs://acme-users/prod",
+    "SUBSCRIPTION": "users-worker",
+    "REQUEST_TIMEOUT_SECONDS": str(int(DEFAULTS["ACK_DEADLINE_SECONDS"]) + 30),
+}
+UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+
+NEEDED = {
+    # Pub/Sub documentation, "Access control with IAM": the permissions of each method. Those of snapshots are asked for on
+    # the project or the snapshot, those of subscriptions on the subscription.
+    "get_subscription": {"pubsub.subscriptions.get"},
+    "create_snapshot": {"pubsub.snapshots.create", "pubsub.subscriptions.consume"},
+    "get_snapshot": {"pubsub.snapshots.get"},
+    "list_snapshots": {"pubsub.snapshots.list"},
+    "delete_snapshot": {"pubsub.snapshots.delete"},
+    "seek": {"pubsub.subscriptions.consume", "pubsub.snapshots.seek"},
+}
+GIVEN = {"roles/pubsub.subscriber": {"pubsub.subscriptions.consume"}, "roles/pubsub.viewer": {"pubsub.subscriptions.get"}}
+"""What is used of the two roles on the subscription."""
+
+
+def parsed(name: str) -> Any:
+    """A template with its values."""
+    return yaml.safe_load(render((DEPLOY / name).read_text(), VALUES))
+
+
+def service() -> Any:
+    """What a revision of the service is made of."""
+    return parsed("service.yaml")["spec"]["template"]["spec"]
+
+
+def container() -> Any:
+    """Its one container."""
+    (only,) = service()["containers"]
+    return only
+
+
+def size(text: str) -> int:
+    """A quantity of memory, in bytes."""
+    return int(text[:-2]) * UNITS[text[-2:]]
+
+
+@pytest.mark.parametrize("name", ["service.yaml", "job.yaml", "cloudbuild.yaml"])
+def test_the_files_are_yaml_with_and_without_values(name: str) -> None:
+    """A template can be read by whatever reads YAML."""
+    assert isinstance(yaml.safe_load((DEPLOY / name).read_text()), dict)
+    assert isinstance(parsed(name) if name != "cloudbuild.yaml" else {}, dict)
+    assert "$" not in json.dumps(parsed(name)) if name != "cloudbuild.yaml" else True
+
+
+def test_a_value_that_is_missing_or_not_plain_is_refused() -> None:
+    """Nothing half filled in is deployed, and no value can add a line to the file."""
+    with pytest.raises(ValueError, match=r"no value for B, C"):
+        render("a: ${A}\nb: ${B}${C}\n", {"A": "1"})
+    for value in ('x"\n    y: z', "a b", "${HOME}", "`id`"):
+        with pytest.raises(ValueError, match="A is"):
+            render("# ${NO_NAME}\na: ${A}\n", {"A": value})
+    assert render("# ${NO_NAME}\na: ${A}\n", {"A": "x@y:1,z/2"}) == "a: x@y:1,z/2\n"
+
+
+def test_the_time_limits_nest_across_service_subscription_and_settings() -> None:
+    """INV-8: the worker answers first, then the queue gives up, then the platform would."""
+    (deadline,) = re.findall(r"--ack-deadline=\"\$\{ACK_DEADLINE_SECONDS:-(\d+)\}\"", PUBSUB)
+    assert SETTINGS.ack_deadline_seconds == int(deadline) == int(DEFAULTS["ACK_DEADLINE_SECONDS"])
+    assert SETTINGS.hold_limit_seconds < int(deadline) < service()["timeoutSeconds"]
+    assert 'REQUEST_TIMEOUT_SECONDS="$((ack_deadline + 30))"' in SCRIPT
+    variables = {each["name"]: each["value"] for each in container()["env"]}
+    assert config.load(variables).hold_limit_seconds < float(variables["ACK_DEADLINE_SECONDS"])
+
+
+def test_the_probes_ask_what_they_should_for_long_enough() -> None:
+    """Ready while standing by, within what the platform allows; alive until a minute of silence."""
+    start, live = container()["startupProbe"], container()["livenessProbe"]
+    assert (start["httpGet"]["path"], live["httpGet"]["path"]) == ("/readyz", "/healthz")
+    assert start["httpGet"]["port"] == live["httpGet"]["port"] == container()["ports"][0]["containerPort"]
+    for probe in (start, live):
+        assert probe["timeoutSeconds"] <= probe["periodSeconds"]
+    assert 60 <= start["periodSeconds"] * start["failureThreshold"] <= 240
+    # Not within what the settings allow one blocking step to take: a slow bucket is no reason for a kill.
+    silence = live["periodSeconds"] * live["failureThreshold"]
+    assert silence > SETTINGS.busy_timeout_seconds + SETTINGS.sync_timeout_seconds + SETTINGS.lease_read_timeout_seconds
+
+
+def test_the_job_may_take_as_long_as_the_longest_command() -> None:
+    """A restore and the full copy after it fit into the job's time."""
+    spec = parsed("job.yaml")["spec"]["template"]["spec"]["template"]["spec"]
+    assert int(spec["timeoutSeconds"]) > SETTINGS.restore_timeout_seconds + SETTINGS.first_sync_timeout_seconds
+    assert [*spec["containers"][0]["command"], *spec["containers"][0]["args"]] == ["python", "-m", "worker", "init"]
+
+
+def test_the_folder_is_full_before_the_memory_is() -> None:
+    """The largest database that the volume takes, three times over, needs no more memory than there is (worker doctor)."""
+    (volume,) = service()["volumes"]
+    assert volume["emptyDir"]["medium"] == "Memory"
+    memory = size(container()["resources"]["limits"]["memory"])
+    database = size(volume["emptyDir"]["sizeLimit"]) / 3
+    assert 4 * database + 6 * SETTINGS.queue_max_bytes <= memory
+    (mount,) = container()["volumeMounts"]
+    variables = {each["name"]: each["value"] for each in container()["env"]}
+    assert mount["name"] == volume["name"]
+    assert Path(variables["DATABASE_PATH"]).parent == Path(mount["mountPath"])
+
+
+def test_one_instance_takes_what_the_worker_holds() -> None:
+    """One, never none, with its CPU; concurrency below what the worker holds, so that it and not the platform refuses."""
+    annotations = parsed("service.yaml")["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["autoscaling.knative.dev/maxScale"] == annotations["autoscaling.knative.dev/minScale"] == "1"
+    assert annotations["run.googleapis.com/cpu-throttling"] == "false"
+    assert annotations["run.googleapis.com/execution-environment"] == "gen2"
+    assert service()["containerConcurrency"] <= SETTINGS.queue_max_messages
+    assert parsed("service.yaml")["metadata"]["annotations"]["run.googleapis.com/ingress"] == "internal"
+
+
+def test_the_service_sets_only_what_is_a_setting() -> None:
+    """A mistyped variable would be ignored in silence."""
+    known = {name for name, _, _ in config.described()}
+    for each in (container(), parsed("job.yaml")["spec"]["template"]["spec"]["template"]["spec"]["containers"][0]):
+        assert {variable["name"] for variable in each["env"]} <= known
+
+
+def test_the_worker_has_the_rights_that_it_uses_and_no_others() -> None:
+    """What the calls in worker/pubsub.py need is what our own role and the two on the subscription give."""
+    called = set(re.findall(r"_subscriber\(\)\.(\w+)\(", inspect.getsource(worker.pubsub)))
+    assert called == set(NEEDED)
+    role = set(re.findall(r"\bpubsub\.snapshots\.\w+", SCRIPT))
+    granted = set(re.findall(r"\broles/pubsub\.\w+", SCRIPT.partition("make_subscription()")[2]))
+    assert granted == set(GIVEN)
+    assert role | set().union(*GIVEN.values()) == set().union(*NEEDED.values())
+
+
+def test_every_role_that_is_granted_is_explained() -> None:
+    """The table in docs/security.md has each role that the scripts grant and no other, and what our own role holds."""
+    text = (ROOT / "docs" / "security.md").read_text()
+    table = re.findall(r"^\|.*$", text.partition("\n## Accounts\n")[2].partition("\n## ")[0], re.MULTILINE)
+    granting = [line for line in SCRIPT.splitlines() + PUBSUB.splitlines() if not line.lstrip().startswith("#")]
+    granted = set(re.findall(r"\broles/\w+\.\w+", "\n".join(granting)))
+    assert set(re.findall(r"\broles/\w+\.\w+", "\n".join(table))) == granted
+    (own,) = [row for row in table if "a role of its own" in row]
+    verbs = set(re.findall(r"\bpubsub\.snapshots\.(\w+)", SCRIPT))
+    assert set(re.findall(r"`(?:pubsub\.snapshots\.)?([a-z]+)`", own)) == verbs
+
+
+def test_what_is_deleted_can_be_brought_back_as_long_as_it_would_be_kept() -> None:
+    """Soft delete covers the retention of generations; the queue's retention ends before receipts do."""
+    assert int(DEFAULTS["SOFT_DELETE_DAYS"]) >= SETTINGS.retention_days
+    assert int(re.findall(r"\$\{RETENTION:-(\d+)d\}", PUBSUB)[0]) < SETTINGS.receipt_days
+
+
+@pytest.mark.parametrize("target", ["deploy", "destroy"])
+def test_make_asks_where(target: str) -> None:
+    """Without a project and a region there is nothing to do, and it says what to type."""
+    done = subprocess.run(["make", target, "PROJECT=acme"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"say where: make {target} PROJECT=... REGION=..." in done.stderr
+
+
+def test_make_hands_on_its_settings() -> None:
+    """What stands on make's command line reaches the script."""
+    command = ["make", "deploy", "PROJECT=acme", "REGION=europe-west1", "DRY_RUN=1", "BUCKET=elsewhere", "IMAGE=x/y:1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "+ gcloud storage buckets create gs://elsewhere " in done.stdout
+    assert "gcloud builds submit" not in done.stdout
