@@ -62,4 +62,5 @@ class Pace:
                 self._returned(now)
 
     def _returned(self, now: float) -> None:
-        self._return_each += _SWAY * ((now - self._answered_at) / self._answered - self._return_each)
+        seconds = min(now - self._answered_at, 2 * self._upload)  # how much later than that says nothing
+        self._return_each += _SWAY * (seconds / self._answered - self._return_each)
