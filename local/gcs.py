@@ -36,6 +36,7 @@ from local.gcs_http import (
     xml_error,
 )
 from local.gcs_resources import (
+    BUCKET_METAGENERATION,
     Conditions,
     Fields,
     StoredObject,
@@ -122,6 +123,9 @@ class Gcs:
     async def _bucket(self, request: Request, name: str = "") -> Reply:
         await self._faults.meet(request, "bucket", name)
         base_url = request.base_url
+        if name:
+            created = self._store.bucket(name)
+            Conditions.of(request.query).check(0, BUCKET_METAGENERATION)
         match request.method, name:
             case "GET", "":
                 found = self._store.buckets(request.query.get("prefix", ""))
@@ -132,7 +136,7 @@ class Gcs:
                 created = self._store.create_bucket(str(resource.get("name", "")))
                 return json_reply(bucket_resource(*created, base_url))
             case "GET", _:
-                return json_reply(bucket_resource(*self._store.bucket(name), base_url))
+                return json_reply(bucket_resource(*created, base_url))
             case "DELETE", _ if name:
                 self._store.delete_bucket(name)
                 return Reply(204)

@@ -89,7 +89,13 @@ class FakeGcs:
         log = self._log.open("ab") if self._log else None
         try:
             self._process = subprocess.Popen(
-                command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True
+                command,
+                cwd=_ROOT,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,  # or a terminal's Ctrl-C would end it before the worker that still writes to it
             )
         finally:
             if log:

@@ -16,6 +16,9 @@ import msgspec
 
 from local.gcs_errors import Headers, condition_not_met, invalid, not_modified
 
+# A bucket's metadata can't be changed here.
+BUCKET_METAGENERATION = 1
+
 
 class Fields(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
     """What a client may say about an object, and change later."""
@@ -186,7 +189,7 @@ def bucket_resource(name: str, created: str, base_url: str) -> dict[str, Any]:
         "name": name,
         "timeCreated": created,
         "updated": created,
-        "metageneration": "1",
+        "metageneration": str(BUCKET_METAGENERATION),
         "iamConfiguration": {"uniformBucketLevelAccess": {"enabled": True}, "publicAccessPrevention": "enforced"},
         "location": "US",
         "locationType": "multi-region",

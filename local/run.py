@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from local.stack import BUCKET, TOPIC, Stack, stack
+from local.stack import BUCKET, SUBSCRIPTION, TOPIC, Stack, stack
 
 DIRECTORY: Final = Path(".run")
 
@@ -42,9 +42,13 @@ def _run(arguments: argparse.Namespace) -> int:
             pubsub_port=8085,
         ) as running:
             running.subscribe(running.worker.url)
+            ends = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+            # From here on they end it in order; their handlers, which might get them before sigwait does, end it at once.
+            signal.pthread_sigmask(signal.SIG_BLOCK, ends)
             console.print(commands(running), highlight=False, soft_wrap=True)
             console.print(f"logs are in {directory}; Ctrl-C ends everything", style="dim")
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+            signal.sigwait(ends)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
             console.print("stopping", style="dim")
             running.worker.stop()
     except KeyboardInterrupt:
@@ -64,4 +68,12 @@ def commands(running: Stack) -> str:
         publish = f"{exports}\ngcloud pubsub topics publish {TOPIC} --message='{{\"user_id\": 5}}'"
         load = ".venv/bin/python -m publisher create --user-id 6 --email six@example.com"
     look = f"curl {running.worker.url}/users/5\ncurl {running.worker.url}/metrics"
-    return f"\n{publish}\n{load}\n{look}\n{storage} gcloud storage ls --recursive gs://{BUCKET}/\n"
+    operate = (
+        f"export STORAGE_EMULATOR_HOST={running.gcs.url} REPLICA_URL={running.replica_url} SUBSCRIPTION={SUBSCRIPTION} "
+        f"SERVICE_URL={running.worker.url}\n"
+        ".venv/bin/python -m worker replica\n"
+        ".venv/bin/python -m worker rejections list\n"
+        ".venv/bin/python -m worker drill"
+    )
+    listing = f"{storage} gcloud storage ls --recursive gs://{BUCKET}/"
+    return f"\n{publish}\n{load}\n{look}\n{listing}\n{operate}\n"

@@ -5,7 +5,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -187,8 +187,11 @@ def _output(path: Path) -> Iterator[BinaryIO]:
         stream = path.open("wb")
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
-    with stream:
+    try:
         yield stream
+    finally:
+        with suppress(OSError):  # what it could not write, the loader has told
+            stream.close()
 
 
 def _refuse_to_overwrite(options: Namespace) -> None:

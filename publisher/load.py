@@ -110,6 +110,7 @@ class Loader:
         self._summary = Summary(dry_run=sink is None)
         self._pending: dict[int, tuple[Record, UserCreated, Future[str]]] = {}
         self._pending_bytes = 0
+        self._incomplete = False  # a file that was written lacks lines
         self._answered: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def run(self, reader: Reader) -> Summary:
@@ -130,6 +131,8 @@ class Loader:
             self._sink.close(timeout=0.0)  # settles every future that is left
         for line in list(self._pending):
             self._settle(line)
+        if self._incomplete:
+            self._summary.next_line = self._start_line  # only from there on will it be whole
         self._summary.seconds = round(time.monotonic() - started, 3)
         self._report.tick(self._summary)
         return self._summary
@@ -208,8 +211,7 @@ class Loader:
             self._summary.accepted += 1
             if self._accepted is not None:
                 entry = {"line": line, "user_id": user.user_id, "message_id": future.result()}
-                self._accepted.write(json.dumps(entry).encode() + b"\n")
-                self._accepted.flush()  # whoever watches the file learns of it now
+                self._keep(self._accepted, json.dumps(entry).encode() + b"\n")
             return
         if not isinstance(error, DeliveryError):
             raise error
@@ -231,4 +233,13 @@ class Loader:
         elif self._rejects is not None:
             header, self._header = self._header, b""
             for part in (header, record.raw):
-                self._rejects.write(part if part.endswith(b"\n") or not part else part + b"\n")
+                self._keep(self._rejects, part if part.endswith(b"\n") or not part else part + b"\n")
+
+    def _keep(self, file: BinaryIO, data: bytes) -> None:
+        """Write, at once: whoever watches the file learns of it now. A full disk ends the reading, not the account."""
+        try:
+            file.write(data)
+            file.flush()
+        except OSError as error:
+            self._incomplete = True
+            self._summary.stopped = self._summary.stopped or f"cannot write {file.name}: {error.strerror}; it is not whole"

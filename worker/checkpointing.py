@@ -36,6 +36,9 @@ async def take_every(
         except (QueueError, StoreError) as error:
             log.error("no checkpoint was taken: %s", error, extra={"action": "checkpoint.failed"})
             wait = _RETRY_SECONDS
+        except Exception:  # a defect, or something Google's client had never raised: no reason to stop the one writer
+            log.exception("no checkpoint was taken", extra={"action": "checkpoint.failed"})
+            wait = _RETRY_SECONDS
         await asyncio.sleep(min(wait, hours * 3600))
 
 

@@ -8,6 +8,7 @@ A checkpoint's snapshot is called solowriter.SUBSCRIPTION.NAME, and its record `
 between the two leaves a snapshot without a record; a snapshot that has expired leaves a record without a snapshot.
 """
 
+import logging
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -32,6 +33,8 @@ ROOT: Final = "checkpoints/"
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _SNAPSHOT_ID_MAX: Final = 255
 """Longest id of a Pub/Sub resource, in characters (documentation, "Create a topic", section on names)."""
+
+log = logging.getLogger(__name__)
 
 
 class Queue(Protocol):
@@ -134,7 +137,10 @@ async def take(queue: Queue, store: Store, name: str, *, timeout: float) -> Chec
     if await read(store, name, timeout=timeout) is not None:
         raise QueueRefused(f"there is a checkpoint {name} already; choose another name, or prune it")
     snapshot = await _create(queue, wanted)
-    live = next(generation for generation in (await survey(store, timeout=timeout)).history if generation.live)
+    live = next((each for each in (await survey(store, timeout=timeout)).history if each.live), None)
+    if live is None:
+        await queue.delete(snapshot.name)
+        raise NotInReplica("the live generation's manifest is missing from the bucket: do not stop the service, and drill")
     made = Checkpoint(
         name=name,
         snapshot=snapshot.name,
@@ -225,7 +231,11 @@ async def listed(queue: Queue, store: Store, *, timeout: float) -> list[Listed]:
     snapshots = {each.name: each for each in await queue.snapshots(f"{queue.project}/snapshots/solowriter.")}
     rows = []
     for name in names:
-        record = await read(store, name, timeout=timeout)
+        try:
+            record = await read(store, name, timeout=timeout)
+        except RecordInvalid as error:  # it must not hide the others, least of all from a recovery
+            log.warning("%s", error, extra={"action": "checkpoint.unreadable"})
+            continue
         if record is not None:
             rows.append(_row(record, there=snapshots.pop(record.snapshot, None) is not None))
     for snapshot in snapshots.values():

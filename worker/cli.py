@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
@@ -17,7 +18,7 @@ import uvloop
 
 from worker import config, lease_commands, lease_record, supervisor, telemetry
 from worker.config import Settings
-from worker.errors import LeaseLost, WorkerError
+from worker.errors import LeaseLost, StoreUnavailable, WorkerError
 from worker.gcs import Bucket
 
 _INTRO = """\
@@ -38,6 +39,9 @@ _OTHER_VERBS: Final = (
     "doctor_cli",
 )
 
+INTERRUPTED: Final = 130
+"""The exit code after Ctrl-C, as shells have it."""
+
 log = logging.getLogger("worker")
 
 
@@ -46,23 +50,51 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser(only_serve=[*argv] == ["serve"]).parse_args(argv)
     try:
-        if arguments.command is None:
-            by_itself: Callable[..., int] = arguments.without_settings
-            return by_itself(arguments, environ)
-        settings = config.load(environ)
-        # What a command does it says itself; the log is for a service, and for whoever asks for it.
-        quiet = getattr(arguments, "quiet", False) and settings.log_level == "info"
-        telemetry.configure(
-            "warning" if quiet else settings.log_level,
-            project=settings.project,
-            service=settings.service,
-            revision=settings.revision,
-        )
-        command: Callable[[Settings, argparse.Namespace], int] = arguments.command
-        return command(settings, arguments)
+        with contextlib.nullcontext() if arguments.command is _serve else _ended_in_order():
+            code = _run(arguments, environ)
+        sys.stdout.flush()
+        return code
     except WorkerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # A service asks again by itself; whoever typed a command has to.
+        more = "; look at the network and REPLICA_URL, and try again" if isinstance(error, StoreUnavailable) else ""
+        print(f"error: {error}{more}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever reads this, such as head, has enough; the flush at the exit must not meet it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C: by default it would leave scratch behind, and a lease to its TTL."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    if arguments.command is None:
+        by_itself: Callable[..., int] = arguments.without_settings
+        return by_itself(arguments, environ)
+    settings = config.load(environ)
+    # What a command does it says itself; the log is for a service, and for whoever asks for it.
+    quiet = getattr(arguments, "quiet", False) and settings.log_level == "info"
+    telemetry.configure(
+        "warning" if quiet else settings.log_level,
+        project=settings.project,
+        service=settings.service,
+        revision=settings.revision,
+    )
+    command: Callable[[Settings, argparse.Namespace], int] = arguments.command
+    return command(settings, arguments)
 
 
 def _parser(*, only_serve: bool = False) -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ Nothing is written beside the files, so they stay as they were restored.
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Undone(msgspec.Struct, frozen=True, kw_only=True):
 
     `messages` are the receipts that only the newer one has, by message id; `outcomes` counts them. `retried` are the
     messages that both have and that were retried in between. Publish times are in milliseconds since the epoch.
+    `before` is how many of the messages the newer one has not either: an earlier recovery has undone them.
     """
 
     messages: list[str]
@@ -45,30 +46,60 @@ class Undone(msgspec.Struct, frozen=True, kw_only=True):
     discarded: list[str]
     oldest_publish_time: int | None
     newest_publish_time: int | None
+    before: int = 0
 
 
-def undone(*, newer: Path, older: Path) -> Undone:
-    """Compare two databases at rest."""
-    messages, outcomes, retried, times = [], Counter[str](), [], []
-    with _at_rest(newer) as new, _at_rest(older) as old:
-        for receipt, before in _joined(_receipts(new), _receipts(old)):
-            if before is None:
-                messages.append(receipt["message_id"])
-                outcomes[receipt["outcome"]] += 1
-                times.append(receipt["publish_time"])
-            elif before["outcome"] != receipt["outcome"]:
-                retried.append(receipt["message_id"])
-        given_up = Rejection.resolution == DISCARDED
-        discarded = {row.message_id for row in Rejection.select().where(given_up).bind(new).iterator()}
-        discarded -= {row.message_id for row in Rejection.select().where(given_up).bind(old).iterator()}
+def undone(*, newer: Path, older: Path, replaced: Sequence[Path] = ()) -> Undone:
+    """Compare databases at rest.
+
+    Args:
+        newer: The state that is to be undone.
+        older: The state that is to be live again.
+        replaced: States that recoveries made since then have undone already.
+    """
+    found = _Found(older)
+    found.compare(newer)
+    live = len(found.published)
+    for path in replaced:
+        found.compare(path)
+    published = sorted(found.published.items())
     return Undone(
-        messages=messages,
-        outcomes=dict(outcomes),
-        retried=retried,
-        discarded=sorted(discarded - set(messages)),
-        oldest_publish_time=min(times, default=None),
-        newest_publish_time=max(times, default=None),
+        messages=[message_id for message_id, _ in published],
+        outcomes=dict(found.outcomes),
+        retried=sorted(found.retried),
+        discarded=sorted(found.discarded - found.published.keys()),
+        oldest_publish_time=min(found.published.values(), default=None),
+        newest_publish_time=max(found.published.values(), default=None),
+        before=len(published) - live,
     )
+
+
+class _Found:
+    """What newer states have, each message counted once, and the older one has not."""
+
+    def __init__(self, older: Path) -> None:
+        self._older = older
+        self.published: dict[str, int] = {}  # publish times by message id
+        self.outcomes: Counter[str] = Counter()
+        self.retried: set[str] = set()
+        self.discarded: set[str] = set()
+
+    def compare(self, newer: Path) -> None:
+        """Add what one newer state has."""
+        with _at_rest(newer) as new, _at_rest(self._older) as old:
+            for receipt, before in _joined(_receipts(new), _receipts(old)):
+                message_id = receipt["message_id"]
+                if before is None and message_id not in self.published:
+                    self.published[message_id] = receipt["publish_time"]
+                    self.outcomes[receipt["outcome"]] += 1
+                elif before is not None and before["outcome"] != receipt["outcome"]:
+                    self.retried.add(message_id)
+            self.discarded |= _given_up(new) - _given_up(old)
+
+
+def _given_up(database: Connection) -> set[str]:
+    query = Rejection.select().where(Rejection.resolution == DISCARDED)
+    return {row.message_id for row in query.bind(database).iterator()}
 
 
 def _receipts(database: Connection) -> Iterator[dict[str, Any]]:

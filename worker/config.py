@@ -254,6 +254,14 @@ class Settings:
                 f"CHECKPOINT_HOURS is {self.checkpoint_hours:g}: it must be 0, or at least {CHECKPOINT_HOURS_MIN:g} with "
                 "SUBSCRIPTION set to the subscription that feeds the store"
             )
+        named = re.fullmatch(r"projects/[^/]+/subscriptions/[^/]+", self.subscription) or (
+            self.project and "/" not in self.subscription
+        )
+        if self.checkpoint_hours and not named:
+            raise ConfigError(
+                f"SUBSCRIPTION is {self.subscription!r} and must be projects/PROJECT/subscriptions/ID, or an id with "
+                "GOOGLE_CLOUD_PROJECT set, for CHECKPOINT_HOURS"
+            )
         if self.operators and not self.push_audience:
             raise ConfigError("OPERATORS is set and PUSH_AUDIENCE is not: nobody's token could be verified; set it as well")
         for broken in _not_nested(self):

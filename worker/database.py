@@ -5,7 +5,9 @@ the WAL, and a checkpoint behind its back costs a full copy of the database. Mig
 Litestream starts.
 """
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -48,6 +50,7 @@ def connect(path: Path, *, busy_timeout_seconds: float, read_only: bool = False)
         "synchronous": "normal",
         "busy_timeout": round(busy_timeout_seconds * 1000),
         "wal_autocheckpoint": 0,
+        "secure_delete": 1,  # an erased user is overwritten, or every later copy of the file would hold what was deleted
     }
     if read_only:
         pragmas["query_only"] = 1
@@ -83,6 +86,19 @@ def clear(path: Path) -> bool:
         if file.exists():
             file.replace(previous.with_name(previous.name + suffix))
     return True
+
+
+@contextmanager
+def sound() -> Iterator[None]:
+    """For work on a database that is sound and nobody else's: what SQLite cannot do there is the disk's fault.
+
+    Raises:
+        OSError: The disk is full, or cannot be written.
+    """
+    try:
+        yield
+    except peewee.OperationalError as error:
+        raise OSError(errno.EIO, str(error)) from error
 
 
 class Reader:

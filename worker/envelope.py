@@ -33,6 +33,10 @@ _ID_PATTERN: Final = r"\A[^\x00-\x1f\x7f]*\Z"
 _Id = Annotated[str, msgspec.Meta(max_length=1024, pattern=_ID_PATTERN)]
 _TIME_MAX: Final = 253_402_300_799_999
 """The end of the year 9999, in milliseconds since the epoch."""
+_QUOTES_MAX: Final = 200_000
+"""Most quotation marks in the attributes: Pub/Sub takes 100 of 256 and 1024 bytes, so 128,400 if they are nothing else.
+A million small ones, which a body has room for, would hold everybody up for seconds (INV-7).
+Source: Pub/Sub documentation, "Quotas and limits"."""
 _ATTEMPT_MAX: Final = 2**31 - 1
 """A larger count of deliveries is none."""
 
@@ -65,7 +69,16 @@ class _Push(msgspec.Struct, frozen=True, rename="camel"):
     delivery_attempt: int | None = None
 
 
+class _AttributesAlone(msgspec.Struct, frozen=True):
+    attributes: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _Sized(msgspec.Struct, frozen=True):
+    message: _AttributesAlone = _AttributesAlone()
+
+
 _decoder = msgspec.json.Decoder(_Push)
+_sized = msgspec.json.Decoder(_Sized)
 _time_decoder = msgspec.json.Decoder(datetime)
 
 
@@ -76,6 +89,8 @@ def decode(body: bytes) -> Delivery:
         NotAPush: It is not JSON, holds no message, or the message has no id, no publish time, or broken base64.
     """
     try:
+        if len(body) > _QUOTES_MAX and bytes(_sized.decode(body).message.attributes).count(b'"') > _QUOTES_MAX:
+            raise NotAPush("the body is not a Pub/Sub push: message.attributes are more than Pub/Sub takes")
         push = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         # msgspec names types and places, never values: the text is safe to send back.

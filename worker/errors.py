@@ -103,7 +103,7 @@ class LeaseLost(WorkerError):
 
 
 class LeaseHeld(WorkerError):
-    """The holder is alive, so an operator's break was refused."""
+    """The holder is alive, so an operator's break was refused; or it took the lease of a recovery."""
 
 
 class Unconfirmed(WorkerError):

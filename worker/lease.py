@@ -17,7 +17,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NoReturn, Protocol
 
 import msgspec
@@ -70,10 +70,13 @@ class Lease:
         self._clock, self._sleep = clock, sleep
         self._writing = asyncio.Lock()
         self._seen: Seen | None = None
+        self._looked = float("-inf")  # when the record was last read
+        self._blind = False  # a read has failed since
         self._epoch: int | None = None  # set while held
         self._written = float("-inf")  # when the last write of the record began
         self._gone = False  # the record named another: never release, never write again
         self._advancing: int | None = None  # the epoch that advance() may or may not have written
+        self._taking: asyncio.Task[bool] | None = None  # the swap of our name that may or may not have happened
         self.on_loss: Callable[[], None] = lambda: None
         """Called at the moment a loss is known, before anything is awaited."""
 
@@ -214,18 +217,22 @@ class Lease:
 
     @contextlib.asynccontextmanager
     async def held(self, *, release_seconds: float) -> AsyncIterator["Lease"]:
-        """Acquire; on the way out release, unless it was lost, within `release_seconds`."""
-        await self.acquire()
+        """Acquire; on the way out release, unless it was lost, within `release_seconds`.
+
+        Also when it is told to leave while its name is on its way into the record.
+        """
         try:
+            await self.acquire()
             yield self
         finally:
-            if not self._gone:
+            if not self._gone and (self._epoch is not None or self._taking is not None):
                 await self._release_within(release_seconds)
 
     async def _release_within(self, seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
-                await self.release()
+                if self._epoch is not None or await self._took():
+                    await self.release()
         except (StoreError, LeaseLost, TimeoutError) as error:
             log.warning(
                 "the lease was not released (%s); the next instance waits for the TTL",
@@ -243,12 +250,30 @@ class Lease:
             epoch=seen.record.epoch + 1,
             live=seen.record.live,
         )
+        await self.rested()
         async with self._writing:
-            try:
-                await self._write(record, seen.generation)
-            except (Mismatch, StoreUnavailable):
-                return False  # acquire() reads again, and finds our own name if the swap did happen
+            self._taking = asyncio.create_task(self._swapped(record, seen.generation), name="lease take")
+            taken = await asyncio.shield(self._taking)  # whoever is told to leave now must still learn what came of it
+        if taken:
+            self._taking = None
+        return taken
+
+    async def _swapped(self, record: Record, generation: int) -> bool:
+        try:
+            await self._write(record, generation)
+        except (Mismatch, StoreUnavailable):
+            return False  # acquire() reads again, and finds our own name if the swap did happen
         return True
+
+    async def _took(self) -> bool:
+        """Whether the swap that was under way when this process was told to leave has put our name into the record."""
+        assert self._taking is not None
+        await asyncio.wait({self._taking})
+        await self._read()
+        record = self._last().record
+        if record.state == "held" and record.holder == self.holder:
+            self._epoch = record.epoch
+        return self._epoch is not None
 
     async def _change(
         self, *, state: Literal["held", "released"] = "held", live: str | None = None, advance: bool = False
@@ -291,9 +316,17 @@ class Lease:
         self._seen = Seen(record, written, self._clock())
 
     async def _read(self) -> None:
-        record, generation = await look(self._store, timeout=self._timing.timeout)
+        try:
+            record, generation = await look(self._store, timeout=self._timing.timeout)
+        except StoreUnavailable:
+            self._blind = True
+            raise
+        now = self._clock()
         if self._seen is None or self._seen.generation != generation:
-            self._seen = Seen(record, generation, self._clock())
+            self._seen = Seen(record, generation, now)
+        elif self._blind:  # its holder could not reach the bucket either: that is no silence of the holder's
+            self._seen = replace(self._seen, since=self._seen.since + now - self._looked)
+        self._looked, self._blind = now, False
 
     def _check(self, record: Record) -> None:
         # Only we write our name. While advance() is in doubt the record may be one epoch ahead of us; a read that was

@@ -56,13 +56,13 @@ async def show(store: Bucket, *, timeout: float) -> Status:
 
     Raises:
         StoreMissing: There is no store.
-        RecordInvalid: One of them cannot be read.
+        RecordInvalid: The record or the manifest cannot be read.
         StoreError: The bucket did not answer, or refused.
     """
     record, _ = await look(store, timeout=timeout)
     manifest = await store.read(f"{path_of(record.epoch)}/{MANIFEST}", timeout=timeout)
     request = await store.read(SUCCESSOR, timeout=timeout)
-    asked = None if request is None else _decoded(request[0], Successor, SUCCESSOR)
+    asked = None if request is None else _request(request[0], record)
     if asked is not None and asked.epoch != record.epoch:
         asked = None  # left over from an earlier hand-over
     return Status(
@@ -78,6 +78,13 @@ async def show(store: Bucket, *, timeout: float) -> Status:
         successor_revision=asked.revision if asked else None,
         successor_asked=await store.updated(SUCCESSOR, timeout=timeout) if asked else None,
     )
+
+
+def _request(data: bytes, record: Record) -> Successor:
+    try:
+        return msgspec.json.decode(data, type=Successor)
+    except msgspec.DecodeError:  # it stops no hand-over, so it must not stop whoever looks into one
+        return Successor(holder=f"unreadable {SUCCESSOR}", revision="-", epoch=record.epoch)
 
 
 def _decoded(data: bytes, kind: type[T], name: str) -> T:

@@ -112,10 +112,11 @@ class Litestream:
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def __aenter__(self) -> Self:
-        for stale in (self._meta, self._socket):
+        directory = self._options.database.parent  # lives that were killed have left theirs here
+        for stale in (*directory.glob(".litestream-*"), *directory.glob("ls-*.sock")):
             _remove(stale)
         try:
-            await self._start()
+            await self._insist_on_starting()
         except BaseException:
             await self._kill()
             self._control.end()
@@ -140,21 +141,12 @@ class Litestream:
         Raises:
             LitestreamError: It failed to start LITESTREAM_STARTS_MAX times in a row.
         """
-        failures = 0
         while True:
-            if self._process is not None:
-                code = await self._process.wait()
-                self._ready.clear()
-                log.error("litestream ended with %s; starting it again", code, extra={"action": "litestream.died"})
-            try:
-                await self._start()
-            except LitestreamError as error:
-                await self._kill()
-                failures += 1
-                if failures >= self._options.starts_max:
-                    raise LitestreamError(f"litestream failed to start {failures} times in a row: {error}") from error
-            else:
-                failures = 0
+            assert self._process is not None, "entered"
+            code = await self._process.wait()
+            self._ready.clear()
+            log.error("litestream ended with %s; starting it again", code, extra={"action": "litestream.died"})
+            await self._insist_on_starting()
             await asyncio.sleep(_RESTART_PAUSE_SECONDS)
 
     async def sync(self, *, timeout: int) -> Position:
@@ -194,6 +186,20 @@ class Litestream:
             log.error("litestream left %d syncs unanswered and is killed", self._silent, extra={"action": "litestream.hung"})
             self._silent = 0
             self.abandon()
+
+    async def _insist_on_starting(self) -> None:
+        """Start it; again if it dies of that, also when a generation is begun: whatever killed it may have passed."""
+        failures = 0
+        while True:
+            try:
+                return await self._start()
+            except LitestreamError as error:
+                await self._kill()
+                failures += 1
+                if failures >= self._options.starts_max:
+                    raise LitestreamError(f"litestream failed to start {failures} times in a row: {error}") from error
+                log.warning("litestream did not start, trying again: %s", error, extra={"action": "litestream.restart"})
+            await asyncio.sleep(_RESTART_PAUSE_SECONDS)
 
     async def _start(self) -> None:
         options = self._options

@@ -4,16 +4,18 @@ import argparse
 import asyncio
 import os
 import sys
+import tempfile
+from collections.abc import Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from rich.console import Console
 
 from worker import checkpoints, replay_cli, subscription_options
 from worker.config import Settings
-from worker.errors import RestoreFailed, WorkerError
+from worker.errors import LeaseHeld, LeaseLost, RestoreFailed, WorkerError
 from worker.gcs import Bucket
 from worker.pubsub import Queue
 from worker.recovery import Plan, Recovery
@@ -21,6 +23,8 @@ from worker.replay import Patience, Progress
 from worker.replay_point import replay_point
 from worker.replica import survey
 from worker.tables import moment, pairs, rfc3339
+
+T = TypeVar("T")
 
 _LIST_SECONDS: Final = 60.0
 _INTRO: Final = """\
@@ -57,12 +61,10 @@ def add(verbs: Any) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and change nothing")
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument(
-        "--settle", metavar="SECONDS", type=float, default=Patience().settle, help="see `replay` [%(default)g]"
-    )
-    parser.add_argument(
-        "--start", metavar="SECONDS", type=float, default=Patience().start, help="see `replay` [%(default)g]"
-    )
+    for name, default in (("--settle", Patience().settle), ("--start", Patience().start)):
+        parser.add_argument(
+            name, metavar="SECONDS", type=replay_cli.seconds, default=default, help="see `replay` [%(default)g]"
+        )
     parser.add_argument("--url", metavar="URL", help="the service's address, for --replay (default: SERVICE_URL)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     subscription_options.add(parser)
@@ -75,7 +77,7 @@ def _recover(settings: Settings, options: argparse.Namespace) -> int:
     queue = subscription_options.queue(options) if options.replay or options.replay_from else None
     recovery = Recovery(settings, options.at, _say, blind=options.replay_from is not None)
     with Console(stderr=True).status("comparing"):
-        plan = asyncio.run(recovery.plan())
+        plan = _made(recovery.plan())
         # Found out before anything is changed: a recovery that nothing can be replayed onto is not what was asked for.
         to = _replay_to(settings, options, plan, queue)
         if queue is not None and to is not None:
@@ -84,18 +86,31 @@ def _recover(settings: Settings, options: argparse.Namespace) -> int:
         _show(plan, options, to=to)
         return 0 if options.dry_run else 1
     file = _Undone(options.undone or Path(f"undone-{datetime.now(UTC):%Y%m%d-%H%M%S}.txt"), plan)
+    if to is not None:  # told before it is needed: from the switch to the replay there is nothing else to go by
+        _say(f"should this break off once the older state is live, run it again, or: {_by_hand(to)}")
     with Console(stderr=True).status("recovering"):
-        recovered = asyncio.run(recovery.recover())
+        recovered = _made(recovery.recover())
     _say(f"{recovered.generation} is live")
     file.write(recovered.plan)
     done, code = None, 0
     if queue is not None:
-        # The service went on until the lease was handed over: what it acknowledged meanwhile was undone as well.
-        to = _earlier(to, _replay_to(settings, options, recovered.plan, queue))
+        to = _replay_to_after(settings, options, recovered.plan, queue, planned=to)
         done = _replayed(settings, options, queue, to, undone=recovered.plan.undone_count) if to is not None else None
         code = int(to is not None and (done is None or not done.brought_back(recovered.plan.undone_count)))
     _show(recovered.plan, options, to=to, generation=recovered.generation, file=file.path, done=done)
     return code
+
+
+def _made(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return asyncio.run(work)
+    except LeaseLost as lost:  # in order for a service, which then ends with 0; here what was asked for is not done
+        raise LeaseHeld(f"{lost}. Look at what is live with `worker replica`, and run it again") from None
+    except OSError as error:
+        raise RestoreFailed(
+            f"{tempfile.gettempdir()} cannot be written: {error.strerror}; have room there for the database four times, or "
+            "name another folder with TMPDIR"
+        ) from error
 
 
 class _Undone:
@@ -131,6 +146,23 @@ def _replay_to(settings: Settings, options: argparse.Namespace, plan: Plan, queu
     return None if queue is None else asyncio.run(_point(settings, plan, queue))
 
 
+def _replay_to_after(
+    settings: Settings, options: argparse.Namespace, plan: Plan, queue: Queue, *, planned: datetime | str | None
+) -> datetime | str | None:
+    """The point once the recovery is made: the service had gone on, and what it acknowledged meanwhile is undone as well."""
+    try:
+        return _earlier(planned, _replay_to(settings, options, plan, queue))
+    except WorkerError as error:
+        if planned is None:
+            raise
+        _say(f"the point to replay from cannot be looked up again, so the planned one is taken: {error}")
+        return planned
+
+
+def _by_hand(to: datetime | str) -> str:
+    return "python -m worker replay " + (f"--from {rfc3339(to)}" if isinstance(to, datetime) else f"--snapshot {to}")
+
+
 def _earlier(planned: datetime | str | None, found: datetime | str | None) -> datetime | str | None:
     if isinstance(planned, datetime) and isinstance(found, datetime):
         return min(planned, found)
@@ -140,8 +172,7 @@ def _earlier(planned: datetime | str | None, found: datetime | str | None) -> da
 def _replayed(
     settings: Settings, options: argparse.Namespace, queue: Queue, to: datetime | str, *, undone: int
 ) -> Progress | None:
-    again = f"--from {rfc3339(to)}" if isinstance(to, datetime) else f"--snapshot {to}"
-    _say(f"replaying; should this break off: python -m worker replay {again}")
+    _say(f"replaying; should this break off: {_by_hand(to)}")
     try:
         patience = Patience(options.settle, options.start)
         done = replay_cli.follow(settings, queue, to, undone=undone, patience=patience, url=options.url, environ=os.environ)
@@ -216,6 +247,7 @@ def _rows(plan: Plan, to: datetime | str | None) -> list[tuple[str, Any]]:
         rows += [
             ("users", f"{newest.users:,} now, {wanted.users:,} then"),
             ("messages undone", f"{len(undone.messages):,}: {_counts(undone.outcomes)}"),
+            *([("of these, before", f"{undone.before:,}, by an earlier recovery")] if undone.before else []),
             ("published between", f"{_time(undone.oldest_publish_time)} and {_time(undone.newest_publish_time)}"),
             ("retries undone", len(undone.retried)),
             ("discards undone", len(undone.discarded)),

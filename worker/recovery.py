@@ -5,7 +5,8 @@
 
 The lease is what makes it safe: the running instance hands over and exits as it would to a new revision, and whoever comes
 next restores the new generation. What was live is not touched; it stays restorable until its retention ends. Dying before
-the switch changes nothing, dying after it leaves the recovery done and the lease to its TTL.
+the switch changes nothing, dying after it leaves the recovery done and the lease to its TTL. The same recovery made again
+counts what the first has undone, so its replay brings back all of it.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ import contextlib
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ from worker.errors import LeaseLost, NotInReplica, RestoreFailed, StoreMissing
 from worker.generation import Generations, Limits
 from worker.litestream import find_binary
 from worker.parts import Parts
+from worker.replica import survey
 from worker.restore_commands import Restored, Wanted, restore
 from worker.succession import Succession
 
@@ -128,10 +130,27 @@ class Recovery:
             return Plan(None, wanted, None)
         if (newest.generation, newest.txid) == (wanted.generation, wanted.txid):
             raise NotInReplica("nothing has been written since then: there is nothing to undo, and nothing was changed")
-        for file in (newest.file, wanted.file):  # they may be older than a column that is compared
-            await asyncio.to_thread(database.migrate, Path(file), busy_timeout_seconds=self._settings.busy_timeout_seconds)
-        found = await asyncio.to_thread(undone, newer=Path(newest.file), older=Path(wanted.file))
+        replaced = [Path(state.file) for state in await self._replaced(parts, wanted, scratch)]
+        for file in (Path(newest.file), Path(wanted.file), *replaced):  # they may be older than a column that is compared
+            await asyncio.to_thread(database.migrate, file, busy_timeout_seconds=self._settings.busy_timeout_seconds)
+        found = await asyncio.to_thread(undone, newer=Path(newest.file), older=Path(wanted.file), replaced=replaced)
+        if word := forgotten(wanted, now=datetime.now(UTC), receipt_days=self._settings.receipt_days):
+            self._say(word)
         return Plan(newest, wanted, found)
+
+    async def _replaced(self, parts: Parts, wanted: Restored, scratch: Path) -> list[Restored]:
+        """The last states of what earlier recoveries have replaced since then, as far as they can still be restored.
+
+        What they had is undone as well, so a recovery that broke off before its replay can simply be made again.
+        """
+        restored = []
+        for generation in (await survey(parts.store, timeout=_LIST_SECONDS)).replaced_since(wanted.generation):
+            epoch = generation.manifest.epoch
+            try:
+                restored.append(await self._restore(parts, Wanted(epoch=epoch), scratch / f"replaced-{epoch}.db"))
+            except (RestoreFailed, NotInReplica, StoreMissing) as error:
+                self._say(f"what an earlier recovery has undone of epoch {epoch} is not known: {error}")
+        return restored
 
     async def _restore(self, parts: Parts, wanted: Wanted, output: Path) -> Restored:
         return await restore(
@@ -170,6 +189,16 @@ class Recovery:
                 yield parts, Path(scratch)
             finally:
                 parts.close()
+
+
+def forgotten(wanted: Restored, *, now: datetime, receipt_days: float) -> str | None:
+    """What to say of a state so old that receipts of what came after it have expired since; None if it is not. Pure."""
+    if wanted.time >= now - timedelta(days=receipt_days):
+        return None
+    return (
+        f"that state is older than RECEIPT_DAYS, {receipt_days:g}: messages whose receipts have expired since are undone as "
+        "well, and are neither counted nor listed; compare the numbers of users"
+    )
 
 
 @contextlib.asynccontextmanager

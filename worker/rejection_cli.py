@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import base64
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -85,7 +86,7 @@ def add(verbs: Any) -> None:
     for parser in (listing, exporting):
         parser.add_argument("--all", action="store_true", help="the resolved ones as well")
     for parser in (listing, retry, discard, exporting):
-        parser.add_argument("--reason", choices=REASONS, metavar="CODE", help=f"one of {', '.join(REASONS)}")
+        parser.add_argument("--reason", choices=[*map(str, REASONS)], metavar="CODE", help=f"one of {', '.join(REASONS)}")
         parser.add_argument(
             "--since", type=_utc, metavar="TIME", help="received then or later: RFC 3339, or 30m, 12h, 7d ago"
         )
@@ -143,8 +144,15 @@ async def _show(service: Service, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found))
         return 0
-    pairs([(name.replace("_", " "), value) for name, value in found.items()])
+    pairs([(name.replace("_", " "), value) for name, value in (found | {"data": _text(found["data"])}).items()])
     return 0
+
+
+def _text(data: str) -> str:
+    try:
+        return base64.b64decode(data).decode()
+    except UnicodeDecodeError:
+        return f"{data} (base64: it is no text)"
 
 
 async def _retry(service: Service, options: argparse.Namespace) -> int:

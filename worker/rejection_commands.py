@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import httpx
 
+from publisher.message import MAX_DATA_BYTES
 from worker.errors import ServiceRefused, ServiceUnreachable
 from worker.operators import ROOT
 
@@ -52,7 +53,12 @@ class Service:
 
     def __init__(self, url: str, token: str = "", *, patience: float = _PATIENCE_SECONDS) -> None:
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx.AsyncClient(base_url=url, headers=headers, timeout=_REQUEST_SECONDS)
+        try:
+            self._client = httpx.AsyncClient(base_url=url, headers=headers, timeout=_REQUEST_SECONDS)
+        except httpx.InvalidURL as error:
+            raise ServiceUnreachable(
+                f"{url} is no address ({error}); give the service's with --url or SERVICE_URL"
+            ) from None
         self._url, self._patience = url, patience
 
     async def __aenter__(self) -> Self:
@@ -115,7 +121,8 @@ class Service:
 
 
 def _path(message_id: str) -> str:
-    return f"{ROOT}/{quote(message_id, safe='')}"
+    # An id of dots alone would be taken for a step up the path.
+    return f"{ROOT}/{quote(message_id, safe='').replace('.', '%2E')}"
 
 
 def _content(answer: httpx.Response) -> Any:
@@ -152,13 +159,24 @@ def line(rejection: Mapping[str, Any]) -> bytes:
         about |= _readable(data)
     if fields.get("created_at") is None:
         fields["created_at"] = int(datetime.fromisoformat(rejection["publish_time"]).timestamp())
-    return json.dumps(fields | {"_rejection": about}).encode() + b"\n"
+    made = _encoded(fields | {"_rejection": about})
+    if len(made) > MAX_DATA_BYTES and about["stored"] is not None:  # the other side of a conflict, which may be as large
+        made = _encoded(fields | {"_rejection": about | {"stored": None}})
+    return made + b"\n"
+
+
+def _encoded(content: dict[str, Any]) -> bytes:
+    try:  # as it is, and not three times as long: the reader's lines have a limit
+        return json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # a lone surrogate, which only an escape can write
+        return json.dumps(content).encode()
 
 
 def _fields(data: bytes) -> dict[str, Any] | None:
     # Python's own reader and writer: msgspec does not write integers of more than 64 bits, which may be what was wrong.
     try:
         found = json.loads(data, parse_constant=_refuse)
+        json.dumps(found, allow_nan=False)  # 1e999 is read as what cannot be written
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -56,11 +56,9 @@ def add(verbs: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and change nothing")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument(
-        "--settle", metavar="SECONDS", type=_seconds, default=Patience().settle, help="see above [%(default)g]"
+        "--settle", metavar="SECONDS", type=seconds, default=Patience().settle, help="see above [%(default)g]"
     )
-    parser.add_argument(
-        "--start", metavar="SECONDS", type=_seconds, default=Patience().start, help="see above [%(default)g]"
-    )
+    parser.add_argument("--start", metavar="SECONDS", type=seconds, default=Patience().start, help="see above [%(default)g]")
     parser.add_argument("--url", metavar="URL", help="the service's address (default: SERVICE_URL)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     subscription_options.add(parser)
@@ -269,7 +267,12 @@ def _time(milliseconds: int | None) -> str:
     return "-" if milliseconds is None else rfc3339(datetime.fromtimestamp(milliseconds / 1000, UTC))
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """How long to wait, as an option gives it.
+
+    Raises:
+        argparse.ArgumentTypeError: It is no number, or out of range: each wait has a bound (INV-7).
+    """
     try:
         found = float(text)
     except ValueError:

@@ -83,6 +83,13 @@ class Survey:
             raise NotInReplica(f"nothing is kept of {_short(moment)}: {oldest}; `worker replica` lists what there is")
         return found
 
+    def replaced_since(self, path: str) -> list[Generation]:
+        """What recoveries have replaced since that generation was live, oldest first: their last states were undone."""
+        paths = [generation.path for generation in self.history]
+        later = self.history[paths.index(path) + 1 :] if path in paths else ()
+        wanted = {generation.manifest.replaced for generation in later}
+        return [generation for generation in self.history if generation.path in wanted]
+
 
 async def survey(store: Objects, *, timeout: float) -> Survey:
     """Look at the lease record and at every generation.

@@ -11,7 +11,7 @@ import msgspec
 from rich.console import Console
 
 from worker.config import Settings
-from worker.errors import ConfigError
+from worker.errors import ConfigError, RestoreFailed
 from worker.gcs import Bucket
 from worker.litestream import find_binary
 from worker.replica import Generation, Survey, survey
@@ -106,7 +106,12 @@ def _restore(settings: Settings, options: argparse.Namespace) -> int:
                 say=lambda line: print(line, file=sys.stderr),
             )
 
-    restored = _with_bucket(settings, run)
+    try:
+        restored = _with_bucket(settings, run)
+    except OSError as error:
+        raise RestoreFailed(
+            f"{options.output} cannot be written: {error.strerror}; name a file in a folder with room for it twice"
+        ) from error
     if options.json:
         print(msgspec.json.encode(restored).decode())
     else:

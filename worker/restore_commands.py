@@ -5,6 +5,7 @@ and the result gets its name only when it is whole and checked.
 """
 
 import asyncio
+import errno
 import os
 import shutil
 import tempfile
@@ -18,7 +19,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from worker import comparison, erasure, litestream
+from worker import comparison, database, erasure, litestream
 from worker.errors import NotInReplica, RestoreFailed, StoreMissing
 from worker.layout import File
 from worker.replica import Generation, Objects, Survey, survey
@@ -55,14 +56,30 @@ class Wanted:
             raise NotInReplica(
                 f"epoch {generation.manifest.epoch} has the transactions 1 to {generation.transactions}, not {self.txid}"
             )
-        files = [
-            file
-            for file in generation.files
-            if (self.txid is None or file.last <= self.txid) and (self.at is None or file.time <= self.at)
-        ]
+        files = self._files(generation)
         if not files:
             raise NotInReplica(f"{generation.path} holds no file; `worker replica` lists what there is")
         return generation, files
+
+    def _files(self, generation: Generation) -> list[File]:
+        """The files up to the wanted transaction; of a time, up to the newest that was committed by then.
+
+        By its number and not by its time, so that a clock that was set back leaves no gap.
+        """
+        ends = (file.last for file in generation.files if self.at is None or file.time <= self.at)
+        end = max(ends, default=0) if self.txid is None else self.txid
+        files = [file for file in generation.files if file.last <= end]
+        if self.txid is not None and all(file.last != end for file in files):
+            raise NotInReplica(
+                f"{generation.path} has no file that ends at transaction {end}; `worker replica ls` lists them"
+            )
+        beyond = min((file.first for file in generation.files if file.first > end), default=end + 1)
+        if files and self.at is not None and beyond > end + 1:
+            raise NotInReplica(
+                f"transactions {end + 1} to {beyond - 1} of {generation.path} are missing from the bucket, and may be of "
+                f"that time; give an earlier --at, or --epoch {generation.manifest.epoch} --txid {end} for what was before"
+            )
+        return files
 
     def _generation(self, found: Survey, now: datetime) -> Generation:
         if self.epoch is not None:
@@ -118,9 +135,9 @@ async def restore(
         NotInReplica: The bucket does not hold that state.
         RestoreFailed: The file is there already, or the state could not be restored; there is no file then.
         StoreError: The bucket did not answer, or refused; likewise.
+        OSError: The disk is full or cannot be written, which says nothing about the state; likewise.
     """
-    if output.exists() or not output.parent.is_dir():
-        raise RestoreFailed(f"{output} is there already, or its folder is not; name a new file in a folder that exists")
+    _check(output)
     for attempt in range(1, _ATTEMPTS + 1):
         generation, files = wanted.files(await survey(store, timeout=request_seconds), now=now)
         size = sum(file.bytes for file in files)
@@ -137,6 +154,16 @@ async def restore(
                     raise
                 say("files were deleted meanwhile; looking again")
     raise AssertionError("the last attempt returns or raises")
+
+
+def _check(output: Path) -> None:
+    """Refuse an output that is there, or beside which another database left what SQLite would take for this one's."""
+    if not output.parent.is_dir():
+        raise RestoreFailed(f"the folder of {output} is not there; name a new file in a folder that exists")
+    for suffix in ("", *database.SIDE_FILES):
+        found = output.with_name(output.name + suffix)
+        if found.exists() or found.is_symlink():
+            raise RestoreFailed(f"{found} is there already; name a new file in a folder that exists")
 
 
 @contextmanager
@@ -167,12 +194,16 @@ async def _put_together(
         url = f"file://{(scratch / 'replica').absolute()}"  # in file://a/b, a would be a host
         txid = await litestream.restore_from(url, made, binary=binary, integrity_check="full")
     except RestoreFailed as error:
+        if os.strerror(errno.ENOSPC).lower() in str(error).lower():  # which says nothing about the replica
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(made)) from error
         raise RestoreFailed(
             f"{generation.path} cannot be restored to that state: {error}. Nothing was written; try another --at or --epoch"
         ) from None
     say("integrity checked; counting")
     if erased:
-        left_out = await asyncio.to_thread(erasure.apply, made, erased, now=round(datetime.now(UTC).timestamp() * 1000))
+        now = round(datetime.now(UTC).timestamp() * 1000)
+        with database.sound():
+            left_out = await asyncio.to_thread(erasure.apply, made, erased, now=now)
         say(f"{left_out:,} users erased again")
     counts = await asyncio.to_thread(comparison.count, made)
     restored = Restored(

@@ -9,13 +9,13 @@ life starts from that one or a newer one.
 import asyncio
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import msgspec
 
-from worker.errors import StoreError
+from worker.errors import StoreError, StoreUnavailable
 from worker.layout import MANIFEST, Manifest
 from worker.lease import Lease
 
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _ROOT = "generations/"
 _TIMEOUT_SECONDS = 10.0
+_RETRY_SECONDS = 30.0
 
 
 class Objects(Protocol):
@@ -59,14 +60,28 @@ def expired(manifests: Mapping[str, Manifest], *, live: str, retention: timedelt
     ]
 
 
-async def prune_every(interval_seconds: float, store: Objects, lease: Lease, retention: timedelta) -> None:
-    """Prune now and every `interval_seconds`, until cancelled. The bucket's refusals are logged and outlived."""
+async def prune_every(
+    interval_seconds: float,
+    store: Objects,
+    lease: Lease,
+    retention: timedelta,
+    *,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> None:
+    """Prune now and every `interval_seconds`, until cancelled. The bucket's refusals are logged and outlived.
+
+    A pass may be tens of thousands of requests, and one of them without an answer ends it: the next one goes on soon, or
+    the bucket would grow faster than it is pruned.
+    """
     while True:
+        pause = interval_seconds
         try:
             await prune(store, lease, retention)
         except StoreError as error:
-            log.warning("pruning is put off: %s", error, extra={"action": "retention.retry"})
-        await asyncio.sleep(interval_seconds)
+            if isinstance(error, StoreUnavailable):
+                pause = min(interval_seconds, _RETRY_SECONDS)
+            log.warning("pruning is put off for %g s: %s", pause, error, extra={"action": "retention.retry"})
+        await sleep(pause)
 
 
 async def prune(store: Objects, lease: Lease, retention: timedelta) -> list[str]:

@@ -52,13 +52,16 @@ class Succession:
         self._clock, self._sleep = clock, sleep
         self._message_seen = float("-inf")  # when the last message came in while standing by
         self._asked = float("-inf")  # when the last request was written
+        self._rival = (-1, float("-inf"))  # the generation of another's request, and when we first saw it
 
     def message_received(self) -> None:
         """Note, while standing by, that traffic is routed to this instance."""
         self._message_seen = self._clock()
 
     async def ask(self, record: Record) -> None:
-        """Ask the holder that `record` names to hand over, if messages come in here and nobody else has asked.
+        """Ask the holder that `record` names to hand over, if messages come in here and nobody else is asking.
+
+        Another's request that is no longer repeated is replaced: whoever wrote it may be dead, and the holder ignores it.
 
         Raises:
             StoreUnavailable: It is not known whether the request was written; it is repeated anyway.
@@ -68,7 +71,10 @@ class Succession:
             return
         request = await self.request()
         if request is not None and request[0].epoch == record.epoch and request[0].holder != self._holder:
-            return  # the holder will hand over; whoever messages are routed to then asks in turn
+            if request[1] != self._rival[0]:
+                self._rival = request[1], now
+            if now - self._rival[1] <= fresh:
+                return  # the holder will hand over; whoever messages are routed to then asks in turn
         self._asked = now
         wanted = Successor(holder=self._holder, revision=self._revision, epoch=record.epoch)
         with contextlib.suppress(Mismatch):  # somebody else was faster

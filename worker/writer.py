@@ -98,6 +98,8 @@ class Writer:
 
     def submit(self, entry: Entry | Change) -> None:
         """Queue a message or a change. Its `done` gets the outcome once that is confirmed, or the error that answers it."""
+        while self._pending and self._pending[0].done.done():
+            self._pending.popleft()  # its hold limit passed; while nothing is committed, nobody else would drop it (INV-7)
         self._pending.append(entry)
         self._wake.set()
 

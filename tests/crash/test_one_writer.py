@@ -7,6 +7,7 @@ import pytest
 
 from local.worker_process import WorkerProcess
 from tests.crash.arena import Arena, arena, until
+from tests.crash.load import IN_FLIGHT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -103,10 +104,14 @@ def test_a_frozen_holder_that_thaws_after_the_takeover(tmp_path: Path, cycle: in
 
 
 @pytest.mark.parametrize(
-    ("verb", "name", "between"),
-    [("insert", "*/ltx/0/*", "commit and confirmation"), ("download", "*/lease.json", "confirmation and lease read")],
+    ("verb", "name", "between", "answered"),
+    [
+        # The group before may have been uploaded, and its lease read answered, when the freeze came: that is an ack.
+        ("insert", "*/ltx/0/*", "commit and confirmation", IN_FLIGHT),
+        ("download", "*/lease.json", "confirmation and lease read", 0),
+    ],
 )
-def test_frozen_at_the_worst_moment(tmp_path: Path, cycle: int, verb: str, name: str, between: str) -> None:
+def test_frozen_at_the_worst_moment(tmp_path: Path, cycle: int, verb: str, name: str, between: str, answered: int) -> None:
     """SIGSTOP between two steps of the acknowledgement, takeover, SIGCONT: what was in doubt is not acknowledged."""
 
     async def scenario() -> None:
@@ -118,17 +123,16 @@ def test_frozen_at_the_worst_moment(tmp_path: Path, cycle: int, verb: str, name:
             rule = scene.gcs.faults.add(verb=verb, name=name, action="hang", times=1)  # type: ignore[arg-type]
             await scene.hit(rule)
             scene.freeze(zombie)
-            before = scene.load.by_url[zombie.url]
             heir.start()
             await scene.serving(heir)
+            before = scene.load.by_url[zombie.url]  # what it had sent before the freeze has been read since
             scene.load.traffic = {heir.url: 1}
             await scene.acknowledged(100)
             scene.gcs.faults.clear()
             scene.thaw(zombie)
             assert await scene.ended(zombie) == 0
             after = scene.load.by_url[zombie.url]
-            # What the kernel had already taken as an answer before the freeze may still arrive; nothing else.
-            assert after - before <= 64, "a zombie acknowledged after the takeover"
+            assert after - before <= answered, "a zombie acknowledged after the takeover"
             print(f"acknowledged by the zombie after it was frozen: {after - before}")
 
     asyncio.run(scenario())

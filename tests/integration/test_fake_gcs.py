@@ -241,6 +241,19 @@ def test_buckets(gcs: FakeGcs) -> None:
         put(made, "object")
 
 
+def test_buckets_have_conditions_too(gcs: FakeGcs, http: httpx.Client) -> None:
+    """A bucket is read and deleted under a condition on its metageneration; a stale one is 412, and it stays."""
+    made = client_of(gcs).create_bucket("conditional-bucket")
+    made.reload(if_metageneration_match=made.metageneration)
+    with pytest.raises(exceptions.PreconditionFailed):
+        made.reload(if_metageneration_match=made.metageneration + 1)
+    address = "/storage/v1/b/conditional-bucket"
+    assert http.get(address, params={"ifMetagenerationNotMatch": made.metageneration}).status_code == 304
+    assert http.delete(address, params={"ifMetagenerationMatch": made.metageneration + 1}).status_code == 412
+    assert http.delete(address, params={"ifMetagenerationMatch": made.metageneration}).status_code == 204
+    assert not made.exists()
+
+
 def test_what_is_left_out_says_so(bucket: Any, http: httpx.Client) -> None:
     """Copies, compose, list options and ETag conditions that the fake doesn't do answer 501 with a clear message."""
     blob = put(bucket, "object")

@@ -154,11 +154,18 @@ def test_the_demo_proves_that_nothing_was_lost() -> None:
 
 
 @pytest.mark.timeout(120)
-def test_a_stopped_run_leaves_no_process_behind(tmp_path: Path) -> None:
-    """`make run` ended by SIGTERM, as a closed terminal or a stop button does: none of its ports answers any more."""
+@pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
+def test_a_stopped_run_leaves_no_process_behind(tmp_path: Path, how: str) -> None:
+    """`make run` ended as a stop button or as a terminal does: none of its ports answers, and the lease is released."""
     command = [sys.executable, "-u", "-m", "local", "run", "--dir", str(tmp_path / "run")]
     with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     ) as process:
         try:
             assert process.stdout is not None
@@ -171,9 +178,14 @@ def test_a_stopped_run_leaves_no_process_behind(tmp_path: Path) -> None:
             assert len(ports) >= 2, said
             assert all(map(listens, ports)), said
         finally:
-            process.send_signal(signal.SIGTERM)
+            if how == "Ctrl-C":
+                os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to every process of its foreground group
+            else:
+                process.send_signal(signal.SIGTERM)
             process.wait(30)
     assert not any(map(listens, ports))
+    log = (tmp_path / "run" / "worker.log").read_text()
+    assert '"lease.released"' in log, log[-2000:]
     if "gcloud pubsub topics publish" not in said:
         without_emulator(said)
 

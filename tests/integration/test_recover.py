@@ -237,3 +237,34 @@ def test_killed_in_the_middle_it_is_done_or_not(platform: Platform, tmp_path: Pa
     there = platform.users(*range(1, 16), 99)
     assert there in ([*range(1, 16), 99], [*range(1, 11), 99])
     assert list(platform.states().values()).count("live") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_broken_off_it_releases_the_lease(platform: Platform, tmp_path: Path, number: signal.Signals) -> None:
+    """While it works under the lease: 130, no traceback, nothing changed, no scratch left, and the lease is free at once."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    platform.push(1)
+    then = pause()
+    platform.push(2)
+    before = platform.states()
+    command = [sys.executable, "-m", "worker", "recover", "--at", then.isoformat(), "--yes"]
+    with subprocess.Popen(
+        [*command, "--undone", str(tmp_path / "undone.txt")],
+        env={**platform.worker._environment, "TMPDIR": str(scratch)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as recovering:
+        assert recovering.stderr is not None
+        for line in recovering.stderr:
+            if line.startswith("the lease is held"):
+                break
+        recovering.send_signal(number)
+        rest = recovering.stderr.read()
+    assert (recovering.returncode, "interrupted" in rest, "Traceback" in rest) == (130, True, False), rest
+    assert list(scratch.iterdir()) == []
+    lease = platform.run("lease", "show")
+    assert (lease["revision"], lease["state"]) != ("recover", "held")
+    assert platform.users(1, 2) == [1, 2]
+    assert platform.states().items() >= dict.fromkeys(before, "was live").items()

@@ -117,6 +117,38 @@ def test_poison_duplicates_newcomers_and_a_kill_in_the_middle(light: Light, tmp_
     assert (proof.users, proof.receipts) == (2 * HALF + 20, len(expected) + len(poison))
 
 
+def test_killed_before_the_replay_it_is_run_again(light: Light, tmp_path: Path) -> None:
+    """Dead between the switch and the seek: the same command again brings back all that the first has undone."""
+    first = publish(light, tmp_path / "first", range(1, 11))
+    wait_until(lambda: light.recorder.acknowledged.keys() >= first.keys(), "the first half", seconds=60)
+    checkpoint = finished(command(light, "checkpoint", "--name", "good"))
+    second = publish(light, tmp_path / "second", range(11, 21))
+    wait_until(lambda: light.recorder.acknowledged.keys() >= second.keys(), "the second half", seconds=60)
+
+    again = ("recover", "--at", checkpoint["created_at"], "--replay", "--yes", "--settle", "2", "--undone")
+    dying = command(light, *again, str(tmp_path / "dying.txt"))
+    assert dying.stderr is not None
+    said: list[str] = []
+    for line in dying.stderr:
+        said.append(line)
+        if line.rstrip().endswith("is live"):
+            break
+    dying.kill()
+    dying.communicate()
+    by_hand = f"python -m worker replay --snapshot {checkpoint['snapshot']}"
+    assert any(by_hand in line for line in said), said
+    assert not [row for row in finished(command(light, "checkpoint", "list")) if row["name"].startswith("before-replay")]
+
+    wait_until(lambda: receipts(light) == len(first), "the older state", seconds=60)
+    found = finished(command(light, *again, str(tmp_path / "again.txt")))
+    assert (found["undone"]["before"], found["redelivered"]["outcomes"]) == (len(second), {"created": len(second)})
+    assert set((tmp_path / "again.txt").read_text().split()) == set(second)
+    wait_until(lambda: receipts(light) == len(first | second), "every receipt", seconds=60)
+    proof = prove(light.stack.gcs.url, light.stack.replica_url, first | second)
+    assert proof.holds
+    assert proof.users == 20
+
+
 def receipts(light: Light) -> int:
     """How many there are; none while nobody serves."""
     try:

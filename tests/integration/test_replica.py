@@ -178,10 +178,14 @@ def test_what_is_not_kept_is_refused(history: History, tmp_path: Path) -> None:
     assert "has the transactions 1 to" in history.refused("restore", "-o", output, "--epoch", "1", "--txid", "999")
     assert "give its --epoch" in history.refused("restore", "-o", output, "--txid", "1")
     assert "with its zone" in history.refused("restore", "-o", output, "--at", "2026-01-01T00:00:00")
-    Path(output).write_text("mine")
-    assert "is there already" in history.refused("restore", "-o", output)
-    assert Path(output).read_text() == "mine"
-    assert [path.name for path in tmp_path.iterdir()] == ["x.db"]
+    assert "cannot be written" in history.refused("restore", "-o", "/proc/x.db")
+    for suffix in ("-wal", "-shm", "-journal", ""):  # SQLite would take another database's for the restored one's
+        there = Path(output + suffix)
+        there.write_text("mine")
+        assert f"{there} is there already" in history.refused("restore", "-o", output)
+        assert there.read_text() == "mine"
+        assert [path.name for path in tmp_path.iterdir()] == [there.name]
+        there.unlink()
 
 
 @pytest.mark.parametrize("action", ["error", "drop"])

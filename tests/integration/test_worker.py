@@ -35,6 +35,7 @@ from tests.processes import (
 )
 from worker import config, supervisor
 from worker.database import SQLITE_MIN
+from worker.litestream import find_binary
 
 pytestmark = pytest.mark.slow
 
@@ -291,6 +292,31 @@ def test_a_killed_worker_takes_its_litestream_along(workers: Workers) -> None:
     wait_until(lambda: not alive(child), "the end of Litestream")
 
 
+def test_what_a_killed_life_has_left_on_the_disk_goes(workers: Workers) -> None:
+    """Litestream's copies of recent transactions do not pile up, one folder for each life that was killed."""
+    worker = workers.serving()
+    for _ in range(2):
+        worker.kill()
+        worker.start().wait_serving()
+        left = [path.name for path in worker.disk.iterdir() if path.name.startswith((".litestream-", "ls-"))]
+        assert len(left) == 2, left  # this life's folder and socket
+
+
+def test_nothing_is_read_from_a_database_that_is_being_restored(workers: Workers, fake_gcs: FakeGcs) -> None:
+    """INV-5: what an earlier life has left on the disk is not shown, nor half a restore: 503 until it serves."""
+    worker = workers.serving()
+    assert push(worker, 1, "m1").status_code == 204
+    assert worker.stop() == 0
+    rule = fake_gcs.faults.add(verb="download", name=GENERATIONS, action="hang")
+    worker.start()
+    fake_gcs.faults.wait_for_hits(rule)
+    refused = httpx.get(f"{worker.url}/users/1", trust_env=False)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    fake_gcs.faults.clear()
+    worker.wait_serving()
+    assert httpx.get(f"{worker.url}/users/1", trust_env=False).json()["user_id"] == 1
+
+
 # Faults under way.
 
 
@@ -306,6 +332,30 @@ def test_a_killed_litestream_is_replaced(workers: Workers, fake_gcs: FakeGcs) ->
     assert set(load.answers) == {"204"}
     assert worker.state() == "serving"
     assert prove(fake_gcs.url, URL, load.acknowledged).holds
+
+
+def test_a_litestream_that_dies_of_its_first_start_is_started_again(workers: Workers, tmp_path: Path) -> None:
+    """Killed before it answers, at the start and in a roll-over: the worker stays, and everything is acknowledged."""
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    binary = tmp_path / "litestream"
+    # Every other child dies at once: mkdir and rmdir are its memory.
+    binary.write_text(
+        f"""#!/bin/sh
+        if [ "$1" = replicate ]; then
+            mkdir {deaths}/now 2>/dev/null && {{ echo >> {deaths}/log; kill -9 $$; }}
+            rmdir {deaths}/now
+        fi
+        exec {find_binary("litestream")} "$@"
+        """
+    )
+    binary.chmod(0o755)
+    worker = workers.serving(LITESTREAM_BIN=str(binary), GENERATION_TRANSACTIONS_MAX="10")
+    with Load(worker) as load:
+        wait_until(lambda: len((deaths / "log").read_text()) >= 3, "a death at the start and in two roll-overs")
+        load.wait_for(100)
+    assert worker.state() == "serving"
+    assert set(load.answers) == {"204"}
 
 
 def test_a_bucket_that_hangs_for_a_while_is_waited_for(workers: Workers, fake_gcs: FakeGcs, objects: Objects) -> None:

@@ -212,12 +212,25 @@ def test_an_expired_one_is_not_taken_for_whole() -> None:
     assert listed(queue, store) == {"x": "expired"}
 
 
-def test_an_unreadable_record_is_an_error() -> None:
-    """It was written by a newer version, or by hand."""
-    store = store_with(transactions=4)
-    store.content["checkpoints/x.json"] = b"{}"
+def test_an_unreadable_record_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """It was written by a newer version, or by hand: named in the log, an error for whoever wants it, and no whole one."""
+    store, queue = store_with(transactions=4), Snapshots()
+    take(queue, store, "good")
+    take(queue, store, "odd")
+    store.content["checkpoints/odd.json"] = b"{}"
+    assert listed(queue, store) == {"good": "whole", "odd": "no record"}
+    assert "checkpoints/odd.json cannot be read" in caplog.text
     with pytest.raises(RecordInvalid, match="newer version"):
-        listed(Snapshots(), store)
+        asyncio.run(checkpoints.find(store, "odd", timeout=1))
+
+
+def test_a_live_generation_without_its_manifest_is_no_state() -> None:
+    """Somebody deleted it: an error that says so, and no snapshot left behind."""
+    store, queue = store_with(transactions=4), Snapshots()
+    del store.content[f"{path_of(3)}/manifest.json"]
+    with pytest.raises(NotInReplica, match=r"manifest is missing.*do not stop the service"):
+        take(queue, store)
+    assert (queue.there, [name for name in store.content if name.startswith("checkpoints/")]) == ({}, [])
 
 
 def test_a_missing_one_says_where_to_look() -> None:

@@ -53,25 +53,29 @@ def test_as_many_stay_as_pubsub_keeps() -> None:
 class Down(Snapshots):
     """A queue that is out of reach until told otherwise."""
 
-    down = True
+    down: Exception | None = None
 
     async def create(self, name: str) -> Snapshot:
         """See `worker.checkpoints.Queue`."""
-        if self.down:
-            raise QueueUnavailable("no answer")
+        if self.down is not None:
+            raise self.down
         return await super().create(name)
 
 
-def test_an_outage_is_logged_and_outlived(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Loud but harmless: it is tried again, and the service goes on."""
+@pytest.mark.parametrize("error", [QueueUnavailable("no answer"), RuntimeError("a defect")])
+def test_an_outage_is_logged_and_outlived(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Loud but harmless, even a defect: it is tried again, and the service goes on."""
     monkeypatch.setattr("worker.checkpointing._RETRY_SECONDS", 0.01)
     queue, store = Down(), store_with(transactions=5)
+    queue.down = error
 
     async def body() -> None:
         task = asyncio.create_task(take_every(6, queue, store))
         while caplog.text.count("no checkpoint was taken") < 2:  # noqa: ASYNC110  # the log has no event
             await asyncio.sleep(0.005)
-        queue.down = False
+        queue.down = None
         while not queue.there:  # noqa: ASYNC110  # nor has the queue
             await asyncio.sleep(0.005)
         assert not task.done()

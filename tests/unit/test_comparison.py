@@ -62,6 +62,20 @@ def test_retries_and_discards_are_undone_too(tmp_path: Path) -> None:
     assert (found.messages, found.retried, found.discarded) == ([], ["m2"], [])
 
 
+def test_what_an_earlier_recovery_has_undone_counts_once(tmp_path: Path) -> None:
+    """It is in neither of the two states; a message that came back since is not counted again."""
+    first = [lambda: entry(5, "m1")]
+    lost = [lambda: entry(6, "m2", publish_time=1_600_000_000_000), lambda: entry(7, "m3"), lambda: malformed("m4")]
+    older = state(tmp_path / "older.db", first)
+    newer = state(tmp_path / "newer.db", first, [lambda: entry(7, "m3"), lambda: entry(8, "m5")])
+    left = state(tmp_path / "left.db", first, lost, then=lambda transaction: transaction.discard("m4"))
+    found = undone(newer=newer, older=older, replaced=[left, left])
+    assert (found.messages, found.before) == (["m2", "m3", "m4", "m5"], 2)
+    assert found.outcomes == {"created": 3, "rejected": 1}
+    assert (found.oldest_publish_time, found.discarded) == (1_600_000_000_000, [])
+    assert undone(newer=newer, older=older).before == 0
+
+
 def test_a_state_is_counted(tmp_path: Path) -> None:
     """Rows, open rejections, and the message that was handled last."""
     found = count(state(tmp_path / "a.db", [lambda: entry(5, "m1", email="a"), conflicting("m2"), lambda: malformed("m3")]))

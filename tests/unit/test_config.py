@@ -74,7 +74,7 @@ READ: dict[str, tuple[str, str, object]] = {
 
 _TOKENS = {"PUSH_AUDIENCE": "https://users.example", "PUSH_SERVICE_ACCOUNT": "push@acme.example"}
 COMPANIONS = dict.fromkeys(("PUSH_AUDIENCE", "PUSH_SERVICE_ACCOUNT", "OPERATORS"), _TOKENS)
-COMPANIONS["CHECKPOINT_HOURS"] = {"SUBSCRIPTION": "users-worker"}
+COMPANIONS["CHECKPOINT_HOURS"] = {"SUBSCRIPTION": "users-worker", "GOOGLE_CLOUD_PROJECT": "acme"}
 """Settings that load only together with others."""
 
 WRONG: list[tuple[str, str, str]] = [
@@ -270,6 +270,8 @@ def test_one_process_may_be_asked_for(count: str) -> None:
         ({"PUSH_SERVICE_ACCOUNT": "push@acme.example"}, "PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT belong together: "),
         ({"CHECKPOINT_HOURS": "6"}, "CHECKPOINT_HOURS is 6: it must be 0, or at least 1 with SUBSCRIPTION set "),
         ({"CHECKPOINT_HOURS": "0.5", "SUBSCRIPTION": "s"}, "CHECKPOINT_HOURS is 0.5: it must be 0, or at least 1 "),
+        ({"CHECKPOINT_HOURS": "6", "SUBSCRIPTION": "users"}, "SUBSCRIPTION is 'users' and must be projects/PROJECT/"),
+        ({"CHECKPOINT_HOURS": "6", "SUBSCRIPTION": "p/users"}, "SUBSCRIPTION is 'p/users' and must be projects/PROJECT/"),
         ({"OPERATORS": "ann@acme.example"}, "OPERATORS is set and PUSH_AUDIENCE is not: "),
         (
             {"LEASE_RENEW_SECONDS": "5"},

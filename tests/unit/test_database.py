@@ -87,6 +87,7 @@ def test_every_connection_has_the_pragmas(migrated: Path) -> None:
             assert value(connection, "PRAGMA synchronous") == 1
             assert value(connection, "PRAGMA busy_timeout") == 6500
             assert value(connection, "PRAGMA wal_autocheckpoint") == 0
+            assert value(connection, "PRAGMA secure_delete") == 1
             assert value(connection, "PRAGMA query_only") == 0
 
 

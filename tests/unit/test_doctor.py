@@ -629,7 +629,7 @@ def test_the_limits_are_listed_with_their_values(doctor: Doctor) -> None:
     code, found = doctor(ACK_DEADLINE_SECONDS="30")
     assert code == 0
     assert found["limits: answering"].found.endswith("= 13 < HOLD_LIMIT_SECONDS 24 < ACK_DEADLINE_SECONDS 30")
-    assert "RELEASE_SECONDS 1.5 = 6 < the platform's 10" in found["limits: stopping"].found
+    assert "RELEASE_SECONDS 1.5 + TRACE_FLUSH_SECONDS 1 = 7 < the platform's 10" in found["limits: stopping"].found
     assert "LEASE_RENEW_SECONDS 4 < 5" in found["limits: lease"].found
 
 

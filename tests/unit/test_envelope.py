@@ -1,6 +1,7 @@
 """The push envelope: whatever the bytes, the answer is a delivery or `NotAPush`."""
 
 import json
+import tracemalloc
 from datetime import UTC, datetime
 from typing import Any
 
@@ -184,6 +185,26 @@ def test_an_id_that_no_log_or_path_can_hold_is_no_push(message_id: str) -> None:
     """Control characters and endless ids: Pub/Sub sends digits."""
     with pytest.raises(NotAPush):
         envelope.decode(push(messageId=message_id))
+
+
+def test_attributes_are_bounded() -> None:
+    """INV-7: what Pub/Sub takes at most is taken, and larger ones; a body full of small ones is refused unread."""
+
+    def push(attributes: dict[str, str]) -> bytes:
+        return message.envelope(b"{}", attributes, "1", "2026-01-01T00:00:00Z", "projects/p/subscriptions/s")
+
+    for taken in ({f"{n:03}" + '"' * 253: '"' * 1024 for n in range(100)}, {"a": "x" * 5_000_000}):
+        assert envelope.decode(push(taken)).attributes == taken
+    tracemalloc.start()
+    try:
+        body = push({"a": "b"}).replace(b'"a":"b"', b",".join(b'"%x":""' % number for number in range(1_000_000)))
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        with pytest.raises(NotAPush, match="attributes are more than Pub/Sub takes"):
+            envelope.decode(body)
+        assert tracemalloc.get_traced_memory()[1] - before < 2 * len(body)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

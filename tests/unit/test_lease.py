@@ -136,6 +136,35 @@ def test_a_silent_lease_is_taken_after_the_ttl_on_our_own_clock() -> None:
     assert held.epoch == 4
 
 
+def test_an_outage_is_not_the_holders_silence() -> None:
+    """INV-9: nobody could renew meanwhile; a holder that goes on after the outage keeps its lease."""
+    store, clock = MemoryStore(), Clock()
+    put(store, HELD)
+    store.faults["read"] = ["ok"] * 2 + ["refuse"] * 30
+    began = clock.now
+
+    def holder(clock: Clock) -> None:
+        if clock.now - began == 34:  # two seconds after the outage
+            put(store, HELD)
+        if clock.now - began == 40:
+            put(store, RELEASED)
+
+    clock.on_sleep = holder
+    held = make(store, clock)
+    asyncio.run(held.acquire())
+    assert clock.now - began == 40
+
+
+def test_a_holder_that_died_in_an_outage_is_taken_over_after_the_ttl_of_what_was_seen() -> None:
+    """Silence before and after the outage counts."""
+    store, clock = MemoryStore(), Clock()
+    put(store, HELD)
+    store.faults["read"] = ["ok"] * 10 + ["refuse"] * 30
+    began = clock.now
+    asyncio.run(make(store, clock).acquire())
+    assert clock.now - began == 31 + 15
+
+
 def test_losing_the_race_for_a_silent_lease_starts_the_wait_again() -> None:
     """Of two contenders one swap wins; the other sees a new record and waits its whole TTL."""
     store, clock = MemoryStore(), Clock()
@@ -402,6 +431,77 @@ def test_leaving_the_context_releases() -> None:
     with pytest.raises(RuntimeError):
         asyncio.run(body())
     assert record_in(store).state == "released"
+
+
+class SlowStore(MemoryStore):
+    """Writes wait for `going`, and are done although their sender has been told to leave: a thread has sent them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent, self.going = asyncio.Event(), asyncio.Event()
+
+    async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
+        """See `MemoryStore`."""
+        self.sent.set()
+        await self.going.wait()
+        return await super().write(name, data, if_generation=if_generation, timeout=timeout)
+
+
+@pytest.mark.parametrize("fault", ["ok", "lose", "refuse"])
+def test_told_to_leave_while_taking_it_gives_it_back(fault: str) -> None:
+    """SIGTERM while the swap is under way: a name that got into the record after all would block the store for the TTL."""
+
+    async def body() -> None:
+        store = SlowStore()
+        put(store, RELEASED)
+
+        async def life() -> None:
+            async with make(store, Clock()).held(release_seconds=5):
+                raise AssertionError("it was told to leave before")
+
+        store.faults["write"] = [fault]
+        task = asyncio.create_task(life())
+        await store.sent.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        store.going.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        record = record_in(store)
+        assert (record.state, record.epoch) == ("released", 3 if fault == "refuse" else 4)
+
+    asyncio.run(body())
+
+
+def test_told_to_leave_while_standing_by_leaves_the_record_alone() -> None:
+    """Nothing of ours is on its way: nothing is asked of the bucket any more."""
+
+    async def body() -> None:
+        store, clock = MemoryStore(), Clock()
+        put(store, HELD)
+        waits = asyncio.Event()
+
+        async def sleep(seconds: float) -> None:
+            waits.set()
+            await asyncio.Event().wait()
+
+        contender = make(store, clock)
+        contender._sleep = sleep
+
+        async def life() -> None:
+            async with contender.held(release_seconds=5):
+                raise AssertionError("another holds it")
+
+        task = asyncio.create_task(life())
+        await waits.wait()
+        calls = len(store.calls)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert len(store.calls) == calls
+        assert record_in(store) == HELD
+
+    asyncio.run(body())
 
 
 def test_a_lost_lease_is_not_released() -> None:

@@ -45,6 +45,15 @@ def test_show_says_who_since_when_what_is_live_and_who_waits() -> None:
     assert msgspec.json.decode(msgspec.json.encode(status), type=Status) == status
 
 
+def test_show_says_that_a_request_cannot_be_read() -> None:
+    """It counts for nothing, and must not hide the rest from an operator."""
+    store = DatedStore()
+    put(store, HELD)
+    store.put(SUCCESSOR, b"not json")
+    status = shown(store)
+    assert (status.holder, status.successor) == ("other", "unreadable successor.json")
+
+
 def test_show_of_a_new_store_has_no_holder_and_nothing_live() -> None:
     """A store that nobody ever held is shown as that, and a request for an older epoch is not a waiting successor."""
     store = DatedStore()

@@ -291,6 +291,19 @@ def test_load_keeps_what_is_rejected(run: Run, sink: RecordingSink, tmp_path: Pa
     assert summary["rejects"] == str(rejects)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("option", ["--rejects", "--accepted"])
+def test_a_full_disk_ends_the_reading_and_keeps_the_account(run: Run, sink: RecordingSink, option: str) -> None:
+    """What was sent until then is waited for and counted, and the summary says which file is not whole."""
+    code, summary, err = run(b'{"user_id":1}\nnonsense\n' + b'{"user_id":2}\n' * 2000, option, "/dev/full")
+    assert code == 1
+    assert summary["accepted"] == len(sink.users) < 2001
+    assert summary["read"] == summary["accepted"] + summary["rejected"]
+    assert "cannot write /dev/full: No space left on device" in err
+    assert summary["next_line"] == 1
+    assert "go on with --start-line 1\n" in err
+
+
 def test_csv_rejects_can_be_loaded_again(run: Run, sink: RecordingSink, tmp_path: Path) -> None:
     """CSV rejects stand below the header, so the mended file loads as it is."""
     rejects = tmp_path / "bad.csv"

@@ -1,15 +1,20 @@
 """`worker recover`: what it settles before anything is changed, and what it does not let break off afterwards."""
 
+import argparse
+import errno
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from worker import recover_cli
 from worker.background import plain
 from worker.comparison import Undone
-from worker.errors import LeaseLost, RestoreFailed
+from worker.errors import LeaseHeld, LeaseLost, QueueUnavailable, RestoreFailed
 from worker.recover_cli import _earlier, _Undone
-from worker.recovery import Plan
+from worker.recovery import Plan, forgotten
+from worker.replay_cli import seconds
 from worker.restore_commands import Restored
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -85,6 +90,65 @@ def test_what_was_acknowledged_until_the_hand_over_is_replayed_too(
 ) -> None:
     """The point found under the lease counts, if it is earlier; there may have been none before."""
     assert _earlier(planned, found) == to
+
+
+@pytest.mark.parametrize(("planned", "to"), [(NOW, NOW), ("snapshot", "snapshot")])
+def test_a_point_that_cannot_be_looked_up_again_is_the_planned_one(
+    planned: datetime | str, to: datetime | str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recovery is made by then, so an outage must not keep its replay from being made as well."""
+
+    async def down(*_: object) -> None:
+        raise QueueUnavailable("no answer")
+
+    monkeypatch.setattr(recover_cli, "_point", down)
+    options = argparse.Namespace(replay_from=None)
+    arguments: Any = (None, options, plan("m1"), object())
+    assert recover_cli._replay_to_after(*arguments, planned=planned) == to
+    assert "the planned one is taken: no answer" in capsys.readouterr().err
+    with pytest.raises(QueueUnavailable):
+        recover_cli._replay_to_after(*arguments, planned=None)
+
+
+def test_a_lost_lease_is_no_success() -> None:
+    """A service ends with 0 when another one took over; a recovery that was not made must not."""
+
+    async def lost() -> None:
+        raise LeaseLost("held by another")
+
+    with pytest.raises(LeaseHeld, match=r"held by another.*run it again") as raised:
+        recover_cli._made(lost())
+    assert raised.value.exit_code == 1
+
+
+def test_a_full_disk_is_no_traceback() -> None:
+    """It is said where room is needed, and how to name another place."""
+
+    async def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RestoreFailed, match=r"No space left on device.*TMPDIR"):
+        recover_cli._made(full())
+
+
+def test_what_receipts_no_longer_tell_is_said() -> None:
+    """A state older than any receipt: what is undone is more than what is listed."""
+    wanted = plan().wanted
+    assert forgotten(wanted, now=NOW + timedelta(days=31), receipt_days=32) is None
+    said = forgotten(wanted, now=NOW + timedelta(days=33), receipt_days=32)
+    assert said is not None
+    assert "neither counted nor listed" in said
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "0", "soon"])
+def test_each_wait_is_bounded(text: str) -> None:
+    """INV-7: of `replay` and of the replay of a recovery alike."""
+    with pytest.raises(argparse.ArgumentTypeError, match="at most 3600"):
+        seconds(text)
+    parser = argparse.ArgumentParser()
+    recover_cli.add(parser.add_subparsers())
+    with pytest.raises(SystemExit):
+        parser.parse_args(["recover", "--at", "1h", "--settle", text])
 
 
 def test_the_one_error_of_a_group_is_reported() -> None:

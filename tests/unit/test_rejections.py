@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from worker.expiry import Expiry
 from worker.group import Entry
 from worker.models import Connection, Receipt, Rejection, User
 from worker.rejections import Filter
-from worker.transaction import Erased, Transaction, content_of
+from worker.transaction import Erased, Transaction, claimed_user, content_of
 
 T = TypeVar("T")
 
@@ -145,6 +146,16 @@ def test_a_retry_after_its_receipt_has_expired_makes_a_new_one(store: Store) -> 
     assert [row["message_id"] for row in store.rows(Receipt)] == ["m2"]
 
 
+def test_a_retry_that_turns_out_to_be_about_an_erased_user_keeps_nothing(store: Store) -> None:
+    """A mended worker can read what it could not when the user was erased."""
+    store.handle(lambda: malformed("m1"))
+    store.transaction(lambda transaction: transaction.erase(5))
+    Rejection.update(data=b'{"user_id":5,"email_address":"a"}').execute(store.connection)  # as if that were readable now
+    assert store.transaction(lambda transaction: transaction.retry("m1")) == "erased"
+    assert store.rows(Rejection) == []
+    assert [(row["outcome"], row["user_id"]) for row in store.rows(Receipt)] == [("erased", None)]
+
+
 def test_a_discarded_message_stays_without_effect(store: Store) -> None:
     """Delivered again it is a duplicate; it cannot be retried or discarded again."""
     store.handle(lambda: malformed("m2"))
@@ -190,6 +201,21 @@ def test_erasing_leaves_a_tombstone_and_nothing_of_the_user(store: Store) -> Non
     assert store.transaction(lambda transaction: transaction.erase(5)) == Erased(False, 0, 0)
 
 
+def test_an_erased_user_is_overwritten(store: Store) -> None:
+    """Nothing of the user is left in free pages either: every later generation begins with a copy of the whole file."""
+    secret = "only-this-user@example.com"
+    store.handle(lambda: entry(5, "m1", email=secret), *[(lambda n=n: entry(n, f"u{n}")) for n in range(6, 40)])
+    store.handle(conflicting("m2"), lambda: entry(5, "m3", email=secret.upper() + "x" * 20_000))
+    file = Path(store.connection.database)
+    checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)"
+    store.connection.execute_sql(checkpoint)  # type: ignore[no-untyped-call]
+    assert file.read_bytes().count(secret.encode()) >= 2
+    assert secret.upper().encode() in file.read_bytes()
+    store.transaction(lambda transaction: transaction.erase(5))
+    store.connection.execute_sql(checkpoint)  # type: ignore[no-untyped-call]
+    assert secret.encode() not in file.read_bytes().lower()
+
+
 @pytest.mark.parametrize(
     ("data", "outcome"),
     [
@@ -214,6 +240,43 @@ def test_a_malformed_message_about_an_erased_user_is_not_kept(store: Store, data
     assert len(store.rows(Rejection)) == (outcome == "rejected")
 
 
+@pytest.mark.parametrize(
+    ("data", "user"),
+    [
+        (b'{"user_id":5}', 5),
+        (b'{"user_id":6,"user_id":5,"settings":7}', 5),
+        (b'{"settings":7,"user_id":"9223372036854775807"}', 2**63 - 1),
+        (b'{"user_id":"' + b"\\u0035" * 19 + b'"}', int("5" * 19)),
+        (b'{"user_id":"' + b"0" * 18 + b'5"}', 5),
+        (b'{"user_id":"' + b"5" * 20 + b'"}', None),
+        (b'{"user_id":9223372036854775808}', None),
+        (b'{"user_id":true}', None),
+        (b'{"user_id":[5]}', None),
+        (b'{"user_id":5.0}', None),
+        (b'{"user_id":"\xff"}', None),
+        (b'{"user_id":5', None),
+        (b"[5]", None),
+        (b"{}", None),
+        (b"", None),
+    ],
+)
+def test_whom_a_message_tries_to_be_about(data: bytes, user: int | None) -> None:
+    """As a number or as text; the last one counts, as in the format."""
+    assert claimed_user(data) == user
+
+
+@pytest.mark.parametrize("opening", [b'{"user_id":"x","newer":[', b"["])
+def test_a_bad_message_is_not_built_in_memory(opening: bytes) -> None:
+    """INV-7: 10 MB of empty lists would be 200 MB of objects, and hold everybody up for seconds (INV-6)."""
+    data = opening + b"[]," * 3_300_000 + (b"[]]}" if opening[:1] == b"{" else b"[]]")
+    tracemalloc.start()
+    try:
+        assert content_of(data, {}).reason in ("wrong_type", "not_an_object")  # type: ignore[union-attr]
+        assert tracemalloc.get_traced_memory()[1] < 2 * len(data)
+    finally:
+        tracemalloc.stop()
+
+
 def test_many_users_are_erased_in_one_pass(store: Store) -> None:
     """More than fit into one statement; those that are erased already are left alone."""
     store.handle(*[lambda number=number: entry(number, f"m{number}") for number in range(1, 1201)])
@@ -225,6 +288,16 @@ def test_many_users_are_erased_in_one_pass(store: Store) -> None:
     assert store.transaction(lambda transaction: transaction.erase_all(wanted)) == (599, 0)
     assert {row["user_id"] for row in store.rows(User) if row["deleted"]} == set(wanted)
     assert len(store.rows(User)) == 1200
+
+
+def test_a_row_that_is_only_marked_as_deleted_is_no_tombstone(store: Store) -> None:
+    """The service this one replaces may have marked rows so: an older state must still be erased."""
+    store.handle(lambda: entry(5, "m1", email="a"), lambda: entry(6, "m2"))
+    User.update(deleted=1).execute(store.connection)
+    assert store.transaction(lambda transaction: transaction.not_erased([5, 6, 7])) == [5, 6, 7]
+    store.transaction(lambda transaction: transaction.erase_all([5]))
+    assert store.transaction(lambda transaction: transaction.not_erased([5, 6, 7])) == [6, 7]
+    assert store.rows(User)[0]["email_address"] is None
 
 
 def test_a_user_who_was_never_there_can_be_erased(store: Store) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from tests.fakes import Clock, MemoryStore
 from tests.unit.test_lease import acquired, record_in
-from worker.errors import LeaseLost
+from worker.errors import LeaseLost, StoreUnavailable
 from worker.layout import Manifest, path_of
-from worker.retention import expired, prune
+from worker.retention import expired, prune, prune_every
 
 NOW = datetime(2024, 1, 31, tzinfo=UTC)
 WEEK = timedelta(days=7)
@@ -94,6 +94,31 @@ def test_pruning_deletes_whole_generations_manifest_last(store: Listing) -> None
     ]
     deleted = [call for call in store.calls if call.startswith("delete")]
     assert [call.endswith("manifest.json") for call in deleted] == [False, True] * 3
+
+
+def test_a_pass_that_got_no_answer_goes_on_soon(store: Listing) -> None:
+    """One request in tens of thousands may fail each time: what has expired goes all the same, and then an hour passes."""
+    held = acquired(store, Clock())
+    asyncio.run(held.set_live(path_of(5)))
+    clock, delete = Clock(), store.delete
+    failing = iter([False, False, True, False, True])
+
+    async def unreliable(name: str, *, timeout: float) -> None:
+        if next(failing, False):
+            raise StoreUnavailable("delete: no answer")
+        await delete(name, timeout=timeout)
+
+    store.delete = unreliable  # type: ignore[method-assign]
+
+    def until_rested(clock: Clock) -> None:
+        if clock.slept[-1] == 3600:
+            raise asyncio.CancelledError
+
+    clock.on_sleep = until_rested
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(prune_every(3600, store, held, timedelta(0), sleep=clock.sleep))
+    assert clock.slept == [30, 30, 3600]
+    assert not any(name.startswith(f"{path_of(epoch)}/") for name in store.objects for epoch in (1, 2, 3))
 
 
 def test_an_unreadable_manifest_costs_nothing(store: Listing) -> None:

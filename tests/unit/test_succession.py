@@ -73,6 +73,33 @@ def test_somebody_elses_request_for_the_epoch_is_left_alone() -> None:
     assert request_in(store).holder == "other"
 
 
+def test_a_request_that_is_repeated_is_left_alone_however_long() -> None:
+    """Two that wait do not write over each other: the holder hands over to one of them, and the other asks that one."""
+    store, clock = MemoryStore(), Clock()
+    waiting = succession(store, clock, "me")
+    for second in range(40):
+        if second % 2 == 0:
+            request(store, "other", HELD.epoch)
+        waiting.message_received()
+        asyncio.run(waiting.ask(HELD))
+        assert request_in(store).holder == "other"
+        clock.now += 1
+
+
+def test_a_request_whose_writer_has_died_is_replaced_once_it_is_stale() -> None:
+    """Or nobody could ask any more: the holder passes over a request that is not repeated, for as long as it serves."""
+    store, clock = MemoryStore(), Clock()
+    request(store, "dead", HELD.epoch)
+    waiting = succession(store, clock, "me")
+    holders = []
+    for _ in range(8):
+        waiting.message_received()
+        asyncio.run(waiting.ask(HELD))
+        holders.append(request_in(store).holder)
+        clock.now += 1
+    assert holders == ["dead"] * 6 + ["me"] * 2
+
+
 @pytest.mark.parametrize("stale", [msgspec.json.encode(Successor(holder="x", revision="r", epoch=1)), b"not json"])
 def test_a_request_for_an_older_epoch_or_nobodys_is_replaced(stale: bytes) -> None:
     """What is left of an earlier hand-over does not stand in the way."""

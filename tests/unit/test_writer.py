@@ -303,6 +303,15 @@ def test_a_row_that_another_constraint_refuses_is_not_taken_for_written(bench: B
     assert bench.users == [1, 3]
 
 
+def test_a_rejection_that_another_constraint_refuses_is_not_taken_for_kept(bench: Bench) -> None:
+    """INV-6: one that was made before is met by its id alone; any other refusal leaves the message in the queue."""
+    bench.execute("CREATE UNIQUE INDEX one_of_each ON rejections (data)")
+    answers = bench.write(lambda: [malformed("m1"), entry(5, "m2"), malformed("m3")])
+    assert kinds(answers) == ["rejected", "created", Unwritable]
+    assert [row["message_id"] for row in bench.rows("SELECT message_id FROM rejections")] == ["m1"]
+    assert bench.outcomes == {"m1": "rejected", "m2": "created"}
+
+
 @pytest.mark.parametrize("table", ["receipts", "rejections"])
 def test_what_cannot_even_be_kept_stays_in_the_queue(bench: Bench, table: str) -> None:
     """INV-3: receipt and rejection are one transaction; without both there is neither, and no acknowledgement."""
@@ -562,6 +571,25 @@ def test_a_paused_writer_commits_nothing_and_then_goes_on(bench: Bench) -> None:
 
     asyncio.run(body())
     assert bench.rows("SELECT epoch FROM receipts") == [{"epoch": 8}]
+
+
+def test_a_paused_writer_keeps_nothing_that_nobody_waits_for(bench: Bench) -> None:
+    """INV-7: a roll-over may have to outlast an outage; what came in and was answered 503 meanwhile does not pile up."""
+
+    async def body() -> None:
+        async with bench.writing(Confirmed()) as (writer, _):
+            async with writer.paused():
+                for number in range(1, 1000):
+                    given_up = entry(number)
+                    writer.submit(given_up)
+                    given_up.done.cancel()
+                last = entry(1000)
+                writer.submit(last)
+                assert writer.pending == 1
+            assert await last.done == "created"
+
+    asyncio.run(body())
+    assert bench.users == [1000]
 
 
 def test_pausing_waits_for_the_group_being_committed(bench: Bench) -> None:
