@@ -17,6 +17,7 @@ VALUES = {
     "worker.envelope",
     "worker.group",
     "worker.outcome",
+    "worker.pace",
     "worker.models",
     "worker.statements",
     "worker.transaction",

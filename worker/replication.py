@@ -17,6 +17,7 @@ Where something other than Litestream makes a commit safe, it takes the place of
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import Final, Protocol
@@ -25,6 +26,7 @@ from worker.background import plain
 from worker.errors import LeaseLost, StoreUnavailable, SyncUnavailable, Unconfirmed
 from worker.group import Group
 from worker.observer import Observer
+from worker.pace import Pace
 
 _ASKED_AT_ONCE: Final = 3
 """Litestream's own monitor may add a transaction between a sync's upload and its answer: asking again settles it."""
@@ -113,8 +115,8 @@ class LitestreamConfirmation:
 class Replicator:
     """Confirms committed groups and answers their senders. Only the event loop touches its state."""
 
-    def __init__(self, confirmation: Confirmation, observer: Observer | None = None) -> None:
-        self._confirmation, self._observer = confirmation, observer or Observer()
+    def __init__(self, confirmation: Confirmation, observer: Observer | None = None, pace: Pace | None = None) -> None:
+        self._confirmation, self._observer, self._pace = confirmation, observer or Observer(), pace or Pace()
         self._groups: list[Group] = []  # committed, and not in an upload that is under way or has ended well
         self._uploading: list[Group] = []  # committed before the upload under way began
         self._verifying: list[Group] = []  # uploaded: the lease is being read for them
@@ -124,7 +126,7 @@ class Replicator:
         self._verified = asyncio.Event()  # set while no lease is being read
         self._verified.set()
         self._pause = _RETRY_PAUSE_SECONDS
-        self.idle = asyncio.Event()  # set while no upload is under way
+        self.idle = asyncio.Event()  # set while no upload is under way or waited for
         self.idle.set()
 
     def __repr__(self) -> str:
@@ -145,6 +147,7 @@ class Replicator:
     def add(self, group: Group) -> None:
         """Take over a group whose COMMIT has returned."""
         self._groups.append(group)
+        self._pace.came(len(group.entries), asyncio.get_running_loop().time())
         self._settled.clear()
         self._wake.set()
 
@@ -162,16 +165,27 @@ class Replicator:
             async with asyncio.TaskGroup() as steps:
                 while True:
                     await self._wake.wait()
+                    self.idle.clear()
+                    if self._pace.worth_waiting(_messages(self._verifying + self._groups)):
+                        await self._gather()
                     await self._upload(steps)
         except BaseExceptionGroup as failed:
             raise plain(failed, LeaseLost) from None
+
+    async def _gather(self) -> None:
+        await self._verified.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._pace.back_by):
+                while not self._pace.back:
+                    self._wake.clear()
+                    await self._wake.wait()
 
     async def _upload(self, steps: asyncio.TaskGroup) -> None:
         # What comes in from here on is committed too late for this upload.
         self._uploading, self._groups = self._groups, []
         self._wake.clear()
-        self.idle.clear()
-        asked = time.monotonic()
+        asked, loop = time.monotonic(), asyncio.get_running_loop()
+        began = loop.time()
         try:
             await self._confirmation.upload()
         except Unconfirmed as doubt:
@@ -179,6 +193,7 @@ class Replicator:
             self._uploading = []
             await self._wait_out(doubt)
         else:
+            self._pace.uploaded(loop.time() - began)
             await self._verified.wait()  # one lease read at a time, so answers come in order
             self._verifying, self._uploading = self._uploading, []
             self._verified.clear()
@@ -187,6 +202,8 @@ class Replicator:
             self.idle.set()
 
     async def _verify(self, asked: float) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
             await self._confirmation.verify()
         except Unconfirmed as doubt:
@@ -197,6 +214,7 @@ class Replicator:
             for group in self._verifying:
                 group.succeed()
             self._observer.acknowledged(self._verifying, asked)
+            self._pace.answered(_messages(self._verifying), loop.time() - began, loop.time())
             self._verifying = []
             self._pause = _RETRY_PAUSE_SECONDS
             self._note_settled()
@@ -234,3 +252,7 @@ class Replicator:
                 extra={"action": "replication.gave_up"},
             )
         self._note_settled()
+
+
+def _messages(groups: list[Group]) -> int:
+    return sum(len(group.entries) for group in groups)

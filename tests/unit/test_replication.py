@@ -10,6 +10,7 @@ import pytest
 from tests.entries import entry, turns, until
 from worker.errors import LeaseLost, RecordInvalid, Refused, StoreUnavailable, SyncUnavailable, Unconfirmed, WorkerError
 from worker.group import Entry, Group
+from worker.pace import Pace
 from worker.replication import LitestreamConfirmation, Replicator
 
 
@@ -42,9 +43,11 @@ class Scripted:
 
 
 @contextlib.asynccontextmanager
-async def replicating(scripted: Scripted) -> "AsyncIterator[tuple[Replicator, asyncio.Task[None]]]":
+async def replicating(
+    scripted: Scripted, pace: Pace | None = None
+) -> "AsyncIterator[tuple[Replicator, asyncio.Task[None]]]":
     """A running replicator and its task."""
-    async with Replicator(scripted) as replicator:
+    async with Replicator(scripted, pace=pace) as replicator:
         task = asyncio.create_task(replicator.run())
         try:
             yield replicator, task
@@ -350,6 +353,55 @@ def test_the_next_upload_does_not_wait_for_the_lease_read() -> None:
             scripted.reads[1].set_result(None)
             await until(lambda: answered(second) == [True])
             await replicator.settled()
+
+    asyncio.run(body())
+
+
+def test_an_upload_waits_for_those_about_to_be_answered_and_for_their_next() -> None:
+    """Where that is worth it; the few that came in meanwhile are uploaded with them, and nobody waits for ever."""
+
+    async def body() -> None:
+        scripted, pace = Scripted(by_hand=True), Pace()
+        async with replicating(scripted, pace) as (replicator, _):
+            crowd, straggler, back = group(*(entry() for _ in range(10))), group(), group(*(entry() for _ in range(9)))
+            replicator.add(crowd)
+            await asked(scripted, 1)
+            scripted.yes()
+            await until(lambda: scripted.reads)
+            pace.uploaded(60.0)  # an upload takes a minute, and so far everything else took no time
+            pace.answered(0, 0.0, asyncio.get_running_loop().time())
+            replicator.add(straggler)
+            await turns()
+            assert len(scripted.asked) == 1
+            scripted.reads[0].set_result(None)
+            await until(lambda: answered(crowd) == [True])
+            await turns()
+            assert len(scripted.asked) == 1
+            assert not replicator.idle.is_set()  # the writer goes on gathering
+            replicator.add(back)
+            await asked(scripted, 2)
+            scripted.yes()
+            await until(lambda: len(scripted.reads) == 2)
+            scripted.reads[1].set_result(None)
+            await until(lambda: answered(straggler, back) == [True, True])
+
+    asyncio.run(body())
+
+
+def test_senders_that_do_not_come_back_are_not_waited_for_any_longer_than_it_is_worth() -> None:
+    """The one that did come back is uploaded then."""
+
+    async def body() -> None:
+        scripted, pace = Scripted(), Pace()
+        async with replicating(scripted, pace) as (replicator, _):
+            loop = asyncio.get_running_loop()
+            pace.uploaded(0.05)
+            pace.answered(10, 0.0, loop.time())
+            began = loop.time()
+            replicator.add(group())
+            await asked(scripted, 1)
+            assert loop.time() - began >= 0.05
+            scripted.yes()
 
     asyncio.run(body())
 

@@ -1,0 +1,69 @@
+"""When the next upload begins: at once, or with those who are about to be answered."""
+
+import math
+
+from worker.pace import Pace
+
+
+def paced(*, upload: float, read: float, returned_in: float, crowd: int = 100) -> Pace:
+    """A pace that has seen many crowds of that size be answered and come back."""
+    pace = Pace()
+    for number in range(50):
+        pace.uploaded(upload)
+        pace.answered(crowd, read, now=float(number))
+        pace.came(crowd, now=number + returned_in)
+    return pace
+
+
+def test_nothing_is_waited_for_before_anything_is_known() -> None:
+    """The first uploads of a process begin at once, also while its first lease read is under way."""
+    pace = Pace()
+    assert not pace.worth_waiting(1)
+    pace.uploaded(0.08)
+    assert not pace.worth_waiting(1)
+
+
+def test_senders_that_return_at_once_are_waited_for() -> None:
+    """40 ms of reading and 10 of returning are less than an upload of 80."""
+    assert paced(upload=0.08, read=0.04, returned_in=0.01).worth_waiting(100)
+
+
+def test_senders_that_come_at_their_own_times_are_not_waited_for() -> None:
+    """A hundred that take 80 ms to come are no crowd that returns."""
+    assert not paced(upload=0.08, read=0.04, returned_in=0.08).worth_waiting(100)
+
+
+def test_a_larger_crowd_takes_longer_to_return() -> None:
+    """Two crowds are made one only if that one is back in time."""
+    pace = paced(upload=0.08, read=0.04, returned_in=0.02)
+    assert pace.worth_waiting(150)
+    assert not pace.worth_waiting(250)
+
+
+def test_a_bucket_whose_reads_take_longer_than_its_writes_is_never_waited_for() -> None:
+    """The next upload has ended by then."""
+    pace = paced(upload=0.02, read=0.04, returned_in=0.001)
+    assert not pace.worth_waiting(1)
+    assert pace.back_by < 49.0  # the moment of the last answer: there is nothing left to wait
+
+
+def test_most_of_those_answered_are_enough() -> None:
+    """A sender that does not come back holds nobody up."""
+    pace = Pace()
+    pace.uploaded(0.08)
+    pace.answered(100, 0.03, now=7.0)
+    assert not pace.back
+    pace.came(89, now=7.01)
+    assert not pace.back
+    assert math.isclose(pace.back_by, 7.05)
+    pace.came(1, now=7.02)
+    assert pace.back
+
+
+def test_a_crowd_that_never_came_back_counts_as_slow() -> None:
+    """At its next answer at the latest it is known to have taken that long."""
+    pace = Pace()
+    for number in range(50):
+        pace.uploaded(0.08)
+        pace.answered(10, 0.01, now=float(number))
+    assert not pace.worth_waiting(10)
