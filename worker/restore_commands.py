@@ -210,7 +210,8 @@ async def _put_together(
         file=str(output),
         generation=generation.path,
         txid=txid,
-        time=max(file.time for file in files if file.last <= txid),
+        # The first that ends there: a full copy of the same state is made later.
+        time=min(file.time for file in files if file.last == txid),
         bytes=made.stat().st_size,
         **counts,
     )
