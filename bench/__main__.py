@@ -7,6 +7,7 @@ The steady load of ten minutes (bench.soak), the profile of the hot path (bench.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     scale = part.QUICK if options.quick else part.FULL
     found: dict[tuple[str, str], list[Figure]] = {}
-    began = time.monotonic()
+    began, load = time.monotonic(), os.getloadavg()[0]
     try:
         wrk.find()
         for name in options.only or part.NAMES:
@@ -36,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Worthless as fault:
         print(f"not a figure: {fault}", file=sys.stderr)
         return 1
-    how = f"{machine()}; {scale.runs} runs of each unless a row says otherwise, {time.monotonic() - began:.0f} s in all."
+    how = (
+        f"{machine()}; {scale.runs} runs of each unless a row says otherwise, {time.monotonic() - began:.0f} s in all. "
+        f"The machine's load before it began: {load:.1f}."
+    )
     figures = f"{how}\n\n{figures_table(found)}"
     print(figures)
     if not options.quick and not options.only:

@@ -18,7 +18,6 @@ from bench.figures import Figure, Target
 from bench.latency import GET_MS, PUT_MS
 from bench.part import Scale
 from bench.store import Store, metric, open_store
-from bench.throughput import CONNECTIONS
 from local.worker_process import WorkerProcess
 
 QUESTION: Final = "bucket: what does a message cost the bucket and the processor?"
@@ -56,11 +55,12 @@ def measure(scale: Scale) -> list[Figure]:
         acknowledged = 0
         for step, rate in enumerate((*_RATES, None)):
             loads = []
-            for run in range(scale.runs + 1):
-                push = _pushing(worker, rate, scale.seconds if run else 1, 100 * step + run)
-                loads.append(_load(worker, counter, push))
-                acknowledged += loads[-1].messages
-            figures += _rows(loads[1:], rate)
+            for run in scale.numbers:
+                push = _pushing(worker, rate, scale.seconds if run else 1, 100 * step + run, scale.connections)
+                load = _load(worker, counter, push)
+                acknowledged += load.messages
+                loads += [load] if run else []
+            figures += _rows(loads, rate)
             part.say(f"{_named(rate)}: {figures[-1].name} {figures[-1].values}")
         time.sleep(_SETTLE_SECONDS)
         figures += _idle(counter, scale.idle_seconds)
@@ -70,7 +70,9 @@ def measure(scale: Scale) -> list[Figure]:
     return figures
 
 
-def _pushing(worker: WorkerProcess, rate: float | None, seconds: float, run: int) -> Callable[[], tuple[int, float]]:
+def _pushing(
+    worker: WorkerProcess, rate: float | None, seconds: float, run: int, connections: int
+) -> Callable[[], tuple[int, float]]:
     """Something that pushes, and returns how many messages were acknowledged in how many seconds."""
 
     def at_rate() -> tuple[int, float]:
@@ -79,7 +81,7 @@ def _pushing(worker: WorkerProcess, rate: float | None, seconds: float, run: int
         return len(answers.seconds), answers.took
 
     def full() -> tuple[int, float]:
-        done = wrk.run(worker.url, connections=CONNECTIONS, seconds=round(seconds), number=run).sound(_FULL)
+        done = wrk.run(worker.url, connections=connections, seconds=round(seconds), number=run).sound(_FULL)
         return done.acknowledged, done.microseconds / 1e6
 
     return full if rate is None else at_rate

@@ -30,8 +30,8 @@ def measure(scale: Scale) -> list[Figure]:
     with open_store() as store:
         worker = store.worker("r1").start().wait_serving()
         store.latency(put_ms=PUT_MS, get_ms=GET_MS)
-        rate, acknowledged = half_of_most(worker.url)
-        for run in range(scale.runs + 1):
+        rate, acknowledged = half_of_most(worker.url, scale.connections)
+        for run in scale.numbers:
             answers = openloop.send(worker.url, rate=rate, seconds=scale.seconds if run else 1, run=run).sound("half load")
             acknowledged += len(answers.seconds)
             found += [answers] if run else []
@@ -52,10 +52,10 @@ def measure(scale: Scale) -> list[Figure]:
     ]
 
 
-def half_of_most(url: str) -> tuple[float, int]:
+def half_of_most(url: str, connections: int = CONNECTIONS) -> tuple[float, int]:
     """Half of the messages a second that a worker takes at most, and how many it has acknowledged meanwhile."""
     runs = [
-        wrk.run(url, connections=CONNECTIONS, seconds=_MOST_SECONDS, number=wrk.ROUNDS_MAX - 1 - number).sound("full load")
+        wrk.run(url, connections=connections, seconds=_MOST_SECONDS, number=wrk.ROUNDS_MAX - 1 - number).sound("full load")
         for number in range(_MOST_RUNS)
     ]
     return statistics.median(run.per_second for run in runs) / 2, sum(run.acknowledged for run in runs)

@@ -21,16 +21,23 @@ class Scale:
     """How much is measured. `brief` is a smoke: everything is done once, and the figures say nothing."""
 
     runs: int = 5
-    seconds: int = 4
+    seconds: int = 3
     """Length of a timed run."""
     idle_seconds: int = 25
     megabytes: tuple[int, ...] = (1, 10, 100)
     lines: int = 100_000
+    connections: int = 256
+    """Of wrk, at full load."""
     brief: bool = False
+
+    @property
+    def numbers(self) -> range:
+        """The runs by number; number 0 is the warm-up, which a smoke goes without."""
+        return range(1 if self.brief else 0, self.runs + 1)
 
 
 FULL: Final = Scale()
-QUICK: Final = Scale(runs=1, seconds=1, idle_seconds=2, megabytes=(1,), lines=2_000, brief=True)
+QUICK: Final = Scale(runs=1, seconds=1, idle_seconds=2, megabytes=(1,), lines=2_000, connections=32, brief=True)
 
 
 class Part(Protocol):

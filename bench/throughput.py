@@ -95,12 +95,13 @@ def _rounds(
     urls: Mapping[str, str], scale: Scale, setting: Setting, *, first: int, acknowledged: dict[str, int]
 ) -> dict[str, list[wrk.Run]]:
     runs: dict[str, list[wrk.Run]] = {name: [] for name in urls}
-    for number in range(scale.runs + 1):
+    for number in scale.numbers:
         names = list(urls)
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             seconds = scale.seconds if number else WARM_UP_SECONDS
-            run = wrk.run(urls[name], connections=setting.connections, seconds=seconds, number=first + number)
+            connections = scale.connections if scale.brief else setting.connections
+            run = wrk.run(urls[name], connections=connections, seconds=seconds, number=first + number)
             acknowledged[name] += run.sound(f"{name} {setting}").acknowledged
             runs[name] += [run] if number else []
             time.sleep(_PAUSE_SECONDS)
