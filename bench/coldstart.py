@@ -36,7 +36,7 @@ def starts(megabytes: int, runs: int) -> list[Figure]:
     took, shares = [], []
     with open_store() as store:
         worker = store.worker("r1").start().wait_serving()
-        pushes = Pushes(worker.url, pause=0.002)
+        pushes = Pushes(worker.url, pause=0.01)
         store.fill(pushes, megabytes)
         worker.stop()
         store.latency(put_ms=PUT_MS, get_ms=GET_MS)

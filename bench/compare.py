@@ -126,7 +126,7 @@ def _start(folders: dict[str, Path], options: argparse.Namespace) -> list[_ROW]:
     """Seconds from a process to its first ack."""
     took: dict[str, list[float]] = {HERE: [], BASE: []}
     with _both(folders) as (root, stores, workers):
-        pushes = {side: Pushes(worker.url, pause=0.002) for side, worker in workers.items()}
+        pushes = {side: Pushes(worker.url, pause=0.01) for side, worker in workers.items()}
         for side, worker in workers.items():
             worker.start().wait_serving()
             stores[side].fill(pushes[side], _MEGABYTES)
