@@ -4,9 +4,10 @@ BIN    := .venv/bin
 READY  := .venv/.ready
 N      ?= 10
 MINUTES ?= 90
+SOAK_MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-recover run test test-fast torture check format bench docs lock deploy destroy clean
+.PHONY: help setup demo demo-recover run test test-fast torture check format bench soak docs lock deploy destroy clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,8 +47,11 @@ format: $(READY)  ## Apply the formatter and the linter's safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## Measure durable acknowledgements beside a no-op endpoint (needs wrk: apt-get install wrk)
-	$(BIN)/python -m bench.push
+bench: $(READY)  ## Measure everything, a quarter of an hour; rewrites bench/README.md (needs wrk: apt-get install wrk)
+	$(BIN)/python -m bench
+
+soak: $(READY)  ## Memory over ten minutes of steady load and in a flood; rewrites bench/README.md
+	$(BIN)/python -m bench.soak --write --minutes $(SOAK_MINUTES)
 
 docs: $(READY)  ## Write the generated parts of docs/ again: settings, costs
 	@$(BIN)/python -m local docs

@@ -3,20 +3,65 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import platform
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 README: Final = Path(__file__).parent / "README.md"
+HEADER: Final = ("question", "command", "figure", "min", "median", "max", "target", "met?")
+_COMPARISONS: Final = {"≥": operator.ge, "≤": operator.le}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a figure should be at least (`≥`) or at most (`≤`). It is the median of the runs that meets it or does not."""
+
+    sign: str
+    bound: float
+
+    def met(self, values: Sequence[float]) -> bool:
+        """Whether the median of the runs is on the right side."""
+        return bool(_COMPARISONS[self.sign](statistics.median(values), self.bound))
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One thing that was measured: its value in each run."""
+
+    name: str
+    values: Sequence[float]
+    form: str = ",.0f"
+    target: Target | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """The last six columns of a row."""
+        three = (min(self.values), statistics.median(self.values), max(self.values))
+        said = (f"{self.target.sign} {format(self.target.bound, self.form)}", "yes") if self.target else ("", "")
+        if self.target and not self.target.met(self.values):
+            said = (said[0], "**no**")
+        return (self.name, *(format(value, self.form) for value in three), *said)
+
+
+def figures_table(parts: Mapping[tuple[str, str], Iterable[Figure]]) -> str:
+    """The one table. The key is a part's question and command; they stand in its first row only."""
+    rows: list[tuple[str, ...]] = []
+    for (question, command), figures in parts.items():
+        first = (question, f"`{command}`")
+        for figure in figures:
+            rows.append((*first, *figure.cells()))
+            first = ("", "")
+    return table(HEADER, rows)
 
 
 def markers(name: str) -> tuple[str, str]:
-    """The lines between which the figures of `python -m bench.NAME --write` stand."""
-    return f"<!-- figures of {name}: written by `python -m bench.{name} --write` -->", f"<!-- end of figures of {name} -->"
+    """The lines between which the figures of a measurement stand."""
+    return f"<!-- figures of {name}: written by the script -->", f"<!-- end of figures of {name} -->"
 
 
 def rewrite(readme: Path, name: str, figures: str) -> None:

@@ -1,33 +1,40 @@
 """How long is nobody acknowledging while one instance hands the store over to the next?
 
-The gap is from the old instance's last acknowledgement to the new one's first, while messages keep coming. Beside it: how
-long the same bytes take through the fake bucket one way, as one PUT and as one GET, with the same latency added. The
-bytes are those of the restored database; they hardly compress.
+A worker is filled with users whose settings nothing can compress, then the bucket's latency is added. A second worker is
+started on the same store and stands by, while eight requests are kept in flight, each sent again until it is acknowledged.
+The traffic moves to the second worker: it asks, the first hands over and ends. A third takes over from the second, and so
+on.
+
+The gap is from the old instance's last acknowledgement to the new one's first. Its steps are read off the two workers' logs,
+and the end of the first upload off the bucket. Beside it: how long the restored bytes take through the fake bucket one way,
+as one PUT and as one GET. The minimum tenure is set to 0.1 s, so that an instance may hand over at once.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import itertools
 import random
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench.figures import README, machine, rewrite, spread, table
+from bench import part
+from bench.errors import Worthless
+from bench.figures import Figure
+from bench.latency import GET_MS, PUT_MS
+from bench.part import Scale
 from bench.pushes import Pushes
-from bench.store import MEGABYTE, Store, Stored, logged, open_store
+from bench.store import Store, Stored, logged, open_store
 from local.worker_process import WorkerProcess
 
+QUESTION: Final = "hand-over: how long does nobody acknowledge?"
 _IN_FLIGHT: Final = 8
-_FILL_IN_FLIGHT: Final = 32
-_SETTINGS_BYTES: Final = 100_000
-_STEADY_SECONDS: Final = 1.5
-"""Of pushes to the old instance with the latency added, before the new one is started; and to the new one afterwards."""
+_STEADY_SECONDS: Final = 1
+"""Of pushes to the old instance with the latency added, before the new one is started."""
 _WAIT_SECONDS: Final = 120
+_STEPS_FROM_MEGABYTES: Final = 100
 STEPS: Final = (
     "noticed: the old one is asked, and looks",
     "drained, stopped, released",
@@ -46,52 +53,43 @@ class Handover:
 
     gap: float
     steps: tuple[float, ...]
-    database_bytes: int
-    objects: int
     put: float
     get: float
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and report."""
-    options = _parser().parse_args(arguments)
-    results: dict[int, list[Handover]] = {}
-    for size in options.sizes:
-        for number in range(1, options.runs + 1):
-            run = measure(size, put_ms=options.put_ms, get_ms=options.get_ms)
-            results.setdefault(size, []).append(run)
-            print(f"{size} MB, {number} of {options.runs}: {run.gap:.2f} s", file=sys.stderr)
-    figures = report(results, options)
-    print(figures)
-    if options.write:
-        rewrite(README, "handover", figures)
-    return 0
+def measure(scale: Scale) -> list[Figure]:
+    """The rows of `make bench`."""
+    return [figure for size in scale.megabytes for figure in rows(size, handovers(size, scale.runs))]
 
 
-def measure(size: int, *, put_ms: float, get_ms: float) -> Handover:
-    """Fill a new store with `size` MB and hand it over once, under pushes."""
+def handovers(megabytes: int, count: int) -> list[Handover]:
+    """Fill a new store and hand it over so often, under pushes."""
     with open_store() as store:
-        old = store.worker("r1", TENURE_MIN_SECONDS="0.1").start().wait_serving()
-        pushes = Pushes(old.url)
-        users = max(1, size * MEGABYTE // _SETTINGS_BYTES)
-        asyncio.run(pushes.send(users, in_flight=_FILL_IN_FLIGHT, settings_bytes=_SETTINGS_BYTES if size else 0))
-        store.latency(put_ms=put_ms, get_ms=get_ms)
-        new = store.worker("r2")
-        objects = asyncio.run(_hand_over(store, old, new, pushes))
-        if (code := old.wait()) != 0:
-            raise RuntimeError(f"the old instance ended with {code}: {old.tail()}")
-        database_bytes = int(_message(new, "restore.finished").split()[1])
-        put, get = store.one_way_seconds(database_bytes)
-        store.gcs.faults.clear()
+        instances = [store.worker(f"r{number}", {"TENURE_MIN_SECONDS": "0.1"}) for number in range(count + 1)]
+        pushes = Pushes(instances[0].start().wait_serving().url)
+        store.fill(pushes, megabytes)
+        store.latency(put_ms=PUT_MS, get_ms=GET_MS)
+        found = []
+        for old, new in itertools.pairwise(instances):
+            found.append(_hand_over(store, old, new, pushes))
+            part.say(f"hand-over, {megabytes} MB: {found[-1].gap:.2f} s")
+        store.latency(put_ms=0, get_ms=0)
         store.check(pushes.acknowledged)
-        uploads = store.generations()[store.live()]
-        marks = _marks(old, new, pushes, uploads)
+    return found
+
+
+def _hand_over(store: Store, old: WorkerProcess, new: WorkerProcess, pushes: Pushes) -> Handover:
+    asyncio.run(_move(old, new, pushes))
+    if (code := old.wait()) != 0:
+        raise Worthless(f"the old instance ended with {code}: {old.tail()}")
+    put, get = store.one_way_seconds(int(logged(new, "restore.finished")[0][1].split()[1]))
+    marks = _marks(old, new, pushes, store.generations()[store.live()])
     steps = tuple(after - before for before, after in itertools.pairwise(marks))
-    return Handover(marks[-1] - marks[0], steps, database_bytes, objects, put, get)
+    return Handover(marks[-1] - marks[0], steps, put, get)
 
 
-async def _hand_over(store: Store, old: WorkerProcess, new: WorkerProcess, pushes: Pushes) -> int:
-    """Move the pushes from one to the other; how many objects the generation held that is restored."""
+async def _move(old: WorkerProcess, new: WorkerProcess, pushes: Pushes) -> None:
+    """Move the pushes from one to the other."""
     async with pushes.going_on(in_flight=_IN_FLIGHT):
         await asyncio.sleep(_STEADY_SECONDS)
         new.start()
@@ -100,13 +98,10 @@ async def _hand_over(store: Store, old: WorkerProcess, new: WorkerProcess, pushe
                 await asyncio.sleep(0.05)
         # Both look at the bucket once a second: the move must not always come at the same moment between two looks.
         await asyncio.sleep(1 + random.random())
-        objects = len((await asyncio.to_thread(store.generations))[store.live()])
         pushes.url = new.url
         async with asyncio.timeout(_WAIT_SECONDS):
             while new.url not in pushes.first:  # noqa: ASYNC110  # another process
                 await asyncio.sleep(0.05)
-        await asyncio.sleep(_STEADY_SECONDS)
-    return objects
 
 
 def _marks(old: WorkerProcess, new: WorkerProcess, pushes: Pushes, uploads: list[Stored]) -> tuple[float, ...]:
@@ -124,66 +119,21 @@ def _marks(old: WorkerProcess, new: WorkerProcess, pushes: Pushes, uploads: list
     )
 
 
-def _message(worker: WorkerProcess, action: str) -> str:
-    return logged(worker, action)[0][1]
-
-
-def report(results: dict[int, list[Handover]], options: argparse.Namespace) -> str:
-    """The tables, and how they were taken."""
-    how = (
-        f"{machine()}; {options.runs} hand-overs of each, {_IN_FLIGHT} requests in flight, "
-        f"{options.put_ms:g} ms added to a write and {options.get_ms:g} ms to a read of the bucket."
-    )
-    gaps = table(
-        (
-            "database",
-            "bytes",
-            "objects restored",
-            "gap, s (min / median / max)",
-            "one PUT, s",
-            "one GET, s",
-            "gap / (PUT + GET)",
+def rows(megabytes: int, found: Sequence[Handover]) -> list[Figure]:
+    """What is said of the hand-overs at one size; the steps only of a large one, where they tell most."""
+    where = f"with {megabytes} MB at {PUT_MS}/{GET_MS} ms"
+    return [
+        Figure(f"hand-over gap {where}, s", [each.gap for each in found], ".2f"),
+        Figure(
+            f"gap / (download + upload of the bytes) {where}", [each.gap / (each.put + each.get) for each in found], ".1f"
         ),
-        [_gap_row(size, runs) for size, runs in results.items()],
-    )
-    steps = table(
-        ("step, s (min / median / max)", *(f"{size} MB" for size in results)),
-        [
-            (name, *(spread([run.steps[number] for run in runs]) for runs in results.values()))
+        *(
+            Figure(f"… of which {name} {where}, s", [each.steps[number] for each in found], ".2f")
             for number, name in enumerate(STEPS)
-        ],
-    )
-    return f"{how}\n\n{gaps}\n\nWhere the gap goes; the steps of one hand-over add up to its gap:\n\n{steps}"
-
-
-def _gap_row(size: int, runs: list[Handover]) -> tuple[str, ...]:
-    ratio = statistics.median(run.gap / (run.put + run.get) for run in runs)
-    return (
-        f"{size} MB" if size else "empty",
-        format(round(statistics.median(run.database_bytes for run in runs)), ","),
-        spread([run.objects for run in runs], ".0f"),
-        spread([run.gap for run in runs]),
-        f"{statistics.median(run.put for run in runs):.2f}",
-        f"{statistics.median(run.get for run in runs):.2f}",
-        f"{ratio:.1f}",
-    )
-
-
-def _sizes(text: str) -> list[int]:
-    return [int(size) for size in text.split(",")]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.handover", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sizes", type=_sizes, default=[0, 10, 100], help="MB in the database (default: 0,10,100)")
-    parser.add_argument("--runs", type=int, default=3, help="hand-overs of each size (default: %(default)s)")
-    parser.add_argument("--put-ms", type=float, default=80.0, help="added to each write of the bucket (default: 80)")
-    parser.add_argument("--get-ms", type=float, default=40.0, help="added to each read of the bucket (default: 40)")
-    parser.add_argument("--write", action="store_true", help="put the figures into bench/README.md")
-    return parser
+            if megabytes >= _STEPS_FROM_MEGABYTES
+        ),
+    ]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(part.main("handover"))

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import signal
 import socket
 import sys
-from typing import Final
+from typing import Any, Final
 
 import functions_framework.aio
 import uvicorn
@@ -33,16 +34,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve on a loopback port until SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m bench.noop", description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    uvloop.run(_serve(parser.parse_args(arguments).port))
+    uvloop.run(serve(sys.modules[__name__], parser.parse_args(arguments).port))
     return 0
 
 
-async def _serve(port: int) -> None:
+async def serve(module: Any, port: int, **state: object) -> None:
+    """Serve the function `handle` of a module on a loopback port until SIGTERM; `state` is its application's."""
     application = functions_framework.aio.create_asgi_app_from_module(  # type: ignore[no-untyped-call]
-        "handle", __file__, "http", sys.modules[__name__], None
+        "handle", module.__file__, "http", module, None
     )
+    for name, value in state.items():
+        setattr(application.state, name, value)
     # The keywords are those of worker/supervisor.py; tests/unit/test_bench.py holds them together.
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             application,
             http="httptools",
@@ -60,6 +64,13 @@ async def _serve(port: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.handle_exit, signal.SIGTERM, None)
     listener = socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
     await server.serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, which would raise the signal again before the caller has ended in order."""
+
+    def capture_signals(self) -> Any:
+        return contextlib.nullcontext()
 
 
 if __name__ == "__main__":

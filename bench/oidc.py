@@ -7,19 +7,17 @@ buckets are restored by plain Litestream and must hold what was acknowledged.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
-from bench import wrk
+from bench import part, wrk
+from bench.errors import Worthless, WrkMissing
 from bench.figures import README, machine, rewrite, table
-from bench.push import MEMORY, REPLICA_URL, WARM_UP_SECONDS, serving
+from bench.store import open_store
+from bench.throughput import WARM_UP_SECONDS
 from local.authority import Authority
-from local.proof import prove
 
 _AUDIENCE: Final = "https://bench.example"
 _PUSHER: Final = "push@bench.example"
@@ -30,13 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         wrk.find()
-    except wrk.WrkMissingError as missing:
+        runs = measure(options)
+    except WrkMissing as missing:
         print(f"error: {missing}", file=sys.stderr)
         return 2
-    runs, faults = measure(options)
-    for fault in faults:
-        print(f"not a figure of durable acknowledgements: {fault}", file=sys.stderr)
-    if faults:
+    except Worthless as fault:
+        print(f"not a figure: {fault}", file=sys.stderr)
         return 1
     figures = f"{_setting(options)}\n\n{_table(runs)}"
     print(figures)
@@ -45,33 +42,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(options: argparse.Namespace) -> tuple[dict[str, list[wrk.Run]], list[str]]:
-    """The runs of the worker that verifies (`on`) and of the one that does not (`off`), and what was wrong with them."""
-    memory = MEMORY if os.access(MEMORY, os.W_OK) else None
+def measure(options: argparse.Namespace) -> dict[str, list[wrk.Run]]:
+    """The runs of the worker that verifies (`on`) and of the one that does not (`off`)."""
     runs: dict[str, list[wrk.Run]] = {"on": [], "off": []}
-    faults: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="solowriter-bench-", dir=memory) as name, Authority() as authority:
+    with Authority() as authority, open_store() as verifying, open_store() as trusting:
         settings = {"PUSH_AUDIENCE": _AUDIENCE, "PUSH_SERVICE_ACCOUNT": _PUSHER, "OIDC_CERTS_URL": authority.url}
         headers = {"Authorization": f"Bearer {authority.token(audience=_AUDIENCE, email=_PUSHER)}"}
-        with serving(Path(name) / "on", settings) as on, serving(Path(name) / "off") as off:
-            places = {"on": on, "off": off}
-            acknowledged = dict.fromkeys(places, 0)
-            for number in range(options.rounds + 1):
-                seconds = options.seconds if number else WARM_UP_SECONDS
-                # The second of a pair may meet a busier machine than the first: each goes first in turn.
-                for which in ("on", "off") if number % 2 else ("off", "on"):
-                    url = places[which][0].url
-                    run = wrk.run(url, connections=options.connections, seconds=seconds, number=number, headers=headers)
-                    acknowledged[which] += run.acknowledged
-                    runs[which] += [run] if number else []
-                    faults += [f"{which}, round {number}: {count} {kind}" for kind, count in run.problems.items()]
-                    print(f"round {number}, {which}: {run.per_second:,.0f}/s", file=sys.stderr)
-            for which, (worker, gcs) in places.items():
-                worker.stop()
-                receipts = prove(gcs.url, REPLICA_URL, ()).receipts
-                if receipts < acknowledged[which]:
-                    faults.append(f"{which}: {acknowledged[which]} acknowledged, but only {receipts} in the bucket")
-    return runs, faults
+        stores = {"on": verifying, "off": trusting}
+        workers = {"on": verifying.worker("on", settings), "off": trusting.worker("off")}
+        acknowledged = dict.fromkeys(workers, 0)
+        for worker in workers.values():
+            worker.start().wait_serving()
+        for number in range(options.rounds + 1):
+            seconds = options.seconds if number else WARM_UP_SECONDS
+            # The second of a pair may meet a busier machine than the first: each goes first in turn.
+            for which in ("on", "off") if number % 2 else ("off", "on"):
+                url = workers[which].url
+                run = wrk.run(url, connections=options.connections, seconds=seconds, number=number, headers=headers)
+                acknowledged[which] += run.sound(f"{which}, round {number}").acknowledged
+                runs[which] += [run] if number else []
+                part.say(f"round {number}, {which}: {run.per_second:,.0f}/s")
+        for which, worker in workers.items():
+            worker.stop()
+            stores[which].check_count(acknowledged[which])
+    return runs
 
 
 def _table(runs: dict[str, list[wrk.Run]]) -> str:

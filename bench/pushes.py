@@ -15,8 +15,6 @@ from typing import Final
 import httpx
 import msgspec
 
-_PAUSE_SECONDS: Final = 0.05
-"""Before a message that was not acknowledged is sent again."""
 _PUSH_SECONDS: Final = 60
 _GIVE_UP_SECONDS: Final = 180
 """For one message in all. A worker that has ended would otherwise be pushed to for ever."""
@@ -31,6 +29,8 @@ class Pushes:
     """
 
     url: str
+    pause: float = 0.05
+    """Seconds before a message that was not acknowledged is sent again."""
     acknowledged: dict[str, int] = field(default_factory=dict)
     first: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Pushes:
                 raise RuntimeError(
                     f"{url} did not acknowledge a message for {_GIVE_UP_SECONDS} s; its last answer was {status}"
                 )
-            await asyncio.sleep(_PAUSE_SECONDS)
+            await asyncio.sleep(self.pause)
         now = time.time()
         self.acknowledged[_message_id(number)] = number
         self.first.setdefault(url, now)

@@ -23,7 +23,7 @@ from typing import Final
 
 from bench.figures import README, machine, rewrite, spread, table
 from bench.pushes import Pushes
-from bench.store import MEGABYTE, Store, open_store
+from bench.store import Store, open_store
 from local.worker_process import WorkerProcess
 from worker.config import Settings
 from worker.gcs import Bucket
@@ -32,8 +32,6 @@ from worker.restore_commands import Wanted, restore
 
 _NEVER: Final = 10**9
 """Transactions after which a generation is left when it shall not be left."""
-_SETTINGS_BYTES: Final = 100_000
-_FILL_IN_FLIGHT: Final = 8
 _REQUEST_SECONDS: Final = 120.0
 PLAIN: Final = "plain litestream restore"
 FUNCTION: Final = "the worker's function"
@@ -71,10 +69,9 @@ def measure(megabytes: int, options: argparse.Namespace) -> list[Restores]:
     """Fill a store; restore a generation that was just begun, and one of many uploads, without and with latency."""
     found = []
     with open_store() as store, _sent_to(store):
-        worker = store.worker("r1", GENERATION_TRANSACTIONS_MAX=str(_NEVER)).start().wait_serving()
+        worker = store.worker("r1", {"GENERATION_TRANSACTIONS_MAX": str(_NEVER)}).start().wait_serving()
         pushes = Pushes(worker.url)
-        users = max(1, megabytes * MEGABYTE // _SETTINGS_BYTES)
-        asyncio.run(pushes.send(users, in_flight=_FILL_IN_FLIGHT, settings_bytes=_SETTINGS_BYTES))
+        store.fill(pushes, megabytes)
         for kind, uploads in (("just begun", 0), (f"{options.uploads:,} uploads", options.uploads)):
             worker.stop()  # the next life begins a generation with a copy of the whole database
             worker.start().wait_serving()

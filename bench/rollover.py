@@ -22,7 +22,7 @@ from typing import Final
 
 from bench.figures import README, machine, rewrite, spread, table
 from bench.pushes import Pushes
-from bench.store import MEGABYTE, Store, Stored, logged, open_store
+from bench.store import Store, Stored, logged, open_store
 from local.worker_process import WorkerProcess
 from worker.config import Settings
 
@@ -30,8 +30,6 @@ _NEVER: Final = 10**9
 """Transactions after which a generation is left when it shall not be left."""
 _OFTEN: Final = 40
 """Transactions after which it is left where the roll-over itself is measured."""
-_SETTINGS_BYTES: Final = 100_000
-_FILL_IN_FLIGHT: Final = 8
 _WHOLE_COPY: Final = re.compile(r"/ltx/(\d)/0{15}1-[0-9a-f]{16}\.ltx$")
 """What Litestream calls the copies of the whole database with which a generation begins: one at each of several levels."""
 
@@ -119,8 +117,7 @@ def restores(store: Store, generation: str, options: argparse.Namespace) -> Rest
 def roll_overs(options: argparse.Namespace, megabytes: int, latency: tuple[float, float]) -> RollOvers:
     """Roll a database of that size over again and again, under pushes one after the other."""
     with _one_worker(_OFTEN) as (store, worker, pushes):
-        users = max(1, megabytes * MEGABYTE // _SETTINGS_BYTES)
-        asyncio.run(pushes.send(users, in_flight=_FILL_IN_FLIGHT, settings_bytes=_SETTINGS_BYTES))
+        store.fill(pushes, megabytes)
         before = len(logged(worker, "generation.rolled_over"))
         pushes.longest = 0.0
         store.latency(put_ms=latency[0], get_ms=latency[1])
@@ -159,7 +156,7 @@ def _copies(objects: list[Stored]) -> tuple[int, int]:
 @contextlib.contextmanager
 def _one_worker(bound: int) -> Iterator[tuple[Store, WorkerProcess, Pushes]]:
     with open_store() as store:
-        worker = store.worker("r1", GENERATION_TRANSACTIONS_MAX=str(bound)).start().wait_serving()
+        worker = store.worker("r1", {"GENERATION_TRANSACTIONS_MAX": str(bound)}).start().wait_serving()
         yield store, worker, Pushes(worker.url)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -11,19 +12,25 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import httpx
 
+from bench.errors import Worthless
+from bench.pushes import Pushes
 from local.gcs_process import FakeGcs
 from local.proof import live_generation, prove, restore
-from local.worker_process import WorkerProcess
+from local.worker_process import ROOT, WorkerProcess
 
 MEGABYTE: Final = 1_000_000
 _MEMORY: Final = Path("/dev/shm")
 _BUCKET: Final = "bench"
-_PREFIX: Final = "store"
+NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
+BUCKET_URL: Final = f"gs://{_BUCKET}"
 _TRANSFER_SECONDS: Final = 120
+_SETTINGS_BYTES: Final = 100_000
+_FILL_IN_FLIGHT: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +48,19 @@ class Store:
 
     directory: Path
     gcs: FakeGcs
-    replica_url: str = f"gs://{_BUCKET}/{_PREFIX}"
+    replica_url: str = f"{BUCKET_URL}/store"
     workers: list[WorkerProcess] = field(default_factory=list)
+    _others: list[Store] = field(default_factory=list)
 
-    def worker(self, revision: str, **settings: str) -> WorkerProcess:
-        """A place for a worker, with a disk of its own; not started."""
+    def worker(self, revision: str, settings: Mapping[str, str] = NO_SETTINGS, *, code: Path = ROOT) -> WorkerProcess:
+        """A place for a worker of that version of the code, with a disk of its own; not started."""
         worker = WorkerProcess(
             disk=self.directory / revision,
             replica_url=self.replica_url,
             environment={**self.gcs.environment(), "K_REVISION": revision, **settings},
             port=0,
             log=self.directory / f"{revision}.log",
+            code=code,
         )
         if not self.workers:
             init = worker.run("init")
@@ -59,6 +68,31 @@ class Store:
                 raise RuntimeError(f"worker init failed: {init.stderr.strip()}")
         self.workers.append(worker)
         return worker
+
+    def beside(self, prefix: str) -> Store:
+        """Another store in the same bucket: the same requests meet the same latency."""
+        directory = self.directory / prefix
+        directory.mkdir()
+        other = Store(directory, self.gcs, f"{BUCKET_URL}/{prefix}")
+        self._others.append(other)
+        return other
+
+    def fill(self, pushes: Pushes, megabytes: int) -> None:
+        """Users of that size in all, whose settings nothing can compress."""
+        users = max(1, megabytes * MEGABYTE // _SETTINGS_BYTES)
+        asyncio.run(pushes.send(users, in_flight=_FILL_IN_FLIGHT, settings_bytes=_SETTINGS_BYTES if megabytes else 0))
+
+    def kill(self) -> None:
+        """Every worker of this store and of those beside it."""
+        for worker in self.workers:
+            worker.kill()
+        for other in self._others:
+            other.kill()
+
+    @property
+    def prefix(self) -> str:
+        """Where it lies in the bucket."""
+        return self.replica_url.removeprefix(f"{BUCKET_URL}/")
 
     def latency(self, *, put_ms: float, get_ms: float) -> None:
         """From now on every write of the bucket takes `put_ms` longer, and every read of an object `get_ms`."""
@@ -72,7 +106,7 @@ class Store:
     def generations(self) -> dict[str, list[Stored]]:
         """The objects of each generation, oldest generation first; its path under the bucket is the key."""
         found: dict[str, list[Stored]] = {}
-        for stored in self._objects(f"{_PREFIX}/generations/"):
+        for stored in self._objects(f"{self.prefix}/generations/"):
             found.setdefault("/".join(stored.name.split("/")[:3]), []).append(stored)
         return found
 
@@ -108,11 +142,23 @@ class Store:
         """Restore the live generation and look for everything that was acknowledged.
 
         Raises:
-            RuntimeError: Something is missing, or there twice: what was measured is no figure.
+            Worthless: Something is missing, or there twice.
         """
         proof = prove(self.gcs.url, self.replica_url, acknowledged)
         if not proof.holds:
-            raise RuntimeError(f"lost {len(proof.lost)} acknowledged messages, {len(proof.duplicated)} users twice")
+            raise Worthless(f"lost {len(proof.lost)} acknowledged messages, {len(proof.duplicated)} users twice")
+
+    def check_count(self, acknowledged: int) -> None:
+        """As `check`, for distinct users that were only counted: a receipt and a user for each must be there.
+
+        Raises:
+            Worthless: See `check`.
+        """
+        proof = prove(self.gcs.url, self.replica_url, ())
+        if proof.receipts < acknowledged:
+            raise Worthless(f"{acknowledged} acknowledged, but only {proof.receipts} in {self.replica_url}")
+        if proof.users != proof.receipts or not proof.holds:
+            raise Worthless(f"{proof.receipts} messages made {proof.users} users: they were not distinct")
 
     def _objects(self, prefix: str) -> Iterator[Stored]:
         parameters = {"prefix": prefix}
@@ -127,19 +173,29 @@ class Store:
             parameters["pageToken"] = page["nextPageToken"]
 
 
+def memory() -> Path | None:
+    """Where files lie in memory, as on Cloud Run; None where there is no such place."""
+    return _MEMORY if os.access(_MEMORY, os.W_OK) else None
+
+
 @contextlib.contextmanager
 def open_store() -> Iterator[Store]:
     """A new store; its workers are killed and everything is deleted at the end."""
-    memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="solowriter-bench-", dir=memory) as name:
+    with tempfile.TemporaryDirectory(prefix="solowriter-bench-", dir=memory()) as name:
         directory = Path(name)
         with FakeGcs(directory / "gcs", buckets=(_BUCKET,), log=directory / "gcs.log") as gcs:
             store = Store(directory, gcs)
             try:
                 yield store
             finally:
-                for worker in store.workers:
-                    worker.kill()
+                store.kill()
+
+
+def metric(worker: WorkerProcess, name: str) -> int:
+    """The value of a whole-numbered metric without labels."""
+    page = httpx.get(f"{worker.url}/metrics", trust_env=False, timeout=30).raise_for_status().text
+    (value,) = [line.split()[1] for line in page.splitlines() if line.split()[0] == name]
+    return round(float(value))
 
 
 def logged(worker: WorkerProcess, action: str) -> list[tuple[float, str]]:

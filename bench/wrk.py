@@ -11,6 +11,8 @@ from typing import Final
 
 import msgspec
 
+from bench.errors import Worthless, WrkMissing
+
 SCRIPT: Final = Path(__file__).parent / "push.lua"
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 ROUNDS_MAX: Final = 900
@@ -19,10 +21,6 @@ _THREADS: Final = 1
 """One core's worth of wrk sends several times what the server beside it takes."""
 _TIMEOUT: Final = "60s"
 """Longer than the worker holds a request: a slow answer is a slow answer, not an error."""
-
-
-class WrkMissingError(RuntimeError):
-    """wrk is not installed; the message says how to get it."""
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,18 +52,26 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         found = {name: getattr(self, name) for name in ("not_2xx", "connect", "read", "write", "timeout")}
         return {name: count for name, count in found.items() if count}
 
+    def sound(self, name: str) -> Run:
+        """This run.
+
+        Raises:
+            Worthless: It has problems.
+        """
+        if self.problems:
+            raise Worthless(f"{name}: {', '.join(f'{count} {kind}' for kind, count in self.problems.items())}")
+        return self
+
 
 def find() -> str:
     """The path of wrk.
 
     Raises:
-        WrkMissingError: There is none.
+        WrkMissing: There is none.
     """
     found = shutil.which("wrk")
     if found is None:
-        raise WrkMissingError(
-            "wrk is needed and not found: `apt-get install wrk` (Debian, Ubuntu), `brew install wrk` (macOS)"
-        )
+        raise WrkMissing("wrk is needed and not found: `apt-get install wrk` (Debian, Ubuntu), `brew install wrk` (macOS)")
     return found
 
 

@@ -1,31 +1,51 @@
-"""The benchmark, once and short, on the real parts."""
+"""The measurements, once and short, on the real parts."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 
 import pytest
 
+from bench import part
+from bench.figures import HEADER
 from local.worker_process import ROOT
 
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed: apt-get install wrk"),
+]
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed: apt-get install wrk")
-def test_a_short_run_gets_durable_acknowledgements_only() -> None:
-    """Every answer is 2xx, every message its own user, and a restore of the bucket holds all that was acknowledged."""
+
+def bench(module: str, *arguments: str) -> str:
+    """What a measurement prints; it must hold figures."""
     done = subprocess.run(
-        [sys.executable, "-m", "bench.push", "--rounds", "1", "--seconds", "1", "--connections", "64", "--json"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
+        [sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=280
     )
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["faults"] == []
-    assert report["ours"][0]["requests"] > 0
-    assert report["in_bucket"] == report["users"] >= report["acknowledged"] > 0
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", part.NAMES)
+def test_a_part_of_the_table_runs(name: str) -> None:
+    """Every answer is 2xx, and a restore of the bucket holds what was acknowledged: else it would end with 1."""
+    printed = bench("bench", "--quick", "--only", name)
+    header, *rows = [line for line in printed.splitlines() if line.startswith("|")]
+    assert header == f"| {' | '.join(HEADER)} |"
+    assert f"`python -m bench.{name}`" in rows[1]
+
+
+def test_a_short_soak_and_flood() -> None:
+    """What is over the limit is refused, memory is read, and afterwards everything is acknowledged again."""
+    printed = bench("bench.soak", "--minutes", "0.05", "--warm-up-seconds", "1", "--flood-seconds", "2", "--rate", "100")
+    assert "RSS of Litestream: growth" in printed
+    assert "refused with 503" in printed
+
+
+def test_a_commit_beside_itself() -> None:
+    """The base runs from a folder of its own, which is gone afterwards."""
+    printed = bench("bench.compare", "HEAD", "--rounds", "1", "--seconds", "1")
+    assert "| msg/s at 80/40 ms |" in printed
+    worktrees = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "solowriter-base-" not in worktrees

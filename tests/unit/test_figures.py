@@ -9,7 +9,7 @@ import pytest
 from bench import figures, rollover
 from bench.store import Stored
 
-NAMES = ("handover", "rollover", "push")
+NAMES = ("rollover", "oidc", "everything")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -25,11 +25,11 @@ def test_only_the_own_block_is_rewritten(tmp_path: Path) -> None:
     (begin, end), (other, other_end) = map(figures.markers, NAMES[:2])
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{begin}\nold\n{end}\n{other}\nkept\n{other_end}\nafter\n")
-    figures.rewrite(readme, "handover", "new")
+    figures.rewrite(readme, "rollover", "new")
     assert readme.read_text() == f"before\n{begin}\nnew\n{end}\n{other}\nkept\n{other_end}\nafter\n"
     readme.write_text("nothing")
     with pytest.raises(RuntimeError, match="has lost its markers"):
-        figures.rewrite(readme, "handover", "new")
+        figures.rewrite(readme, "rollover", "new")
 
 
 def test_a_table_is_aligned_and_a_spread_is_three_figures() -> None:

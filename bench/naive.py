@@ -1,0 +1,115 @@
+"""Naive durability: one transaction, one confirmed sync and one read of the lease for each message, one after the other.
+
+Everything else is the worker's: its settings, lease, generation, Litestream, tables, and the server around it. A message
+whose sender has gone is passed over, as it would otherwise be worked on in the next run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+import functions_framework.aio
+import uvloop
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bench import noop
+from publisher import message
+from worker import config, database, envelope
+from worker.background import running
+from worker.generation import Generations, Limits
+from worker.models import Connection, Receipt, User
+from worker.parts import Parts
+from worker.replication import LitestreamConfirmation
+
+_NEVER: Final = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What the one message under way has to itself."""
+
+    connection: Connection
+    confirmation: LitestreamConfirmation
+    epoch: int
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@functions_framework.aio.http
+async def handle(request: Request) -> Response:
+    """The functions-framework target."""
+    body = await request.body()
+    if request.method != "POST":
+        return Response(status_code=405)
+    store: Store = request.app.state.store
+    delivery = envelope.decode(body)
+    user = message.decode(delivery.data, delivery.attributes)
+    async with store.turn:
+        if await request.is_disconnected():
+            return Response(status_code=499)
+        _write(store, delivery.message_id, delivery.publish_time, user)
+        await store.confirmation.upload()
+        await store.confirmation.verify()
+    return Response(status_code=204)
+
+
+def _write(store: Store, message_id: str, published: int, user: message.UserCreated) -> None:
+    now = round(time.time() * 1000)
+    row = {
+        "user_id": user.user_id,
+        "email_address": user.email_address,
+        "created_at": published // 1000,
+        "deleted": 0,
+        "settings": user.settings,
+    }
+    receipt = {
+        "message_id": message_id,
+        "user_id": user.user_id,
+        "outcome": "created",
+        "publish_time": published,
+        "processed_at": now,
+        "epoch": store.epoch,
+    }
+    with store.connection.atomic("IMMEDIATE"):
+        User.insert(row).execute(store.connection)
+        Receipt.insert(receipt).execute(store.connection)
+
+
+def main() -> int:
+    """Serve with the worker's settings until SIGTERM; HOST is not looked at."""
+    uvloop.run(_serve(config.load(os.environ)))
+    return 0
+
+
+async def _serve(settings: config.Settings) -> None:
+    parts = Parts(settings)
+    limits = Limits(
+        integrity_check=settings.restore_integrity_check,
+        restore_seconds=settings.restore_timeout_seconds,
+        busy_timeout_seconds=settings.busy_timeout_seconds,
+        first_sync_seconds=settings.first_sync_timeout_seconds,
+        transactions_max=_NEVER,
+    )
+    lease = parts.lease
+    async with (
+        lease.held(release_seconds=settings.release_seconds),
+        asyncio.TaskGroup() as side,
+        running(side, "lease renewal", lease.keep()),
+        Generations(lease, parts.store, parts.options, prefix=settings.prefix, limits=limits, side=side) as generations,
+    ):
+        await generations.begin()
+        connection = database.connect(parts.options.database, busy_timeout_seconds=settings.busy_timeout_seconds)
+        confirmation = LitestreamConfirmation(generations, lease, sync_timeout=settings.sync_timeout_seconds)
+        with connection.connection_context():
+            store = Store(connection, confirmation, lease.epoch)
+            await noop.serve(sys.modules[__name__], settings.port, store=store)
+    parts.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
