@@ -25,14 +25,14 @@ class Pace:
 
     def __init__(self) -> None:
         self._upload, self._read = 0.0, math.inf  # what the last one took
-        self._return_each = 0.0  # what the return of a crowd takes, divided by its size
+        self._return, self._crowd = 0.0, 1.0  # what a return takes, and of how many
         self._answered = 0
         self._answered_at = 0.0
         self._away = 0.0  # how many of those answered last are not back, less the few that are not waited for
 
     def worth_waiting(self, crowd: int) -> bool:
-        """Whether an upload waits until those whose lease is being read are back, so that `crowd` senders become one."""
-        return self._read + self._return_each * crowd < self._upload
+        """Whether an upload waits until those whose lease is being read are back: `crowd` senders, and those still away."""
+        return self._read + (crowd + max(0.0, self._away)) * self._return / self._crowd < self._upload
 
     @property
     def back_by(self) -> float:
@@ -63,4 +63,5 @@ class Pace:
 
     def _returned(self, now: float) -> None:
         seconds = min(now - self._answered_at, 2 * self._upload)  # how much later than that says nothing
-        self._return_each += _SWAY * (seconds / self._answered - self._return_each)
+        self._return += _SWAY * (seconds - self._return)
+        self._crowd += _SWAY * (self._answered - self._crowd)

@@ -40,6 +40,25 @@ def test_a_larger_crowd_takes_longer_to_return() -> None:
     assert not pace.worth_waiting(250)
 
 
+def test_those_still_away_are_part_of_the_crowd() -> None:
+    """They were answered last, and come back to the one crowd as well."""
+    pace = paced(upload=0.08, read=0.04, returned_in=0.02)
+    pace.answered(100, 0.04, now=100.0)
+    assert pace.worth_waiting(50)
+    assert not pace.worth_waiting(150)
+    pace.came(100, now=100.02)
+    assert pace.worth_waiting(150)
+
+
+def test_a_few_that_stayed_away_are_soon_outweighed() -> None:
+    """What one sender did before a pause says little about a hundred after it."""
+    pace = paced(upload=0.08, read=0.04, returned_in=0.01)
+    pace.answered(1, 0.04, now=100.0)
+    pace.answered(100, 0.04, now=200.0)
+    pace.came(100, now=200.01)
+    assert pace.worth_waiting(50)
+
+
 def test_a_bucket_whose_reads_take_longer_than_its_writes_is_never_waited_for() -> None:
     """The next upload has ended by then."""
     pace = paced(upload=0.02, read=0.04, returned_in=0.001)
