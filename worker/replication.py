@@ -29,7 +29,7 @@ from worker.observer import Observer
 from worker.pace import Pace
 
 _ASKED_AT_ONCE: Final = 3
-"""Litestream's own monitor may add a transaction between a sync's upload and its answer: asking again settles it."""
+"""A checkpoint of Litestream's may add a transaction between a sync's upload and its answer: asking again settles it."""
 _RETRY_PAUSE_SECONDS: Final = 0.05
 _RETRY_PAUSE_MAX_SECONDS: Final = 1.0
 
