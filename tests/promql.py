@@ -1,12 +1,11 @@
-"""Just enough of YAML and PromQL to check deploy/: rules read strictly, and what an expression names.
+"""Just enough of PromQL to check deploy/: what an expression names.
 
-Both refuse what they do not know, so that a file never passes by being misread.
+It refuses what it does not know, so that a file never passes by being misread.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 FUNCTIONS = {
     *("rate", "increase", "changes", "histogram_quantile", "absent", "time", "vector", "min_over_time", "max_over_time"),
@@ -90,63 +89,3 @@ def _name(found: Named, text: str, following: str, within: str) -> None:
         found.metrics[text] = labels
     elif text not in FUNCTIONS:
         raise ValueError(f"{text} is no function that is known here")
-
-
-def rules(text: str) -> Any:
-    """Read YAML of block mappings, block lists, plain and double-quoted scalars, and folded ones (`>-`).
-
-    Raises:
-        ValueError: It has anything else.
-    """
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    value, rest = _block(lines, _indent(lines[0]))
-    if rest:
-        raise ValueError(f"what is this? {rest[0]}")
-    return value
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip(" "))
-
-
-def _block(lines: list[str], indent: int) -> tuple[Any, list[str]]:
-    return _list(lines, indent) if lines[0].lstrip().startswith("- ") else _mapping(lines, indent)
-
-
-def _list(lines: list[str], indent: int) -> tuple[list[Any], list[str]]:
-    found = []
-    while lines and _indent(lines[0]) == indent and lines[0][indent:].startswith("- "):
-        value, lines = _mapping([" " * (indent + 2) + lines[0][indent + 2 :], *lines[1:]], indent + 2)
-        found.append(value)
-    return found, lines
-
-
-def _mapping(lines: list[str], indent: int) -> tuple[dict[str, Any], list[str]]:
-    found: dict[str, Any] = {}
-    while lines and _indent(lines[0]) == indent and not lines[0][indent:].startswith("- "):
-        match = re.fullmatch(r"([a-zA-Z]\w*):(?: (.+))?", lines[0][indent:])
-        if match is None or match[1] in found:
-            raise ValueError(f"no `name: value`, or a second one of that name: {lines[0]}")
-        lines = lines[1:]
-        if match[2] == ">-":
-            folded = []
-            while lines and _indent(lines[0]) > indent:
-                folded.append(lines[0].strip())
-                lines = lines[1:]
-            found[match[1]] = " ".join(folded)
-        elif match[2] is None:
-            if not lines or _indent(lines[0]) <= indent:
-                raise ValueError(f"{match[1]} has no value")
-            found[match[1]], lines = _block(lines, _indent(lines[0]))
-        else:
-            found[match[1]] = _scalar(match[2])
-    return found, lines
-
-
-def _scalar(text: str) -> str:
-    quoted = re.fullmatch(r'"([^"\\]*)"', text)
-    if quoted is not None:
-        return quoted[1]
-    if text[0] in "\"'[]{}&*!|>%@`#,?:-" or ": " in text or " #" in text:
-        raise ValueError(f"quote this: {text}")
-    return text
