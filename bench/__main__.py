@@ -13,30 +13,24 @@ import time
 from collections.abc import Sequence
 
 from bench import part, wrk
-from bench.errors import Worthless, WrkMissing
+from bench.errors import with_exit_code
 from bench.figures import README, Figure, figures_table, machine, rewrite
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@with_exit_code
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and report: 0 good figures, 1 worthless ones (nothing is written), 2 wrk is missing."""
     options = _parser().parse_args(arguments)
     scale = part.QUICK if options.quick else part.FULL
     found: dict[tuple[str, str], list[Figure]] = {}
     began, load = time.monotonic(), os.getloadavg()[0]
-    try:
-        wrk.find()
-        for name in options.only or part.NAMES:
-            module = part.load(name)
-            part.say(f"{name}: {module.QUESTION}")
-            since = time.monotonic()
-            found[module.QUESTION, part.command(name)] = module.measure(scale)
-            part.say(f"{name}: {time.monotonic() - since:.0f} s")
-    except WrkMissing as missing:
-        print(f"error: {missing}", file=sys.stderr)
-        return 2
-    except Worthless as fault:
-        print(f"not a figure: {fault}", file=sys.stderr)
-        return 1
+    wrk.find()
+    for name in options.only or part.NAMES:
+        module = part.load(name)
+        part.say(f"{name}: {module.QUESTION}")
+        since = time.monotonic()
+        found[module.QUESTION, part.command(name)] = module.measure(scale)
+        part.say(f"{name}: {time.monotonic() - since:.0f} s")
     how = (
         f"{machine()}; {scale.runs} runs of each unless a row says otherwise, {time.monotonic() - began:.0f} s in all. "
         f"The machine's load before it began: {load:.1f}."
@@ -45,7 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(figures)
     if not options.quick and not options.only:
         rewrite(README, "everything", figures)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from bench import part, wrk
-from bench.errors import Worthless, WrkMissing
+from bench.errors import with_exit_code
 from bench.figures import README, machine, rewrite, table
 from bench.store import open_store
 from bench.throughput import WARM_UP_SECONDS
@@ -23,23 +23,16 @@ _AUDIENCE: Final = "https://bench.example"
 _PUSHER: Final = "push@bench.example"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@with_exit_code
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and report: 0 good figures, 1 something was lost or refused, 2 wrk is missing."""
     options = _parser().parse_args(arguments)
-    try:
-        wrk.find()
-        runs = measure(options)
-    except WrkMissing as missing:
-        print(f"error: {missing}", file=sys.stderr)
-        return 2
-    except Worthless as fault:
-        print(f"not a figure: {fault}", file=sys.stderr)
-        return 1
+    wrk.find()
+    runs = measure(options)
     figures = f"{_setting(options)}\n\n{_table(runs)}"
     print(figures)
     if options.write:
         rewrite(README, "oidc", figures)
-    return 0
 
 
 def measure(options: argparse.Namespace) -> dict[str, list[wrk.Run]]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from bench.errors import Worthless, WrkMissing
+from bench.errors import with_exit_code
 from bench.figures import Figure, figures_table, machine
 
 NAMES: Final = ("throughput", "latency", "bucket", "coldstart", "handover", "load", "writer")
@@ -55,7 +55,8 @@ def load(name: str) -> Part:
     return part
 
 
-def main(name: str, arguments: Sequence[str] | None = None) -> int:
+@with_exit_code
+def main(name: str, arguments: Sequence[str] | None = None) -> None:
     """`python -m bench.NAME`: print the part's table. 0: good figures, 1: worthless ones, 2: wrk is missing."""
     module = load(name)
     parser = argparse.ArgumentParser(
@@ -63,16 +64,8 @@ def main(name: str, arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="once and short: whether it works, not how fast it is")
     scale = QUICK if parser.parse_args(arguments).quick else FULL
-    try:
-        figures = module.measure(scale)
-    except WrkMissing as missing:
-        print(f"error: {missing}", file=sys.stderr)
-        return 2
-    except Worthless as fault:
-        print(f"not a figure: {fault}", file=sys.stderr)
-        return 1
+    figures = module.measure(scale)
     print(f"{machine()}\n\n{figures_table({(module.QUESTION, command(name)): figures})}")
-    return 0
 
 
 def command(name: str) -> str:

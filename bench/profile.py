@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from bench import process, wrk
-from bench.errors import Worthless, WrkMissing
+from bench.errors import Worthless, with_exit_code
 from bench.figures import README, machine, rewrite, table
 from bench.store import open_store
 from local.worker_process import ROOT
@@ -86,17 +86,11 @@ class Profile:
     per_second: float
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@with_exit_code
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and report: 0 good figures, 1 worthless ones, 2 wrk is missing."""
     options = _parser().parse_args(arguments)
-    try:
-        profile = measure(options)
-    except WrkMissing as missing:
-        print(f"error: {missing}", file=sys.stderr)
-        return 2
-    except Worthless as fault:
-        print(f"not a figure: {fault}", file=sys.stderr)
-        return 1
+    profile = measure(options)
     how = (
         f"{machine()}; {options.seconds} s, {options.connections} connections, {options.put_ms:g} ms added to a write and "
         f"{options.get_ms:g} ms to a read of the bucket; {profile.per_second:,.0f} msg/s under the profiler."
@@ -105,7 +99,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(figures)
     if options.write:
         rewrite(README, f"profile {options.write}", figures)
-    return 0
 
 
 def measure(options: argparse.Namespace) -> Profile:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 from bench import openloop, part, process, wrk
-from bench.errors import Worthless, WrkMissing
+from bench.errors import Worthless, with_exit_code
 from bench.figures import README, Figure, Target, figures_table, machine, rewrite
 from bench.latency import GET_MS, PUT_MS, half_of_most
 from bench.store import metric, open_store
@@ -70,24 +70,17 @@ class Memory:
         return [own for own, _ in found], [child for _, child in found]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@with_exit_code
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and report: 0 good figures, 1 worthless ones, 2 wrk is missing."""
     options = _parser().parse_args(arguments)
-    try:
-        wrk.find()
-        figures = measure(options)
-    except WrkMissing as missing:
-        print(f"error: {missing}", file=sys.stderr)
-        return 2
-    except Worthless as fault:
-        print(f"not a figure: {fault}", file=sys.stderr)
-        return 1
+    wrk.find()
+    figures = measure(options)
     command = f"python -m bench.soak --minutes {options.minutes:g}"
     text = f"{machine()}; one run, the samples' min, median and max.\n\n{figures_table({(QUESTION, command): figures})}"
     print(text)
     if options.write:
         rewrite(README, "soak", text)
-    return 0
 
 
 def measure(options: argparse.Namespace) -> list[Figure]:
