@@ -47,7 +47,7 @@ STAGES: Final[Mapping[str, Sequence[str]]] = {
     "gather and hand over groups": ("worker/writer.py", "concurrent/futures/"),
     "transaction: plan": ("worker/transaction.py", "worker/outcome.py", "worker/statements.py"),
     "transaction: SQLite": ("peewee.py", "playhouse/", "worker/database.py"),
-    "confirm: upload": ("worker/replication.py", "worker/litestream.py", "worker/generation.py"),
+    "confirm: upload": ("worker/replication.py", "worker/pace.py", "worker/litestream.py", "worker/generation.py"),
     "confirm: lease read": ("worker/lease.py", "worker/lease_record.py", "worker/gcs.py", "urllib3/", "google/"),
     "answer: outcomes to senders": ("worker/group.py",),
     "counts, spans, log": (
