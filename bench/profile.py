@@ -105,7 +105,7 @@ def measure(options: argparse.Namespace) -> Profile:
     """Profile a worker under full load."""
     wrk.find()
     with open_store() as store, tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as pusher:
-        worker = store.worker("r1").start().wait_serving()
+        worker = store.worker("r1", code=options.code).start().wait_serving()
         store.latency(put_ms=options.put_ms, get_ms=options.get_ms)
         before = process.thread_seconds(worker.pid)
         seconds = options.seconds + 2 * _LEAD_SECONDS
@@ -212,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--code", type=Path, default=ROOT, help="another checkout, whose worker is profiled (default: this)")
     parser.add_argument("--seconds", type=int, default=15, help="how long it is looked at (default: %(default)s)")
     parser.add_argument("--rate", type=int, default=250, help="looks a second (default: %(default)s)")
     parser.add_argument("--connections", type=int, default=256, help="requests in flight (default: %(default)s)")
