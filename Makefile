@@ -36,7 +36,7 @@ test-fast: $(READY)  ## The tests that start no other process
 	$(BIN)/python -m pytest -m "not slow"
 
 torture: $(READY)  ## Each crash test N times (make torture N=10), for at most MINUTES
-	timeout $(MINUTES)m $(BIN)/python -m pytest tests/crash -n 3 --dist worksteal --cycles $(N)
+	timeout $(MINUTES)m $(BIN)/python -m pytest tests/crash -n 4 --dist worksteal --cycles $(N)
 
 check: $(READY)  ## Formatter, linter, strict types
 	$(BIN)/ruff format --check .
