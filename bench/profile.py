@@ -71,6 +71,7 @@ _WAITS: Final = (
 _FRAME: Final = re.compile(r"(?P<function>.+) \((?P<file>[^()]+?)(?::\d+)?\)$")
 _THREAD: Final = re.compile(r"thread \((?P<id>\d+)\): (?P<name>.*)$")
 _IN_PACKAGE: Final = re.compile(r".*/(?:site-packages|python3\.\d+)/")
+_IN_CHECKOUT: Final = re.compile(r"/.*/(?=(?:worker|publisher)/)")
 _LEAD_SECONDS: Final = 2
 """wrk begins so long before py-spy, and ends so long after it."""
 
@@ -159,7 +160,7 @@ def _place(frame: str) -> str:
     found = _FRAME.match(frame)
     if found is None:
         return ""
-    file = _IN_PACKAGE.sub("", found["file"]).removeprefix(f"{ROOT}/")
+    file = _IN_CHECKOUT.sub("", _IN_PACKAGE.sub("", found["file"]))
     return f"{file}:{found['function']}"
 
 
