@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,24 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
     """A serving service."""
     with FakeGcs(tmp_path / "gcs", buckets=("bucket",)) as gcs, Platform(tmp_path, gcs) as running:
         yield running
+
+
+@contextmanager
+def recovering_until(
+    said: str, platform: Platform, folder: Path, at: datetime, **variables: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A recovery to that time that has just printed a line which begins so; it is waited for at the block's end."""
+    command = [sys.executable, "-m", "worker", "recover", "--at", at.isoformat(), "--yes"]
+    with subprocess.Popen(
+        [*command, "--undone", str(folder / "undone.txt")],
+        env={**platform.worker._environment, **variables},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert any(line.startswith(said) for line in process.stderr), f"it ended without saying {said!r}"
+        yield process
 
 
 def now() -> datetime:
@@ -219,18 +237,7 @@ def test_killed_in_the_middle_it_is_done_or_not(platform: Platform, tmp_path: Pa
     platform.push(*range(1, 11))
     then = pause()
     platform.push(*range(11, 16))
-    command = [sys.executable, "-m", "worker", "recover", "--at", then.isoformat(), "--yes"]
-    with subprocess.Popen(
-        [*command, "--undone", str(tmp_path / "undone.txt")],
-        env=platform.worker._environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    ) as recovering:
-        assert recovering.stderr is not None
-        for line in recovering.stderr:
-            if line.startswith("asking"):
-                break
+    with recovering_until("asking", platform, tmp_path, then) as recovering:
         time.sleep(random.Random(attempt).uniform(0, 4))
         recovering.kill()
     platform.push(99)  # acknowledged by whoever serves next
@@ -248,18 +255,8 @@ def test_broken_off_it_releases_the_lease(platform: Platform, tmp_path: Path, nu
     then = pause()
     platform.push(2)
     before = platform.states()
-    command = [sys.executable, "-m", "worker", "recover", "--at", then.isoformat(), "--yes"]
-    with subprocess.Popen(
-        [*command, "--undone", str(tmp_path / "undone.txt")],
-        env={**platform.worker._environment, "TMPDIR": str(scratch)},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    ) as recovering:
+    with recovering_until("the lease is held", platform, tmp_path, then, TMPDIR=str(scratch)) as recovering:
         assert recovering.stderr is not None
-        for line in recovering.stderr:
-            if line.startswith("the lease is held"):
-                break
         recovering.send_signal(number)
         rest = recovering.stderr.read()
     assert (recovering.returncode, "interrupted" in rest, "Traceback" in rest) == (130, True, False), rest
