@@ -110,9 +110,9 @@ class FakeGcs:
         self.port = int(found[3])
         return self
 
-    def stop(self, timeout: float = 10.0) -> None:
-        """Ends it in order."""
-        self._end(signal.SIGTERM, timeout)
+    def stop(self, timeout: float = 10.0) -> int:
+        """Ends it in order, with `kill -9` after `timeout` seconds; returns its exit status (-9 then)."""
+        return self._end(signal.SIGTERM, timeout)
 
     def kill(self) -> None:
         """Ends it as `kill -9` does."""
@@ -135,14 +135,15 @@ class FakeGcs:
             raise RuntimeError("the fake GCS is not running")
         return self._process
 
-    def _end(self, how: signal.Signals, timeout: float) -> None:
+    def _end(self, how: signal.Signals, timeout: float) -> int:
         process = self._running()
         process.send_signal(how)
         try:
-            process.wait(timeout)
+            status = process.wait(timeout)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            status = process.wait()
         if process.stdout:
             process.stdout.close()
         self._process = None
+        return status
