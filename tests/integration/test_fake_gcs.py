@@ -43,7 +43,7 @@ def client_of(gcs: FakeGcs) -> Any:
     """Google's own client, sent to the fake."""
     anonymous = AnonymousCredentials()  # type: ignore[no-untyped-call]  # google-auth has types for some of it
     client: Any = storage.Client(project="test", credentials=anonymous, client_options={"api_endpoint": gcs.url})
-    # For traces, its thread would ask for the bucket beside the first request: another for a fault to strike and a test to count.
+    # For traces, its thread would ask for the bucket beside the first request: one more to be struck by a fault or counted.
     client._bucket_metadata_cache = None
     return client
 
