@@ -117,7 +117,7 @@ def kept_up(worker: WorkerProcess) -> Iterator[None]:
 
     def keep_up() -> None:
         while not down.wait(0.05):
-            if worker.state() == "ended":
+            if worker.code is not None:
                 worker.start()
 
     thread = threading.Thread(target=keep_up, name="platform", daemon=True)

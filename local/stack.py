@@ -45,10 +45,15 @@ class Stack:
             return {}
         return {**self.pubsub.gcloud_env(), "GOOGLE_CLOUD_PROJECT": PROJECT, "TOPIC": TOPIC}
 
-    def subscribe(self, endpoint: str) -> None:
-        """Create the topic, and a push subscription to `endpoint`. Nothing happens without an emulator."""
+    def subscribe(self, endpoint: str, options: Mapping[str, object] | None = None) -> None:
+        """Create the topic, and a push subscription to `endpoint`. Nothing happens without an emulator.
+
+        Args:
+            endpoint: Where messages are pushed.
+            options: More fields of the subscription.
+        """
         if self.pubsub is not None:
-            _subscribe(self.pubsub, endpoint)
+            _subscribe(self.pubsub, endpoint, options or {})
 
 
 @contextmanager
@@ -113,13 +118,14 @@ def _log(directory: Path, name: str) -> Path:
     return directory / f"{name}.log"
 
 
-def _subscribe(pubsub: Emulator, endpoint: str) -> None:
+def _subscribe(pubsub: Emulator, endpoint: str, options: Mapping[str, object]) -> None:
     """Create topic and subscription as the REST reference says (projects.topics.create, projects.subscriptions.create)."""
     topic = f"projects/{PROJECT}/topics/{TOPIC}"
     subscription = {
         "topic": topic,
         "pushConfig": {"pushEndpoint": endpoint},
         "ackDeadlineSeconds": ACK_DEADLINE_SECONDS,
+        **options,
     }
     for name, body in ((topic, {}), (f"projects/{PROJECT}/subscriptions/{SUBSCRIPTION}", subscription)):
         answer = httpx.put(f"{pubsub.url}/v1/{name}", json=body, trust_env=False)

@@ -119,12 +119,18 @@ class WorkerProcess:
         """
         wait_until(lambda: self.state() in ("serving", "ended"), "serving", seconds=seconds)
         if self.state() == "ended":
-            raise RuntimeError(f"the worker ended with {self._code()}; its log: {self.tail()}")
+            raise RuntimeError(f"the worker ended with {self.code}; its log: {self.tail()}")
         return self
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code, or None while it runs."""
+        assert self._process is not None, "the worker was not started"
+        return self._process.poll()
 
     def state(self) -> str:
         """What it says of itself (standby, serving, draining), or starting before it listens and ended after."""
-        if self._code() is not None:
+        if self.code is not None:
             return "ended"
         try:
             return str(self._http.get(f"{self.url}/healthz").json()["state"])
@@ -159,7 +165,3 @@ class WorkerProcess:
     def tail(self, characters: int = 1500) -> str:
         """The end of its log."""
         return self.log.read_text(errors="replace")[-characters:] if self.log.exists() else ""
-
-    def _code(self) -> int | None:
-        assert self._process is not None
-        return self._process.poll()
