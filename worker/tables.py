@@ -7,25 +7,51 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_PIPE_WIDTH: Final = 10_000
-"""Columns of a table that is not on a terminal: nothing is cut off."""
+_FOLDED: Final = frozenset({"detail", "file"})
+"""Columns whose cells may take several lines on a terminal: the others are ids, times and numbers."""
+_FOLDED_LEAST: Final = 30
+"""Characters in a line below which folding such a cell makes it unreadable."""
+_GAP: Final = "  "
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print rows under their columns; on a terminal the cells called detail are folded, the others are not."""
-    made = Table(box=None, pad_edge=False)
-    for column, cells in zip(columns, zip(*rows, strict=True), strict=True):
-        right = all(isinstance(cell, int) for cell in cells)
-        made.add_column(column, no_wrap=column != "detail", overflow="fold", justify="right" if right else "left")
-    for row in rows:
-        made.add_row(*(Text(_shown(cell)) for cell in row))
+    """Print rows under their columns, and never a part of a cell.
+
+    On a terminal long cells are folded; where it is too narrow even so, each row is printed as labels and values.
+    """
+    shown = [[_shown(cell) for cell in row] for row in rows]
+    right = [all(isinstance(cell, int) for cell in cells) for cells in zip(*rows, strict=True)]
+    widths = [max(map(cell_len, cells)) for cells in zip(columns, *shown, strict=True)]
     console = Console()
-    (console if console.is_terminal else Console(width=_PIPE_WIDTH)).print(made, highlight=False)
+    if not console.is_terminal:
+        for line in (list(columns), *shown):
+            cells = zip(line, widths, right, strict=True)
+            print(
+                _GAP.join(
+                    text.rjust(width) if flush else set_cell_size(text, width) for text, width, flush in cells
+                ).rstrip()
+            )
+        return
+    least = [
+        min(width, _FOLDED_LEAST) if column in _FOLDED else width for column, width in zip(columns, widths, strict=True)
+    ]
+    if sum(least) + len(_GAP) * (len(least) - 1) > console.width:
+        for number, row in enumerate(rows):
+            print(end="\n" if number else "")
+            pairs(list(zip(columns, row, strict=True)))
+        return
+    made = Table(box=None, pad_edge=False)
+    for column, flush in zip(columns, right, strict=True):
+        made.add_column(column, no_wrap=column not in _FOLDED, overflow="fold", justify="right" if flush else "left")
+    for row in shown:
+        made.add_row(*map(Text, row))
+    console.print(made, highlight=False)
 
 
 def pairs(rows: Sequence[tuple[str, Any]]) -> None:
