@@ -30,6 +30,7 @@ VALUES = {
     "worker.trace_context",
     "worker.litestream_log",
     "worker.observer",
+    "worker.wording",
 }
 """What every layer of the worker may import: values, formats, errors, what a message does, and two pieces of asyncio."""
 ADAPTERS = {
@@ -125,6 +126,7 @@ PURE: dict[str, set[str]] = {
     "worker.telemetry": {"worker.trace_context"},
     "worker.trace_context": set(),
     "worker.litestream_log": set(),
+    "worker.wording": set(),
     "publisher.message": set(),
 }
 """Modules that say all they import of ours."""

@@ -183,6 +183,9 @@ def _lease_break(settings: Settings, arguments: argparse.Namespace) -> int:
     with _bucket(settings) as store:
         if not arguments.yes:
             record, _ = asyncio.run(lease_record.look(store, timeout=timeout))
+            if record.state == "released":
+                print(f"the lease of {store} is released already, at epoch {record.epoch}: there is nothing to break")
+                return 0
             print(
                 f"this would release the lease of {record.holder or 'nobody'} ({record.revision}) at epoch {record.epoch}, "
                 f"which is {record.state} now; add --yes to do it"

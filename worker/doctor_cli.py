@@ -21,6 +21,8 @@ from worker.tables import plain
 
 _LIST_SECONDS: Final = 60.0
 """Longest a listing of a generation may take."""
+_TEXT_LEAST: Final = 50
+"""Columns of a terminal below which what was found stands under its check and not beside it."""
 _COLOURS: Final = {"ok": "green", "note": "dim", "warning": "yellow", "refused": "bold red"}
 
 _DOCTOR: Final = """\
@@ -154,14 +156,17 @@ def _print(found: Report) -> None:
     """On a terminal a table, each next step below what was found; elsewhere one line for each check."""
     console = Console()
     if console.is_terminal:
+        width = max(len(each.check) for each in found.findings)
+        beside = console.width - width - len("refused") - 4 >= _TEXT_LEAST
         made = Table(box=None, pad_edge=False, show_header=False)
-        for fold in (False, False, True):
+        for fold in (False, False, True) if beside else (False, True):
             made.add_column(no_wrap=not fold, overflow="fold")
         for each in found.findings:
             text = Text(plain(each.found))
             if each.next_step:
                 text.append(f"\n→ {plain(each.next_step)}", style="bold")
-            made.add_row(Text(each.verdict, style=_COLOURS[each.verdict]), Text(each.check), text)
+            cells = (Text(each.check), text) if beside else (Text(f"{each.check}\n") + text,)
+            made.add_row(Text(each.verdict, style=_COLOURS[each.verdict]), *cells)
         console.print(made, highlight=False)
     else:
         width = max(len(each.check) for each in found.findings)

@@ -12,12 +12,13 @@ import msgspec
 from worker.doctor import Finding, note, ok, refused, warning
 from worker.errors import QueueDenied, QueueError, QueueMissing
 from worker.pubsub import Delivery
+from worker.wording import lasting
 
 _WEEK: Final = timedelta(days=7)
 _ATTEMPTS: Final = 100
 """The most that Pub/Sub takes. It counts refusals and missed deadlines, so that an outage uses them up."""
 _DELETED: Final = "_deleted-topic_"
-_UPDATE: Final = "run deploy/pubsub.sh again, or gcloud pubsub subscriptions update"
+_UPDATE: Final = "run deploy/pubsub.sh again, or gcloud pubsub subscriptions update SUBSCRIPTION"
 
 
 class Queue(Protocol):
@@ -131,18 +132,19 @@ def _retention(found: Delivery) -> Finding:
     check = "subscription: retention"
     if found.retention < _WEEK:
         step = f"{_UPDATE} --message-retention-duration=7d"
-        return warning(check, f"{_days(found.retention)}: a message that waits longer is lost", step)
-    return ok(check, _days(found.retention))
+        return warning(check, f"{lasting(found.retention)}: a message that waits longer is lost", step)
+    return ok(check, lasting(found.retention))
 
 
 def _replay(found: Delivery) -> Finding:
     check = "subscription: replay"
     reach = max(found.retention if found.retains_acknowledged else timedelta(), found.topic_retention)
     if reach >= _WEEK:
-        return ok(check, f"acknowledged messages can be delivered again for {_days(reach)}")
-    kept = f"only for {_days(reach)}" if reach else "not at all"
+        return ok(check, f"acknowledged messages can be delivered again for {lasting(reach)}")
     step = f"{_UPDATE} --retain-acked-messages --message-retention-duration=7d"
-    return warning(check, f"acknowledged messages can be delivered again {kept}", step)
+    if not reach:
+        return warning(check, "acknowledged messages are not retained: none can be delivered again", step)
+    return warning(check, f"acknowledged messages can be delivered again for {lasting(reach)} only", step)
 
 
 def _expiration(found: Delivery, emulator: bool) -> Finding:
@@ -150,7 +152,7 @@ def _expiration(found: Delivery, emulator: bool) -> Finding:
     if found.expires_after is None and emulator:
         return note(check, "the emulator does not tell")
     if found.expires_after != timedelta():
-        after = "31 days" if found.expires_after is None else _days(found.expires_after)
+        after = "31 days" if found.expires_after is None else lasting(found.expires_after)
         step = f"{_UPDATE} --expiration-period=never"
         return warning(check, f"deleted after {after} without a delivery; what is published then is lost", step)
     return ok(check, "never")
@@ -168,7 +170,3 @@ def _dead_letters(found: Delivery) -> Finding:
             f"{_UPDATE} --max-delivery-attempts={_ATTEMPTS}",
         )
     return ok(check, f"after {found.delivery_attempts_max} attempts, to {found.dead_letter_topic}")
-
-
-def _days(span: timedelta) -> str:
-    return f"{span / timedelta(days=1):g} days"

@@ -17,6 +17,7 @@ from worker import lease_commands, lease_record
 from worker.doctor import Finding, note, ok, refused, warning
 from worker.errors import Mismatch, RecordInvalid, StoreError, StoreMissing, StoreUnavailable
 from worker.layout import StoredObject
+from worker.wording import rfc3339
 
 SCRATCH: Final = "doctor/"
 """Below the store's prefix: everything the doctor writes."""
@@ -86,7 +87,7 @@ async def lease(store: Bucket, *, timeout: float) -> Finding:
     live = status.live or "nothing yet"
     if status.state == "released":
         return ok("store", f"released at epoch {status.epoch}; live is {live}")
-    renewed = status.last_renewal.isoformat(timespec="seconds") if status.last_renewal else "-"
+    renewed = rfc3339(status.last_renewal) if status.last_renewal else "-"
     holder = f"held by {status.holder} ({status.revision}) at epoch {status.epoch}, last renewed {renewed}"
     return ok("store", f"{holder}; live is {live}")
 

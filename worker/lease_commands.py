@@ -10,6 +10,7 @@ import msgspec
 from worker.errors import LeaseHeld, Mismatch, RecordInvalid
 from worker.layout import MANIFEST, Manifest, path_of
 from worker.lease_record import RECORD, SUCCESSOR, Record, Store, Successor, encode, look
+from worker.wording import rfc3339
 
 T = TypeVar("T")
 
@@ -38,14 +39,18 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value, for a table people read."""
-        waiting = f"{self.successor} ({self.successor_revision}), asked {self.successor_asked}" if self.successor else "none"
+        waiting = (
+            f"{self.successor} ({self.successor_revision}), asked {_time(self.successor_asked)}"
+            if self.successor
+            else "none"
+        )
         return [
             ("store", self.store),
             ("state", self.state),
             ("holder", f"{self.holder or 'nobody yet'} ({self.revision or '-'})"),
             ("epoch", str(self.epoch)),
-            ("since", str(self.since or "-")),
-            ("last renewal", str(self.last_renewal or "-")),
+            ("since", _time(self.since)),
+            ("last renewal", _time(self.last_renewal)),
             ("live generation", self.live or "none yet"),
             ("waiting successor", waiting),
         ]
@@ -78,6 +83,10 @@ async def show(store: Bucket, *, timeout: float) -> Status:
         successor_revision=asked.revision if asked else None,
         successor_asked=await store.updated(SUCCESSOR, timeout=timeout) if asked else None,
     )
+
+
+def _time(moment: datetime | None) -> str:
+    return "-" if moment is None else rfc3339(moment)
 
 
 def _request(data: bytes, record: Record) -> Successor:

@@ -22,7 +22,8 @@ from worker.recovery import Plan, Recovery
 from worker.replay import Patience, Progress
 from worker.replay_point import replay_point
 from worker.replica import survey
-from worker.tables import moment, pairs, rfc3339
+from worker.tables import moment, pairs
+from worker.wording import rfc3339
 
 T = TypeVar("T")
 

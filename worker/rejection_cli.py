@@ -13,7 +13,8 @@ from rich.console import Console
 from worker.errors import ServiceRefused
 from worker.outcome import REASONS
 from worker.rejection_commands import Service, Wanted, export
-from worker.tables import moment, pairs, plain, rfc3339, table
+from worker.tables import moment, pairs, plain, table
+from worker.wording import counted, rfc3339
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "SERVICE_URL": "where the service listens, for commands that ask it [http://127.0.0.1:PORT]",
@@ -163,7 +164,8 @@ async def _discard(service: Service, options: argparse.Namespace) -> int:
     if options.yes:
         return await _resolve(service, options, service.discard)
     ids = await _chosen(service, options)
-    print(f"this would discard {len(ids)} messages for good: {', '.join(map(plain, ids)) or 'none'}; add --yes to do it")
+    named = ", ".join(map(plain, ids)) or "none"
+    print(f"this would discard {counted(len(ids), 'message')} for good: {named}; add --yes to do it")
     return 1
 
 
@@ -195,7 +197,7 @@ async def _erase(service: Service, options: argparse.Namespace) -> int:
         print(json.dumps(removed))
     else:
         was = "erased" if removed["existed"] else "was not there, and will not come back"
-        about = f"{removed['receipts']:,} receipts and {removed['rejections']:,} rejections"
+        about = f"{counted(removed['receipts'], 'receipt')} and {counted(removed['rejections'], 'rejection')}"
         print(f"user {options.user_id} {was}; {about} spoke of it")
     return 0
 

@@ -29,6 +29,7 @@ from worker.errors import NotSeekable, QueueError, QueueMissing, QueueUnavailabl
 from worker.operators import OUTCOMES, RECEIPTS
 from worker.pubsub import Snapshot, Subscription
 from worker.rejection_commands import Service
+from worker.wording import rfc3339
 
 POLL_SECONDS: Final = 0.5
 _ROUNDING: Final = timedelta(seconds=2)
@@ -171,7 +172,7 @@ async def plan(queue: Queue, service: Counting, to: datetime | str, *, now: date
 def _reach(subscription: Subscription, to: datetime, now: datetime) -> datetime:
     if to > now:
         raise NotSeekable(
-            f"{to.isoformat()} is in the future: seeking there would drop everything until then; give an earlier time"
+            f"{rfc3339(to)} is in the future: seeking there would drop everything until then; give an earlier time"
         )
     if subscription.reach is None:
         raise NotSeekable(
@@ -291,7 +292,7 @@ async def replay(
 
 def _keeping(oldest: datetime, planned: Plan, say: Callable[[str], None]) -> datetime | str:
     """Where to seek so that the oldest message that waits is not dropped."""
-    waits = f"a message published at {oldest.isoformat()} waits for its delivery"
+    waits = f"a message published at {rfc3339(oldest)} waits for its delivery"
     if isinstance(planned.to, datetime) and planned.to <= oldest < planned.to + _ROUNDING:
         return oldest - _ROUNDING
     if isinstance(planned.to, datetime) and oldest < planned.to:

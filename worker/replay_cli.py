@@ -20,7 +20,8 @@ from worker.errors import NotSeekable, ServiceUnreachable
 from worker.gcs import Bucket
 from worker.pubsub import Queue
 from worker.replay import POLL_SECONDS, FollowedService, Patience, Plan, Progress, plan, replay
-from worker.tables import moment, pairs, rfc3339
+from worker.tables import moment, pairs
+from worker.wording import lasting, rfc3339
 
 _REQUEST_SECONDS: Final = 60.0
 """Longest one look at the bucket may take."""
@@ -194,15 +195,16 @@ def _found(planned: Plan, done: Progress | None) -> dict[str, Any]:
 def _rows(planned: Plan) -> list[tuple[str, Any]]:
     back = datetime.now(UTC) - planned.since
     receipts = planned.receipts
+    topic = lasting(planned.topic_retention) if planned.topic_retention else "none"
     return [
         ("subscription", planned.subscription),
         ("seek to", planned.to),
-        ("reaches back to", f"{rfc3339(planned.since)}, {str(back).partition('.')[0]} ago"),
+        ("reaches back to", f"{rfc3339(planned.since)}, {lasting(back)} ago"),
         ("snapshot expires", planned.expires),
         ("receipts since then", f"{receipts.total:,}: {_counts(receipts.outcomes)}"),
         ("published between", f"{_time(receipts.oldest_publish_time)} and {_time(receipts.newest_publish_time)}"),
         ("retains acknowledged", "yes" if planned.retains_acknowledged else "no"),
-        ("retention", f"{planned.retention}; topic: {planned.topic_retention or 'none'}"),
+        ("retention", f"{lasting(planned.retention)}; topic: {topic}"),
     ]
 
 

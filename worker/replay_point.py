@@ -14,6 +14,7 @@ from worker.comparison import Undone
 from worker.errors import NotSeekable
 from worker.replica import Generation
 from worker.restore_commands import Restored
+from worker.wording import rfc3339
 
 MARGIN: Final = timedelta(minutes=1)
 """How much earlier than the oldest undone message was published the queue is sought."""
@@ -54,7 +55,7 @@ def replay_point(
     ]
     if not usable:
         raise NotSeekable(
-            f"the messages to deliver again were published from {moment.isoformat()} on: the subscription retains none of "
+            f"the messages to deliver again were published from {rfc3339(moment)} on: the subscription retains none of "
             "that time, and no checkpoint is that old. Recover without --replay, and have the publishers send them again; "
             "for the next time, let the subscription retain acknowledged messages, or make checkpoints"
         )

@@ -8,12 +8,13 @@ begun by a process that died before it could make it live; nothing in it was eve
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Protocol
 
 from worker.errors import NotInReplica
 from worker.layout import MANIFEST, ROOT, File, Manifest, StoredObject, files, read_manifest
 from worker.lease_record import Record, Store, look
+from worker.wording import rfc3339
 
 
 class Objects(Store, Protocol):
@@ -72,15 +73,15 @@ class Survey:
             NotInReplica: The moment lies before the first one, or in the future.
         """
         if moment > now:
-            raise NotInReplica(f"{_short(moment)} is in the future: it is {_short(now)} now")
+            raise NotInReplica(f"{rfc3339(moment)} is in the future: it is {rfc3339(now)} now")
         found = None
         for generation in self.history:
             if generation.began is not None and generation.began <= moment:
                 found = generation
         if found is None:
             began = [generation.began for generation in self.history if generation.began is not None]
-            oldest = f"the oldest state kept is of {_short(began[0])}" if began else "the store is empty"
-            raise NotInReplica(f"nothing is kept of {_short(moment)}: {oldest}; `worker replica` lists what there is")
+            oldest = f"the oldest state kept is of {rfc3339(began[0])}" if began else "the store is empty"
+            raise NotInReplica(f"nothing is kept of {rfc3339(moment)}: {oldest}; `worker replica` lists what there is")
         return found
 
     def replaced_since(self, path: str) -> list[Generation]:
@@ -149,7 +150,3 @@ def _ends(line: Sequence[str], by_path: Mapping[str, Sequence[StoredObject]]) ->
         if times:
             ends[path] = min(times)
     return ends
-
-
-def _short(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

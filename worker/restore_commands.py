@@ -23,6 +23,7 @@ from worker import comparison, database, erasure, litestream
 from worker.errors import NotInReplica, RestoreFailed, StoreMissing
 from worker.layout import File
 from worker.replica import Generation, Objects, Survey, survey
+from worker.wording import counted
 
 _REMOVALS: Final = 20
 _REMOVAL_SECONDS: Final = 0.05
@@ -141,7 +142,7 @@ async def restore(
     for attempt in range(1, _ATTEMPTS + 1):
         generation, files = wanted.files(await survey(store, timeout=request_seconds), now=now)
         size = sum(file.bytes for file in files)
-        say(f"restoring {generation.path}: {len(files):,} files, {size:,} bytes")
+        say(f"restoring {generation.path}: {counted(len(files), 'file')}, {size:,} bytes")
         # Beside the output: renamed, the file is there at once and whole.
         with scratch_folder(f".{output.name}.", output.parent) as scratch:
             try:
@@ -204,7 +205,8 @@ async def _put_together(
         now = round(datetime.now(UTC).timestamp() * 1000)
         with database.sound():
             left_out = await asyncio.to_thread(erasure.apply, made, erased, now=now)
-        say(f"{left_out:,} users erased again")
+        if left_out:
+            say(f"{counted(left_out, 'user')} erased again")
     counts = await asyncio.to_thread(comparison.count, made)
     restored = Restored(
         file=str(output),

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from worker.wording import rfc3339
+
 _FOLDED: Final = frozenset({"detail", "file"})
 """Columns whose cells may take several lines on a terminal: the others are ids, times and numbers."""
 _FOLDED_LEAST: Final = 30
@@ -63,11 +65,6 @@ def pairs(rows: Sequence[tuple[str, Any]]) -> None:
 def plain(text: str) -> str:
     """Without what would move a terminal's cursor: ids and details are other people's."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
-def rfc3339(moment: datetime) -> str:
-    """A time in UTC, to the millisecond."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def moment(text: str) -> datetime:

@@ -199,6 +199,16 @@ def test_serve_refuses_an_old_sqlite(objects: Objects, fake_gcs: FakeGcs) -> Non
     assert objects.record()["state"] == "released"
 
 
+def test_there_is_nothing_to_break_of_a_released_lease(workers: Workers, objects: Objects) -> None:
+    """It is said, with or without --yes, and the record is as it was."""
+    objects.initialize()
+    before = objects.record()
+    for options, said in (([], "released already, at epoch 0: there is nothing to break"), (["--yes"], "released already")):
+        found = workers.make().run("lease", "break", *options)
+        assert (found.returncode, said in found.stdout) == (0, True), found
+    assert objects.record() == before
+
+
 def test_init_makes_a_store_once(workers: Workers, objects: Objects) -> None:
     """INV-5: on a store with data it says so and leaves the record alone."""
     worker = workers.make()

@@ -243,7 +243,7 @@ def test_a_store_says_who_holds_it_or_what_is_missing() -> None:
     assert examine(store)[0] == ok("store", "released at epoch 0; live is nothing yet")
     store.put(RECORD, encode(Record(state="held", holder="h", revision="r-7", epoch=3, live="generations/3")))
     assert examine(store)[0].found.startswith(
-        "held by h (r-7) at epoch 3, last renewed 2026-01-31T12:00:00+00:00; live is gen"
+        "held by h (r-7) at epoch 3, last renewed 2026-01-31T12:00:00.000Z; live is gen"
     )
     store.put(RECORD, b"{")
     assert "cannot be read" in examine(store)[0].found
@@ -512,6 +512,20 @@ def test_each_wrong_setting_of_a_subscription_has_its_line(changes: dict[str, ob
     assert wrong[0].next_step
 
 
+def test_how_far_back_a_replay_reaches_is_said() -> None:
+    """Nothing, a part of a week, and all of it."""
+    reaches = {
+        timedelta(): "none can be delivered again",
+        timedelta(days=1): "again for 1 day only",
+        WEEK: "again for 7 days",
+    }
+    for reach, said in reaches.items():
+        found = doctor_queue.judge(
+            msgspec.structs.replace(GOOD, retains_acknowledged=False, topic_retention=reach), EXPECTED
+        )
+        assert next(each.found for each in found if each.check == "subscription: replay").endswith(said)
+
+
 def test_a_topic_that_retains_is_enough_for_a_replay() -> None:
     """Its retention reaches as far back as a subscription's own."""
     found = msgspec.structs.replace(GOOD, retains_acknowledged=False, topic_retention=WEEK)
@@ -668,14 +682,14 @@ def test_a_missing_litestream_is_refused(doctor: Doctor) -> None:
     assert "LITESTREAM_BIN is 'nowhere'" in found["litestream version"].found
 
 
-def test_on_a_terminal_verdicts_are_coloured_and_steps_stand_below(tmp_path: Path) -> None:
-    """A real terminal, by its Python end."""
+def on_a_terminal(folder: Path, columns: int) -> str:
+    """What a doctor who refuses prints on a real terminal, by its Python end."""
     ours, theirs = os.openpty()
-    environment = {"REPLICA_URL": URL, "DATABASE_PATH": str(tmp_path / "users.db"), "WORKERS": "3", "TERM": "xterm-256color"}
+    environment = {"REPLICA_URL": URL, "DATABASE_PATH": str(folder / "users.db"), "WORKERS": "3", "TERM": "xterm-256color"}
     with os.fdopen(ours, encoding="utf-8", errors="replace") as terminal:
         done = subprocess.Popen(
             [sys.executable, "-m", "worker", "doctor", "--quick"],
-            env={**environment, "PATH": "/usr/bin:/bin", "COLUMNS": "100"},
+            env={**environment, "PATH": "/usr/bin:/bin", "COLUMNS": str(columns)},
             cwd=ROOT,
             stdout=theirs,
             stderr=subprocess.DEVNULL,
@@ -686,8 +700,21 @@ def test_on_a_terminal_verdicts_are_coloured_and_steps_stand_below(tmp_path: Pat
             while text := terminal.readline():
                 shown += text
         assert done.wait() == 1
-    assert "\x1b[1;31mrefused" in shown
+    return shown
+
+
+def test_on_a_terminal_verdicts_are_coloured_and_steps_stand_below(tmp_path: Path) -> None:
+    """What was found stands beside its check."""
+    shown = on_a_terminal(tmp_path, 100)
+    assert "\x1b[1;31mrefused\x1b[0m  one process         WORKERS" in shown
     assert re.search(r"\n +\x1b\[1m→ unset WORKERS", shown)
+
+
+def test_on_a_narrow_terminal_what_was_found_stands_below_its_check(tmp_path: Path) -> None:
+    """So that no setting's name is broken into two lines."""
+    shown = on_a_terminal(tmp_path, 60)
+    assert re.search(r"refused\x1b\[0m  one process +\n +WORKERS", shown)
+    assert "LEASE_READ_TIMEOUT_SECONDS" in shown
 
 
 def test_elsewhere_than_on_a_terminal_each_check_is_one_plain_line(tmp_path: Path) -> None:

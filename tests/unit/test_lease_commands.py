@@ -12,6 +12,7 @@ from worker.errors import LeaseHeld, StoreMissing
 from worker.layout import Manifest
 from worker.lease_commands import Status, break_, show
 from worker.lease_record import SUCCESSOR, Successor
+from worker.wording import rfc3339
 
 STARTED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 WRITTEN = datetime(2026, 1, 2, 3, 5, 0, tzinfo=UTC)
@@ -41,7 +42,7 @@ def test_show_says_who_since_when_what_is_live_and_who_waits() -> None:
     assert (status.state, status.holder, status.revision, status.epoch) == ("held", "other", "r1", 3)
     assert (status.since, status.last_renewal, status.live) == (STARTED, WRITTEN, HELD.live)
     assert (status.successor, status.successor_revision, status.successor_asked) == ("next", "r2", WRITTEN)
-    assert ("waiting successor", f"next (r2), asked {WRITTEN}") in status.rows()
+    assert ("waiting successor", "next (r2), asked " + rfc3339(WRITTEN)) in status.rows()
     assert msgspec.json.decode(msgspec.json.encode(status), type=Status) == status
 
 
