@@ -10,6 +10,7 @@ The formulas leave out what is small: listings, restores, checkpoints, drills, t
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -199,24 +200,42 @@ def register(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     given, defaults = Assumptions(), DEFAULTS
-    parser.add_argument("--rate", type=float, required=True, help="messages a second, all month")
-    parser.add_argument("--put-ms", type=float, default=given.put_seconds * 1000, help="one upload (default: %(default)g)")
-    parser.add_argument("--get-ms", type=float, default=given.get_seconds * 1000, help="one read (default: %(default)g)")
+    parser.add_argument("--rate", type=_amount, required=True, help="messages a second, all month")
+    parser.add_argument("--put-ms", type=_some, default=given.put_seconds * 1000, help="one upload (default: %(default)g)")
+    parser.add_argument("--get-ms", type=_some, default=given.get_seconds * 1000, help="one read (default: %(default)g)")
     parser.add_argument(
-        "--database-mb", type=float, default=given.database_bytes / 1e6, help="its size (default: %(default)g)"
+        "--database-mb", type=_amount, default=given.database_bytes / 1e6, help="its size (default: %(default)g)"
     )
-    parser.add_argument("--vcpus", type=float, default=given.vcpus, help="of the instance (default: %(default)g)")
-    parser.add_argument("--memory-gib", type=float, default=given.memory_gib, help="of the instance (default: %(default)g)")
+    parser.add_argument("--vcpus", type=_amount, default=given.vcpus, help="of the instance (default: %(default)g)")
+    parser.add_argument(
+        "--memory-gib", type=_amount, default=given.memory_gib, help="of the instance (default: %(default)g)"
+    )
     parser.add_argument(
         "--uploads-max",
-        type=int,
+        type=_some,
         default=defaults.generation_transactions_max,
-        help="GENERATION_TRANSACTIONS_MAX (default: %(default)d)",
+        help="GENERATION_TRANSACTIONS_MAX (default: %(default)g)",
     )
     parser.add_argument(
-        "--retention-days", type=float, default=defaults.retention_days, help="RETENTION_DAYS (default: %(default)g)"
+        "--retention-days", type=_amount, default=defaults.retention_days, help="RETENTION_DAYS (default: %(default)g)"
     )
     parser.set_defaults(run=_run)
+
+
+def _amount(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 on, and not {text}")
+    return number
+
+
+def _some(text: str) -> float:
+    if (number := _amount(text)) == 0:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return number
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -224,7 +243,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.rate,
         settings=Settings(
             replica_url=DEFAULTS.replica_url,
-            generation_transactions_max=arguments.uploads_max,
+            generation_transactions_max=math.ceil(arguments.uploads_max),
             retention_days=arguments.retention_days,
         ),
         given=Assumptions(

@@ -135,8 +135,7 @@ def command(running: Stack, console: Console, *arguments: str) -> Any:
     Raises:
         RuntimeError: It failed.
     """
-    shown = [argument for argument in arguments if not argument.startswith("/")]
-    console.print(f"$ python -m worker {' '.join(shown)}", style="bold", highlight=False)
+    console.print(f"$ python -m worker {' '.join(arguments)}", style="bold", highlight=False, soft_wrap=True)
     environment = {**running.publisher_environment(), "SUBSCRIPTION": f"projects/{PROJECT}/subscriptions/{SUBSCRIPTION}"}
     done = subprocess.run(
         [sys.executable, "-m", "worker", *arguments, "--json"],
@@ -151,10 +150,17 @@ def command(running: Stack, console: Console, *arguments: str) -> Any:
         raise RuntimeError(f"worker {arguments[0]} ended with {done.returncode}; see above")
     found = json.loads(done.stdout)
     for name, value in found.items():
-        if isinstance(value, dict) and "messages" in value:
-            value = {**value, "messages": f"{len(value['messages']):,} ids"}
-        console.print(f"  {name}: {value}", style="dim", highlight=False)
+        console.print(f"  {name}: {_shown(value)}", style="dim", highlight=False, soft_wrap=True)
     return found
+
+
+def _shown(value: Any) -> str:
+    """A value of a command's JSON in a line: of a list the length, of an object what is in it."""
+    if isinstance(value, list):
+        return f"{len(value):,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(each)}" for name, each in value.items())
+    return str(value)
 
 
 def _publish(running: Stack, recorder: Recorder, stem: Path, users: range) -> dict[str, int]:

@@ -51,6 +51,7 @@ _SERVE: Final = """Take users over HTTP and publish them, until SIGTERM or Ctrl-
 POST /users takes the JSON of one message, {"user_id": 5}, and answers
   202  {"message_id": "..."}: Pub/Sub has accepted it, and only now may the sender forget it
   400  it breaks the format, or the topic refuses it; the answer names the field, never its value
+  408  it did not arrive in time: send it again
   413  it is larger than a message can be
   503  Pub/Sub is out of reach, or too much is in flight: keep it, and send it again after
        Retry-After seconds. Repeating is harmless, because a user that is repeated is absorbed.

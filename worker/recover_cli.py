@@ -83,9 +83,12 @@ def _recover(settings: Settings, options: argparse.Namespace) -> int:
         to = _replay_to(settings, options, plan, queue)
         if queue is not None and to is not None:
             replay_cli.look(settings, queue, to, url=options.url, environ=os.environ)
-    if options.dry_run or not (options.yes or _agreed(plan, to)):
+    if options.dry_run:
         _show(plan, options, to=to)
-        return 0 if options.dry_run else 1
+        return 0
+    if not (options.yes or _agreed(plan, to)):
+        _say("nothing was changed")
+        return 1
     file = _Undone(options.undone or Path(f"undone-{datetime.now(UTC):%Y%m%d-%H%M%S}.txt"), plan)
     if to is not None:  # told before it is needed: from the switch to the replay there is nothing else to go by
         _say(f"should this break off once the older state is live, run it again, or: {_by_hand(to)}")

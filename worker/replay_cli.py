@@ -136,6 +136,7 @@ def _replay(settings: Settings, options: argparse.Namespace) -> int:
     if options.dry_run:
         done = None
     elif not options.yes and not _agreed():
+        print("nothing was sought", file=sys.stderr)
         return 1
     else:
         try:

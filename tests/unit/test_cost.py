@@ -85,3 +85,14 @@ def test_the_command_prints_a_month(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"^writes of the bucket +657,000$", printed, re.MULTILINE)
     assert re.search(r"^reads of the bucket +2,628,000$", printed, re.MULTILINE)
     assert re.search(r"^a month +\$56\.90$", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--rate", "-1"], ["--rate", "inf"], ["--rate", "many"], ["--rate", "1", "--uploads-max", "0"]]
+)
+def test_what_is_no_load_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Rather than a bill below zero, or a traceback."""
+    with pytest.raises(SystemExit) as ended:
+        main(["cost", *arguments])
+    assert ended.value.code == 2
+    assert "must be" in capsys.readouterr().err

@@ -157,3 +157,24 @@ def test_the_one_error_of_a_group_is_reported() -> None:
     assert plain(ExceptionGroup("g", [other, ExceptionGroup("h", [lost])]), LeaseLost) is lost
     assert plain(ExceptionGroup("g", [ExceptionGroup("h", [other])]), LeaseLost) is other
     assert plain(other, LeaseLost) is other
+
+
+def test_a_no_changes_nothing_and_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The plan is printed once, before the question."""
+
+    class Planned:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        async def plan(self) -> Plan:
+            return plan("m1")
+
+    monkeypatch.setattr(recover_cli, "Recovery", Planned)
+    monkeypatch.setattr("sys.stdin", argparse.Namespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", lambda _: "n")
+    options = argparse.Namespace(undone=None, replay=False, replay_from=None, at=NOW, dry_run=False, yes=False, json=False)
+    settings: Any = None
+    assert recover_cli._recover(settings, options) == 1
+    printed = capsys.readouterr()
+    assert printed.out.count("wanted ") == 1
+    assert printed.err.endswith("nothing was changed\n")
