@@ -80,7 +80,7 @@ async def answer(request: Request, path: str, *, access: Access, intake: Intake,
         return JSONResponse({"rejections": page.rejections, "after": after})
     found = await readers.read(partial(rejections.whole, message_id=name))
     if found is None:
-        raise NotFound("there is no rejection with this message id")
+        raise NotFound("there is no rejection with this message id; `worker rejections list --all` shows all")
     return JSONResponse(found)
 
 

@@ -4,7 +4,9 @@ import argparse
 import asyncio
 import base64
 import json
+import sys
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,7 +85,9 @@ def add(verbs: Any) -> None:
         parser.add_argument("ids", metavar="ID", nargs="*", help="message ids; or choose with the options below")
         parser.add_argument("--all", action="store_true", help="every open one")
     discard.add_argument("--yes", action="store_true", help="do it; without this, only say what would be discarded")
-    exporting.add_argument("file", metavar="FILE", type=Path, help="a file that does not exist yet")
+    exporting.add_argument(
+        "file", metavar="FILE", type=Path, help="a file that does not exist yet, or - for standard output"
+    )
     for parser in (listing, exporting):
         parser.add_argument("--all", action="store_true", help="the resolved ones as well")
     for parser in (listing, retry, discard, exporting):
@@ -171,15 +175,20 @@ async def _discard(service: Service, options: argparse.Namespace) -> int:
 
 async def _export(service: Service, options: argparse.Namespace) -> int:
     console = Console(stderr=True)
+    piped = str(options.file) == "-"
     try:
         with console.status("exporting") as status:
             wanted = _wanted(options, resolved=options.all)
-            count = await export(service, wanted, options.file, lambda done: status.update(f"exporting: {done:,}"))
+            with nullcontext(sys.stdout.buffer) if piped else options.file.open("xb") as file:
+                count = await export(service, wanted, file, lambda done: status.update(f"exporting: {done:,}"))
+                file.flush()
     except OSError as error:
         raise ServiceRefused(
             f"cannot write {options.file}: {error.strerror}; name a new file in a folder that exists"
         ) from None
-    if options.json:
+    if piped:
+        print(f"{count:,} exported", file=sys.stderr)
+    elif options.json:
         print(json.dumps({"exported": count, "file": str(options.file)}))
     else:
         print(f"{count:,} exported; mend {options.file}, then: python -m publisher load {options.file}")

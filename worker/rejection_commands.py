@@ -9,8 +9,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
-from typing import Any, Final, NoReturn, Self
+from typing import Any, BinaryIO, Final, NoReturn, Self
 from urllib.parse import quote
 
 import httpx
@@ -193,17 +192,15 @@ def _readable(data: bytes) -> dict[str, str]:
         return {"data_base64": base64.b64encode(data).decode()}
 
 
-async def export(service: Service, wanted: Wanted, path: Path, say: Callable[[int], None]) -> int:
-    """Write the rejections wanted to a new file, a line each; how many. `say` hears the count as it grows.
+async def export(service: Service, wanted: Wanted, file: BinaryIO, say: Callable[[int], None]) -> int:
+    """Write the rejections wanted to a file, a line each; how many. `say` hears the count as it grows.
 
     Raises:
-        FileExistsError: There is such a file; it is left alone.
         WorkerError: As for `Service.each`; the file then holds the lines so far.
     """
     count = 0
-    with path.open("xb") as file:
-        async for row in service.each(wanted):
-            file.write(line(await service.whole(row["message_id"])))
-            count += 1
-            say(count)
+    async for row in service.each(wanted):
+        file.write(line(await service.whole(row["message_id"])))
+        count += 1
+        say(count)
     return count
