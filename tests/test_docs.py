@@ -34,6 +34,7 @@ DOCS = ROOT / "docs"
 TEXTS = sorted(
     [*ROOT.glob("*.md"), *DOCS.glob("**/*.md"), *(ROOT / "bench").glob("*.md"), *(ROOT / "deploy").glob("**/*.md")]
 )
+NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 PACKAGES = ("worker", "publisher", "local", "bench")
 
 FOREIGN_VARIABLES = {
@@ -243,6 +244,20 @@ def test_every_publisher_error_is_documented_with_its_code() -> None:
     assert {name: cells[0] for name, cells in documented.items()} == {
         name: getattr(kind, "code", "") for name, kind in known.items()
     }
+
+
+@pytest.mark.parametrize(("part", "module"), [("### Worker", worker.errors), ("### Publisher", publisher.errors)])
+def test_an_error_is_followed_by_its_kinds(part: str, module: ModuleType) -> None:
+    """As many rows as the text says, and all of them: `one of the next six says more`."""
+    documented, known = rows("operations.md", part), errors(module)
+    found = 0
+    for at, (name, cells) in enumerate(documented.items()):
+        if said := re.search(r"one of the next (\w+) says more", cells[1]):
+            kinds = {each for each, kind in known.items() if issubclass(kind, known[name]) and each != name}
+            assert set(list(documented)[at + 1 : at + 1 + len(kinds)]) == kinds, name
+            assert said[1] == NUMBERS[len(kinds)], name
+            found += 1
+    assert found
 
 
 def test_every_error_has_its_text_on_the_troubleshooting_page() -> None:
