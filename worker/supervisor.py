@@ -221,7 +221,9 @@ async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[in
     try:
         listener = socket.create_server((settings.host, settings.port), backlog=_BACKLOG)
     except OSError as error:
-        raise ConfigError(f"HOST={settings.host} PORT={settings.port} cannot be listened on: {error}") from error
+        raise ConfigError(
+            f"HOST={settings.host} PORT={settings.port} cannot be listened on: {error}; choose another PORT"
+        ) from error
     application = app.build(
         app.Service(
             parts.intake,
