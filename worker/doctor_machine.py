@@ -59,6 +59,11 @@ def disk(path: Path, *, database: int, cloud_run: bool = False, root: Path = Pat
         cloud_run: Whether this is Cloud Run, whose own file system is memory.
         root: Where /proc is; a test's.
     """
+    if path.exists() and not path.is_file():
+        # `serve` moves aside what it finds there, and this may be a folder of somebody's files.
+        return refused(
+            "disk", f"{path} is there and is no file", "name a file in DATABASE_PATH, such as users.db in that folder"
+        )
     folder = next(each for each in (path.parent, *path.parent.parents) if each.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         return refused("disk", f"{folder} cannot be written to", "name a writable place in DATABASE_PATH")

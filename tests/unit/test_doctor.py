@@ -439,6 +439,18 @@ def test_the_disk_has_room_and_says_when_it_is_memory(tmp_path: Path, monkeypatc
     assert doctor_machine.disk(tmp_path / "file" / "users.db", database=0).verdict == "refused"
 
 
+def test_a_folder_is_no_place_for_a_database(tmp_path: Path) -> None:
+    """A start moves aside what stands at DATABASE_PATH: a folder given by mistake, or a device, stays where it is."""
+    (tmp_path / "data").mkdir()
+    for place in (tmp_path / "data", Path("/dev/null")):
+        found = doctor_machine.disk(place, database=0)
+        assert (found.verdict, found.found) == ("refused", f"{place} is there and is no file")
+    (tmp_path / "users.db").touch()
+    assert "no file" not in doctor_machine.disk(tmp_path / "users.db", database=0).found
+    with pytest.raises(Unfit, match="name a file in DATABASE_PATH"):
+        doctor_quick.at_start(config.Settings(replica_url="gs://acme-users/prod", database_path=tmp_path / "data"))
+
+
 def test_the_last_life_tells_how_large_the_database_is(tmp_path: Path) -> None:
     """What stands there, with its WAL, or what was moved aside."""
     path = tmp_path / "users.db"
