@@ -219,6 +219,9 @@ def _serve(settings: Settings, _: argparse.Namespace) -> NoReturn:
     except asyncio.CancelledError:
         log.warning("left without draining", extra={"action": "worker.aborted"})
         code = 1
+    except Exception:  # a defect: what was acknowledged is in the bucket all the same
+        log.exception("the worker ended by a defect, or by a machine that fails it", extra={"action": "worker.failed"})
+        code = 1
     # Everything is released. A request to the bucket that still hangs on a thread must not hold up the end (INV-8).
     logging.shutdown()
     os._exit(code)

@@ -1,5 +1,6 @@
 """How a command ends that is broken off: by Ctrl-C, or by whoever reads what it prints."""
 
+import json
 import os
 import subprocess
 import sys
@@ -27,6 +28,25 @@ def test_a_bucket_that_gives_no_answer_has_a_next_step(
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
     assert cli.main(["replica"], {"REPLICA_URL": "gs://bucket/store"}) == 1
     assert capsys.readouterr().err.endswith("; look at the network and REPLICA_URL, and try again\n")
+
+
+def test_a_defect_that_ends_the_service_is_one_line_of_the_log() -> None:
+    """With its action and its traceback in one entry, not some twenty lines of text; and nothing holds up the end."""
+    program = """
+import threading
+from worker import cli, supervisor
+
+async def run(*_):
+    threading.Thread(target=threading.Event().wait).start()
+    raise RuntimeError("broken")
+
+supervisor.run = run
+cli.main(["serve"], {"REPLICA_URL": "gs://bucket/store"})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert (done.returncode, line["severity"], line["action"]) == (1, "ERROR", "worker.failed")
+    assert line["stack_trace"].endswith("RuntimeError: broken")
 
 
 def test_a_wrong_choice_lists_the_codes(capsys: pytest.CaptureFixture[str]) -> None:
