@@ -60,14 +60,14 @@ lock: $(READY)  ## Resolve pyproject.toml into the two lock files again
 	$(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header -o requirements.lock pyproject.toml
 	$(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --allow-unsafe --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
 
-# Settings such as MEMORY=2Gi are given like PROJECT: make hands on what its command line says.
+# Settings such as MEMORY=2Gi are given like PROJECT: make hands on what its command line says, in the environment.
 deploy:  ## Create or update the service on Cloud Run (PROJECT=... REGION=...; DRY_RUN=1 only prints)
 	@$(if $(and $(PROJECT),$(REGION)),,$(error say where: make $@ PROJECT=... REGION=...))
-	@PYTHON=$(PYTHON) deploy/deploy.sh $(PROJECT) $(REGION)
+	@PYTHON=$(PYTHON) deploy/deploy.sh "$$PROJECT" "$$REGION"
 
 destroy:  ## Delete it again, but for the bucket with the data (PROJECT=... REGION=...; YES=1 does not ask)
 	@$(if $(and $(PROJECT),$(REGION)),,$(error say where: make $@ PROJECT=... REGION=...))
-	@deploy/destroy.sh $(PROJECT) $(REGION)
+	@deploy/destroy.sh "$$PROJECT" "$$REGION"
 
 clean:  ## Remove .venv, caches and the local stack's data
 	rm -rf .venv .run .mypy_cache .ruff_cache .pytest_cache .hypothesis

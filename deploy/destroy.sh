@@ -54,6 +54,10 @@ if [[ ${YES-} != 1 && -z $dry_run ]]; then
     [[ $answer == "$project" ]] || stop 'nothing was deleted; type the name, or set YES=1'
 fi
 
+# Of a project that is not there, or not to be seen, Pub/Sub says of each thing that it is not found.
+[[ -n $dry_run ]] || exists projectId gcloud projects describe "$project" ||
+    stop "there is no project '$project' that this login may see: mend PROJECT, or log in with \`gcloud auth login\`"
+
 # Deliveries first, then who takes them.
 for name in "$subscription" "$dead_letters"; do
     gone gcloud pubsub subscriptions describe "$name" --project="$project" -- \

@@ -94,6 +94,8 @@ dead_letters=${DEAD_LETTERS:-users-dead-letters}
 retention=${RETENTION:-7d}
 dry_run=${DRY_RUN-}
 [[ $dry_run != 0 ]] || dry_run=''
+[[ -n $dry_run ]] || command -v gcloud >/dev/null ||
+    stop 'gcloud is not installed: see https://cloud.google.com/sdk/docs/install, or only look with DRY_RUN=1'
 emulator=''
 [[ ${CLOUDSDK_API_ENDPOINT_OVERRIDES_PUBSUB-} != http://* ]] || emulator=1  # the service itself is https only
 definition=$(dirname "$0")/schema.avsc

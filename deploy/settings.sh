@@ -58,6 +58,8 @@ region=$2
 dry_run=${DRY_RUN-}
 [[ $dry_run != 0 ]] || dry_run=''
 
+[[ $project =~ ^[a-z][a-z0-9-]*$ && $region =~ ^[a-z][a-z0-9-]*$ ]] ||
+    stop "PROJECT is '$project' and REGION is '$region': give the project's id, such as acme-users, and a region, such as europe-west1" 2
 service=${SERVICE:-users-worker}
 # An account's name has 6 to 30 letters, and the longest suffix below takes 6.
 [[ $service =~ ^[a-z][a-z0-9-]{4,22}[a-z0-9]$ ]] ||
@@ -76,5 +78,8 @@ pusher=$service-push@$project.iam.gserviceaccount.com
 builder=$service-build@$project.iam.gserviceaccount.com
 job=$service-command
 snapshots_role=${service//-/_}_snapshots  # a custom role's name takes no hyphens
+# Without it nothing would be found, and all that is to be deleted would seem to be gone.
+[[ -n $dry_run ]] || command -v gcloud >/dev/null ||
+    stop 'gcloud is not installed: see https://cloud.google.com/sdk/docs/install, or only look with DRY_RUN=1'
 errors=$(mktemp)
 trap 'rm -f "$errors"' EXIT

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,52 @@ def test_make_asks_where(target: str) -> None:
     done = subprocess.run(["make", target, "PROJECT=acme"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"say where: make {target} PROJECT=... REGION=..." in done.stderr
+
+
+@pytest.mark.parametrize("target", ["deploy", "destroy"])
+@pytest.mark.parametrize("wrong", ["a;touch made", "a b", "Acme", "--help me"])
+def test_make_takes_a_project_for_a_name_only(target: str, wrong: str, tmp_path: Path) -> None:
+    """What is given is one word that the script looks at, never a part of a command."""
+    command = ["make", "-f", str(ROOT / "Makefile"), target, "REGION=europe-west1", "DRY_RUN=1"]
+    (tmp_path / "deploy").symlink_to(DEPLOY)
+    variables = {**os.environ, "PROJECT": wrong}
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert (
+        "usage:" in done.stderr or f"PROJECT is '{wrong}' and REGION is 'europe-west1': give the project's id" in done.stderr
+    )
+    assert [each.name for each in tmp_path.iterdir()] == ["deploy"]
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """A folder with what the scripts use of the system, and no gcloud."""
+    for name in ("bash", "basename", "cat", "dirname", "env", "mktemp", "rm", "tr"):
+        program = shutil.which(name)
+        assert program is not None
+        (tmp_path / name).symlink_to(program)
+    return tmp_path
+
+
+@pytest.mark.parametrize("script", ["deploy.sh", "destroy.sh", "pubsub.sh"])
+def test_without_gcloud_nothing_seems_to_be_done(script: str, programs: Path) -> None:
+    """A shell's "not found" is no answer to whether something is there; it says what to install."""
+    arguments = ["acme", *(["europe-west1"] if script != "pubsub.sh" else [])]
+    variables = {"PATH": str(programs), "YES": "1", "ENDPOINT": "https://worker.example"}
+    done = subprocess.run([str(DEPLOY / script), *arguments], env=variables, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"{script}: gcloud is not installed: see https://")
+
+
+def test_a_project_that_cannot_be_seen_is_not_destroyed(programs: Path) -> None:
+    """Pub/Sub says NOT_FOUND of everything in a mistyped project, which would look as if it had been destroyed already."""
+    (programs / "gcloud").write_text("#!/bin/sh\necho 'NOT_FOUND: Requested project not found' >&2\nexit 1\n")
+    (programs / "gcloud").chmod(0o755)
+    (programs / "sh").symlink_to("/bin/sh")
+    command, variables = [str(DEPLOY / "destroy.sh"), "acmee", "europe-west1"], {"PATH": str(programs), "YES": "1"}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "there is no project 'acmee' that this login may see: mend PROJECT" in done.stderr
 
 
 def test_make_hands_on_its_settings() -> None:
