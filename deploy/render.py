@@ -32,7 +32,9 @@ def render(template: str, values: Mapping[str, str]) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: deploy/render.py FILE, with its values in the environment")
     try:
         sys.stdout.write(render(Path(sys.argv[1]).read_text(), os.environ))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"render.py: {error}")

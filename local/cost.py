@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from worker.config import Settings
+from worker.errors import ConfigError
 
 MONTH_SECONDS: Final = 730 * 3600
 """An average month: what clouds bill by."""
@@ -212,7 +214,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--uploads-max",
-        type=_some,
+        type=int,
         default=defaults.generation_transactions_max,
         help="GENERATION_TRANSACTIONS_MAX (default: %(default)g)",
     )
@@ -239,13 +241,18 @@ def _some(text: str) -> float:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    try:
+        settings = Settings(
+            replica_url=DEFAULTS.replica_url,
+            generation_transactions_max=arguments.uploads_max,
+            retention_days=arguments.retention_days,
+        )
+    except ConfigError as error:
+        print(f"local cost: {error}", file=sys.stderr)
+        return 2
     found = month(
         arguments.rate,
-        settings=Settings(
-            replica_url=DEFAULTS.replica_url,
-            generation_transactions_max=math.ceil(arguments.uploads_max),
-            retention_days=arguments.retention_days,
-        ),
+        settings=settings,
         given=Assumptions(
             put_seconds=arguments.put_ms / 1000,
             get_seconds=arguments.get_ms / 1000,

@@ -136,7 +136,7 @@ def _run(arguments: argparse.Namespace) -> int:
         serve(arguments.data, arguments.port, arguments.host, tuple(arguments.bucket), preconditions=preconditions)
     except KeyboardInterrupt:
         return 0
-    except (RuntimeError, OSError, GcsError) as error:
+    except (RuntimeError, OSError, OverflowError, GcsError) as error:  # overflow: no such port
         print(f"local gcs: {error}", file=sys.stderr)
         return 1
     return 0

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,15 @@ def test_a_value_that_is_missing_or_not_plain_is_refused() -> None:
         with pytest.raises(ValueError, match="A is"):
             render("# ${NO_NAME}\na: ${A}\n", {"A": value})
     assert render("# ${NO_NAME}\na: ${A}\n", {"A": "x@y:1,z/2"}) == "a: x@y:1,z/2\n"
+
+
+@pytest.mark.parametrize(("arguments", "said"), [((), "usage:"), (("nowhere.yaml",), "render.py: "), (("a", "b"), "usage:")])
+def test_a_wrong_call_of_the_renderer_is_no_traceback(arguments: tuple[str, ...], said: str) -> None:
+    """One line: how it is called, or which file is not there."""
+    command = [sys.executable, str(DEPLOY / "render.py"), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert done.stderr.startswith(said)
 
 
 def test_the_time_limits_nest_across_service_subscription_and_settings() -> None:

@@ -87,12 +87,23 @@ def test_the_command_prints_a_month(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"^a month +\$56\.90$", printed, re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--rate", "-1"], ["--rate", "inf"], ["--rate", "many"], ["--rate", "1", "--uploads-max", "0"]]
-)
-def test_what_is_no_load_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Rather than a bill below zero, or a traceback."""
-    with pytest.raises(SystemExit) as ended:
-        main(["cost", *arguments])
-    assert ended.value.code == 2
-    assert "must be" in capsys.readouterr().err
+@pytest.mark.parametrize("option", ["--rate=-1", "--rate=nan", "--rate=inf", "--rate=x", "--put-ms=0", "--database-mb=-5"])
+def test_the_command_takes_no_amount_that_is_none(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Usage and the reason, instead of a month that costs less than nothing."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["cost", "--rate=1", option])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"argument {option.partition('=')[0]}: " in printed.err
+
+
+def test_the_command_keeps_to_the_bounds_of_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the worker would refuse costs nothing."""
+    assert main(["cost", "--rate=1", "--uploads-max=0"]) == 2
+    assert capsys.readouterr().err == "local cost: GENERATION_TRANSACTIONS_MAX is '0' and must be at least 10\n"
+
+
+def test_the_fake_store_takes_no_port_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, and no traceback."""
+    assert main(["gcs", "--port=99999", f"--data={tmp_path}"]) == 1
+    assert capsys.readouterr().err == "local gcs: bind(): port must be 0-65535.\n"
