@@ -17,10 +17,13 @@ from worker.metrics import Histogram, Metrics
 _STATES: Final = ("standby", "serving", "draining")
 _FILES: Final = (("database", ""), ("wal", "-wal"))
 _MEMORY: Final = (
-    ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.max"),
-    ("/sys/fs/cgroup/memory/memory.usage_in_bytes", "/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+    ("/sys/fs/cgroup", "memory.current", "memory.max", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.usage_in_bytes", "memory.limit_in_bytes", "total_inactive_file"),
 )
-"""What the instance uses and may use, files in memory included: cgroups of version 2, then of version 1."""
+"""Where it stands what the instance uses and may use, and how memory.stat calls what is given back before memory runs out:
+cgroups of version 2, then of version 1. Files in memory are used; the system's copies of what is on a disk are not."""
+_MACHINE: Final = "/proc/meminfo"
+"""What there is where no cgroup says anything, as in a virtual machine of its own."""
 _NO_LIMIT: Final = 2**60
 
 
@@ -169,10 +172,22 @@ def _size(file: Path) -> int:
 
 def _memory() -> tuple[float | None, float | None]:
     """What is used and what may be; None where the system does not say."""
-    for used, limit in _MEMORY:
-        if (number := _number(Path(used))) is not None:
-            return number, _number(Path(limit))
-    return None, None
+    machine = _numbers(Path(_MACHINE))
+    total, available = (machine.get(name) for name in ("MemTotal", "MemAvailable"))
+    for folder, used, limit, idle in _MEMORY:
+        if (number := _number(Path(folder, used))) is not None:
+            spare = _numbers(Path(folder, "memory.stat")).get(idle, 0)
+            return max(0, number - spare), _number(Path(folder, limit)) or total
+    return (None if total is None or available is None else total - available), total
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """Lines of a name, a number, and perhaps the unit kB."""
+    try:
+        lines = [line.replace(":", " ").split() for line in file.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {words[0]: int(words[1]) * (1024 if words[2:] == ["kB"] else 1) for words in lines if len(words) > 1}
 
 
 def _number(file: Path) -> float | None:

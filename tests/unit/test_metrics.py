@@ -345,28 +345,35 @@ def test_what_is_held_and_what_waits(world: World) -> None:
 @pytest.mark.parametrize(
     ("used", "limit", "expected"),
     [
-        ("100", "200", (100, 200)),
-        ("100", "max", (100, None)),
-        ("100", str(2**63 - 4096), (100, None)),
-        (None, "200", (None, None)),
+        ("100", "200", (70, 200)),
+        ("20", "200", (0, 200)),
+        ("100", "max", (70, 4096)),
+        ("100", str(2**63 - 4096), (70, 4096)),
+        (None, "200", (3072, 4096)),
     ],
 )
 def test_memory_is_the_instances(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    used: str | None,
-    limit: str,
-    expected: tuple[float | None, float | None],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: str | None, limit: str, expected: tuple[float, float]
 ) -> None:
-    """Files in memory count, so the process's own size is not it; no limit is no number."""
-    files = tmp_path / "used", tmp_path / "limit"
-    for file, text in zip(files, (used, limit), strict=True):
+    """Files in memory count, so the process's own size is not it; what is only cached of a disk does not.
+
+    Where no cgroup sets a limit, or says what is used, it is the machine's.
+    """
+    texts = {
+        "used": used,
+        "limit": limit,
+        "memory.stat": "anon 50\ninactive_file 30",
+        "meminfo": "MemTotal: 4 kB\nMemAvailable: 1 kB",
+    }
+    for name, text in texts.items():
         if text is not None:
-            file.write_text(text + "\n")
-    monkeypatch.setattr(
-        families, "_MEMORY", ((str(tmp_path / "none"), str(tmp_path / "none")), (str(files[0]), str(files[1])))
-    )
+            (tmp_path / name).write_text(text + "\n")
+    places = ((str(tmp_path / "none"), "used", "limit", "-"), (str(tmp_path), "used", "limit", "inactive_file"))
+    monkeypatch.setattr(families, "_MEMORY", places)
+    monkeypatch.setattr(families, "_MACHINE", str(tmp_path / "meminfo"))
     assert families._memory() == expected
+    monkeypatch.setattr(families, "_MACHINE", str(tmp_path / "none"))
+    assert families._memory() == (expected[0] if used else None, 200 if used and limit == "200" else None)
 
 
 # What a scrape looks up.
