@@ -142,7 +142,7 @@ make_accounts() {
     if ! exists 'includedPermissions.list(),deleted' gcloud iam roles describe "$snapshots_role" --project="$project"; then
         run gcloud iam roles create "$snapshots_role" --project="$project" --permissions="$permissions" --stage=GA \
             --title="Snapshots of $service" --description='What checkpoints and replay need; see docs/security.md'
-    elif [[ $found == *True ]]; then  # destroyed less than a week ago: the name is taken until then
+    elif [[ $found == *True ]]; then  # by hand, less than a week ago: after that its name is gone for a month
         run gcloud iam roles undelete "$snapshots_role" --project="$project"
     elif [[ ${found%%$'\t'*} != "$permissions" ]]; then
         run gcloud iam roles update "$snapshots_role" --project="$project" --permissions="$permissions"

@@ -161,7 +161,7 @@ class Cloud:
             key = f"iam/{path}/{request.body['roleId']}"
             body = request.body["role"] | {"name": key.removeprefix("iam/v1/")}
         elif verb == "undelete" or (request.method == "DELETE" and "/roles/" in path):
-            # A deleted role is described, and its name taken, for a week.
+            # A deleted role is described, and may be brought back, for a week.
             self.resources[key] |= {"deleted": True}
             if verb == "undelete":
                 del self.resources[key]["deleted"]
