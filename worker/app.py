@@ -91,9 +91,12 @@ async def _answer(request: Request) -> Response:
         return _refusal(error)
     except ClientDisconnect:
         return Response(status_code=499)  # nobody reads it: the sender closed before its body was whole
-    except Exception:
+    except Exception:  # a defect; left to the server it would be an entry without action, or a traceback in a text
         service.observer.broke()
-        raise
+        log.exception("a request ended by a defect", extra={"action": "request.broke"})
+        return JSONResponse(
+            {"error": "a defect of the service; a message stays in the queue, and the log says more"}, status_code=500
+        )
 
 
 def build(service: Service) -> Starlette:

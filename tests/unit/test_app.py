@@ -252,6 +252,17 @@ def test_a_bug_is_500_and_says_nothing(site: Site) -> None:
     assert SECRET not in answer.text
 
 
+@pytest.mark.parametrize("path", ["/", "/users/5"])
+def test_a_bug_is_one_line_of_the_log(site: Site, caplog: pytest.LogCaptureFixture, path: str) -> None:
+    """With its action and its traceback, wherever it happens."""
+    site.writer.answer = site.users.error = RuntimeError("broken")
+    answer = site.push() if path == "/" else site.ask("GET", path)
+    (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert (answer.status_code, record.__dict__["action"]) == (500, "request.broke")
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "broken"
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_the_push_path_takes_posts_only(site: Site, method: str) -> None:
     """405 with the verb that would do."""
