@@ -221,8 +221,16 @@ python=${PYTHON:-python3}
 output=$(mktemp)
 trap 'rm -f "$errors" "$output"' EXIT
 ack_deadline=${ACK_DEADLINE_SECONDS:-60}
-[[ $ack_deadline =~ ^([1-9][0-9]|[1-5][0-9][0-9]|600)$ ]] ||
-    stop "ACK_DEADLINE_SECONDS is '$ack_deadline': give whole seconds, 10 to 600" 2
+# Pub/Sub takes 10 and more, but the worker's other limits, at their defaults, fit into 26 and more (INV-8). What the worker would
+# refuse is refused here, before anything is made.
+[[ $ack_deadline =~ ^(2[6-9]|[3-9][0-9]|[1-5][0-9][0-9]|600)$ ]] ||
+    stop "ACK_DEADLINE_SECONDS is '$ack_deadline': give whole seconds, 26 to 600" 2
+[[ ${LOG_LEVEL:-info} =~ ^(debug|info|warning|error)$ ]] ||
+    stop "LOG_LEVEL is '$LOG_LEVEL': give debug, info, warning or error" 2
+[[ ${CHECKPOINT_HOURS:-0} =~ ^(0|[1-9][0-9]*(\.[0-9]+)?)$ ]] ||
+    stop "CHECKPOINT_HOURS is '$CHECKPOINT_HOURS': give 0, or a number from 1 on" 2
+[[ ${INGRESS:-internal} =~ ^(internal|internal-and-cloud-load-balancing|all)$ ]] ||
+    stop "INGRESS is '$INGRESS': give internal, internal-and-cloud-load-balancing or all" 2
 [[ ${SOFT_DELETE_DAYS:-7} =~ ^(0|[7-9]|[1-8][0-9]|90)$ ]] ||
     stop "SOFT_DELETE_DAYS is '$SOFT_DELETE_DAYS': give 0, or whole days from 7 to 90" 2
 image=${IMAGE:-$region-docker.pkg.dev/$project/$repository/worker:$(fingerprint)}

@@ -18,6 +18,7 @@ import yaml
 import worker.pubsub
 from deploy.render import render
 from worker import config
+from worker.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -112,6 +113,34 @@ def test_the_time_limits_nest_across_service_subscription_and_settings() -> None
     assert 'REQUEST_TIMEOUT_SECONDS="$((ack_deadline + 30))"' in SCRIPT
     variables = {each["name"]: each["value"] for each in container()["env"]}
     assert config.load(variables).hold_limit_seconds < float(variables["ACK_DEADLINE_SECONDS"])
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("ACK_DEADLINE_SECONDS", ("10", "25", "26", "30", "99", "100", "600", "601", "x", "30.5")),
+        ("LOG_LEVEL", ("debug", "info", "warning", "error", "INFO", "critical")),
+        ("CHECKPOINT_HOURS", ("0", "0.5", "1", "1.5", "24", "-1", "x")),
+    ],
+)
+def test_a_deployment_takes_what_the_worker_takes(name: str, values: tuple[str, ...]) -> None:
+    """What the worker refuses is told before anything is made, and not by a revision that never becomes ready."""
+    variables = {each["name"]: each["value"] for each in container()["env"]}
+    for value in values:
+        done = subprocess.run(
+            [str(DEPLOY / "deploy.sh"), "acme", "europe-west1"],
+            env={**os.environ, "DRY_RUN": "1", "IMAGE": "x/y:1", name: value},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        try:
+            config.load({**variables, name: value})
+            accepted = value != "30.5"  # Pub/Sub takes whole seconds
+        except ConfigError:
+            accepted = False
+        assert done.returncode == (0 if accepted else 2), f"{value}: {done.stderr}"
+        assert accepted or f"{name} is '{value}': give " in done.stderr
 
 
 def test_the_probes_ask_what_they_should_for_long_enough() -> None:

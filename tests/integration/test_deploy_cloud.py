@@ -439,7 +439,7 @@ def test_wrong_usage_is_told(script: str, arguments: tuple[str, ...], variables:
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"ACK_DEADLINE_SECONDS": "601"}, "ACK_DEADLINE_SECONDS is '601': give whole seconds, 10 to 600"),
+        ({"ACK_DEADLINE_SECONDS": "601"}, "ACK_DEADLINE_SECONDS is '601': give whole seconds, 26 to 600"),
         ({"ACK_DEADLINE_SECONDS": "060"}, "ACK_DEADLINE_SECONDS is '060'"),
         ({"SOFT_DELETE_DAYS": "3"}, "SOFT_DELETE_DAYS is '3': give 0, or whole days from 7 to 90"),
     ],
