@@ -57,6 +57,14 @@ def test_every_alert_is_documented() -> None:
     assert len(ALERTS) == sum(len(group["rules"]) for group in GROUPS)
 
 
+@pytest.mark.parametrize("name", [name for name, rule in ALERTS.items() if "_over_time" in rule["expr"]])
+def test_a_look_back_needs_samples_of_its_beginning(name: str) -> None:
+    """Of a series that is an hour old, the least value of a week is that of an hour: the alert would not wait."""
+    expression = ALERTS[name]["expr"]
+    (span,) = re.findall(r"\[(\d+[dh]):", expression)
+    assert f" offset {span})" in expression.partition(" and ")[2]
+
+
 @pytest.mark.parametrize("name", ALERTS)
 def test_every_alert_says_what_to_do(name: str) -> None:
     """A summary, a next step, a heading of the documentation, and labels that the expression keeps."""
