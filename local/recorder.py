@@ -39,6 +39,7 @@ class Recorder:
         self.acknowledged: dict[str, float] = {}  # message id -> monotonic seconds; written by the proxy's thread only
         self.deliveries = 0  # acknowledged ones, redeliveries included
         self.refused = 0
+        self.under_way = 0  # deliveries that have no answer yet
         self._target = target
         app = Starlette(routes=[Route("/", self._push, methods=["POST"])])
         self._server = uvicorn.Server(
@@ -67,14 +68,17 @@ class Recorder:
     async def _push(self, request: Request) -> Response:
         body = await request.body()
         message_id = envelope.decode(body).message_id
+        self.under_way += 1
         try:
             answer = await self._http.post(self._target, content=body)
+            if answer.is_success:
+                self.acknowledged.setdefault(message_id, time.monotonic())
+                self.deliveries += 1
+            else:
+                self.refused += 1
         except httpx.HTTPError:
             self.refused += 1
             return Response(status_code=502)  # nobody there, or killed while it worked: the queue delivers again
-        if answer.is_success:
-            self.acknowledged.setdefault(message_id, time.monotonic())
-            self.deliveries += 1
-        else:
-            self.refused += 1
+        finally:
+            self.under_way -= 1
         return Response(answer.content, status_code=answer.status_code)

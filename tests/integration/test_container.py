@@ -152,7 +152,8 @@ def test_the_image_serves_as_its_user_on_a_read_only_root(image: Path, fake_gcs:
             if life == 0:
                 pushed = httpx.post(url, json={"message": message, "subscription": "s"}, timeout=60, trust_env=False)
                 assert pushed.status_code == 204
-            assert httpx.get(f"{url}/users/5", timeout=10, trust_env=False).json()["user_id"] == 5
+            shown = httpx.get(f"{url}/users/5", timeout=10, trust_env=False)
+            assert (shown.status_code, shown.json().get("user_id")) == (200, 5), (life, process.poll(), shown.text)
         finally:
             process.send_signal(signal.SIGTERM)
             printed, _ = process.communicate(timeout=30)

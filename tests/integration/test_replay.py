@@ -138,6 +138,7 @@ def test_a_replay_is_followed_through_the_death_of_an_instance(site: Site) -> No
     replaying.start()
     wait_until(lambda: site.recorder.deliveries >= before + 20, "some redeliveries")
     site.worker.kill()
+    wait_until(lambda: site.recorder.under_way == 0, "an account of all that it had answered")
     at_death = site.recorder.deliveries - before
     site.worker.start().wait_serving()
     replaying.join()
