@@ -149,7 +149,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=10, help="of steady load (default: %(default)s)")
     parser.add_argument("--rate", type=float, help="msg/s (default: half of what is taken at most)")
     parser.add_argument(
-        "--warm-up-seconds", type=float, default=60, help="before memory is looked at (default: %(default)s)"
+        "--warm-up-seconds",
+        type=float,
+        default=120,
+        help="before memory is looked at: the first roll-over, which comes after about 90, is part of it (default: %(default)s)",
     )
     parser.add_argument("--flood-seconds", type=int, default=30, help="(default: %(default)s)")
     parser.add_argument("--write", action="store_true", help="put the figures into bench/README.md")
