@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     parts = [
         f"{machine()}; each restore by plain `litestream restore` with a full integrity check, {options.runs} times; "
-        f"those with latency side by side, since they only wait for the bucket, as many as have {_OBJECTS_AT_ONCE:,} objects."
+        f"those with latency side by side, since they only wait, as many as have {_OBJECTS_AT_ONCE:,} objects."
     ]
     if options.groups:
         parts.append(_report_groups(options))

@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         "--warm-up-seconds",
         type=float,
         default=120,
-        help="before memory is looked at: the first roll-over, which comes after about 90, is part of it (default: %(default)s)",
+        help="before memory is looked at: the first roll-over is part of it (default: %(default)s)",
     )
     parser.add_argument("--flood-seconds", type=int, default=30, help="(default: %(default)s)")
     parser.add_argument("--write", action="store_true", help="put the figures into bench/README.md")
