@@ -2,10 +2,12 @@
 
 Messages are pushed for so many minutes at half of what is taken at most, with the bucket's latency added; the resident
 memory of the worker and of its Litestream is read all the time, and the medians of the first and of the last half minute
-after a warm-up are compared. Then comes a flood: four times as many requests at once as the worker may hold
-(QUEUE_MAX_MESSAGES). What is over that is refused with 503; memory may not grow from the flood's first half to its second.
-After it the worker must acknowledge as before. What the processes map of the database does not count: it lies in memory
-anyway, as a file.
+after a warm-up are compared. The warm-up begins with as many connections at once as the worker may hold requests: each takes
+some 16 KB that Python keeps for the next, and in a roll-over, which holds requests for a second, a steady load needs as many
+as it has messages in that second. What grows after that has no bound. Then comes a flood: four times as many requests at
+once as the worker may hold (QUEUE_MAX_MESSAGES). What is over that is refused with 503; memory may not grow from the flood's
+first half to its second. After it the worker must acknowledge as before. What the processes map of the database does not
+count: it lies in memory anyway, as a file.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from worker.config import Settings
 QUESTION: Final = "soak: does memory stay where it is?"
 _GROWTH: Final = Target("≤", 0.05)
 _FLOOD: Final = 4
+_CROWD_SECONDS: Final = 10
 _MEGABYTE: Final = 1e6
 
 
@@ -87,9 +90,12 @@ def measure(options: argparse.Namespace) -> list[Figure]:
     """Steady load, then a flood, then one more look at whether it serves."""
     with open_store() as store:
         worker = store.worker("r1").start().wait_serving()
+        at_rest = process.rss_bytes(worker.pid)
+        most = Settings(replica_url=store.replica_url).queue_max_messages
         store.latency(put_ms=PUT_MS, get_ms=GET_MS)
         rate, acknowledged = half_of_most(worker.url)
         rate = options.rate or rate
+        crowd = wrk.run(worker.url, connections=most, seconds=_CROWD_SECONDS, number=1).sound("as many at once as are held")
         part.say(f"{rate:,.0f} msg/s for {options.minutes:g} minutes")
         with Memory(worker.pid, every=0.5) as memory:
             warm = openloop.send(worker.url, rate=rate, seconds=options.warm_up_seconds, run=0).sound("warm-up")
@@ -99,8 +105,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
         part.say(f"flood of {options.flood_seconds} s")
         flooding = time.monotonic()
         with Memory(worker.pid, every=0.1) as flood_memory:
-            connections = _FLOOD * Settings(replica_url=store.replica_url).queue_max_messages
-            flood = wrk.run(worker.url, connections=connections, seconds=options.flood_seconds, number=2)
+            flood = wrk.run(worker.url, connections=_FLOOD * most, seconds=options.flood_seconds, number=2)
         flooded = time.monotonic()
         # So many at once overflow the kernel's queue of connections, and of those it resets the worker never learns.
         if others := {kind: count for kind, count in flood.problems.items() if kind not in ("not_2xx", "read")}:
@@ -110,13 +115,16 @@ def measure(options: argparse.Namespace) -> list[Figure]:
         after = openloop.send(worker.url, rate=rate, seconds=options.warm_up_seconds, run=3).sound("after the flood")
         store.latency(put_ms=0, get_ms=0)
         worker.stop()
-        acknowledged += len(warm.seconds) + len(steady.seconds) + flood.acknowledged + len(after.seconds)
+        acknowledged += (
+            crowd.acknowledged + len(warm.seconds) + len(steady.seconds) + flood.acknowledged + len(after.seconds)
+        )
         store.check_count(acknowledged)
     half = min(30.0, (ended - began) / 2)
     rows = [
         Figure("steady load, msg/s", [len(steady.seconds) / steady.took]),
         Figure("messages acknowledged in all", [acknowledged]),
         Figure("p99 of the ack in the steady load, ms", [1000 * steady.percentile(0.99)]),
+        Figure("RSS of the worker before any load, MB", [at_rest / _MEGABYTE], ".1f"),
     ]
     first, last = memory.between(began, began + half), memory.between(ended - half, ended)
     for name, before, end in zip(("the worker", "Litestream"), first, last, strict=True):
@@ -124,7 +132,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
     middle = (flooding + flooded) / 2
     halves = flood_memory.between(flooding + (flooded - flooding) / 10, middle)[0], flood_memory.between(middle, flooded)[0]
     rows += [
-        Figure(f"flood: requests at once ({_FLOOD} times QUEUE_MAX_MESSAGES)", [connections]),
+        Figure(f"flood: requests at once ({_FLOOD} times QUEUE_MAX_MESSAGES)", [_FLOOD * most]),
         Figure("flood: acknowledged, msg/s", [flood.acknowledged / (flood.microseconds / 1e6)]),
         Figure("flood: refused with 503, answers/s", [flood.not_2xx / (flood.microseconds / 1e6)]),
         Figure("flood: connections reset by the kernel, whose queue was full", [flood.read]),
@@ -149,10 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=10, help="of steady load (default: %(default)s)")
     parser.add_argument("--rate", type=float, help="msg/s (default: half of what is taken at most)")
     parser.add_argument(
-        "--warm-up-seconds",
-        type=float,
-        default=120,
-        help="before memory is looked at: the first roll-over is part of it (default: %(default)s)",
+        "--warm-up-seconds", type=float, default=60, help="before memory is looked at (default: %(default)s)"
     )
     parser.add_argument("--flood-seconds", type=int, default=30, help="(default: %(default)s)")
     parser.add_argument("--write", action="store_true", help="put the figures into bench/README.md")

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from local.stack import BUCKET, SUBSCRIPTION, TOPIC, Stack, stack
+from local.stack import BUCKET, DEAD_LETTERS, PROJECT, SUBSCRIPTION, TOPIC, Stack, stack
 from local.worker_process import WorkerProcess
 
 DIRECTORY: Final = Path(".run")
@@ -21,8 +21,9 @@ AS_DEPLOYED: Final = {
     "retainAckedMessages": True,
     "messageRetentionDuration": "604800s",
     "retryPolicy": {"minimumBackoff": "1s", "maximumBackoff": "600s"},
+    "deadLetterPolicy": {"deadLetterTopic": f"projects/{PROJECT}/topics/{DEAD_LETTERS}", "maxDeliveryAttempts": 100},
 }
-"""What deploy/pubsub.sh sets as well, so that a time can be replayed here too."""
+"""What deploy/pubsub.sh sets as well, so that a time can be replayed here too, and the doctor has nothing to warn of."""
 _LOOK_SECONDS: Final = 0.25
 """Pause between two looks whether the worker has ended."""
 _AGAIN_SECONDS: Final = 5.0

@@ -22,6 +22,8 @@ from local.worker_process import WorkerProcess
 PROJECT: Final = "local"
 TOPIC: Final = "users"
 SUBSCRIPTION: Final = "users-push"
+DEAD_LETTERS: Final = "users-dead-letters"
+"""The topic that a subscription's options may name for them, and the subscription that keeps them."""
 BUCKET: Final = "solowriter"
 REPLICA_URL: Final = f"gs://{BUCKET}/store"
 ACK_DEADLINE_SECONDS: Final = 60
@@ -120,14 +122,20 @@ def _log(directory: Path, name: str) -> Path:
 
 def _subscribe(pubsub: Emulator, endpoint: str, options: Mapping[str, object]) -> None:
     """Create topic and subscription as the REST reference says (projects.topics.create, projects.subscriptions.create)."""
-    topic = f"projects/{PROJECT}/topics/{TOPIC}"
+    topic, dead_letters = (f"projects/{PROJECT}/topics/{name}" for name in (TOPIC, DEAD_LETTERS))
     subscription = {
         "topic": topic,
         "pushConfig": {"pushEndpoint": endpoint},
         "ackDeadlineSeconds": ACK_DEADLINE_SECONDS,
         **options,
     }
-    for name, body in ((topic, {}), (f"projects/{PROJECT}/subscriptions/{SUBSCRIPTION}", subscription)):
+    wanted: dict[str, Mapping[str, object]] = {
+        topic: {},
+        dead_letters: {},
+        f"projects/{PROJECT}/subscriptions/{DEAD_LETTERS}": {"topic": dead_letters},
+        f"projects/{PROJECT}/subscriptions/{SUBSCRIPTION}": subscription,
+    }
+    for name, body in wanted.items():
         answer = httpx.put(f"{pubsub.url}/v1/{name}", json=body, trust_env=False)
         if answer.status_code != httpx.codes.CONFLICT:  # it is there already
             answer.raise_for_status()

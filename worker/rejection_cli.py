@@ -182,6 +182,8 @@ async def _export(service: Service, options: argparse.Namespace) -> int:
             with nullcontext(sys.stdout.buffer) if piped else options.file.open("xb") as file:
                 count = await export(service, wanted, file, lambda done: status.update(f"exporting: {done:,}"))
                 file.flush()
+    except BrokenPipeError:  # whoever reads it has enough
+        raise
     except OSError as error:
         raise ServiceRefused(
             f"cannot write {options.file}: {error.strerror}; name a new file in a folder that exists"
