@@ -128,6 +128,12 @@ async def submitted(writer: Writer, entries: list[Entry]) -> list[object]:
         return await asyncio.gather(*(each.done for each in entries), return_exceptions=True)
 
 
+def resident_bytes() -> int:
+    """What this process has in memory, files left out."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) * 1024
+
+
 def kinds(answers: list[object]) -> list[object]:
     """Outcomes as they are, errors as their types."""
     return [type(answer) if isinstance(answer, Exception) else answer for answer in answers]
@@ -449,6 +455,27 @@ def test_a_full_group_is_not_gathered(bench: Bench) -> None:
             assert await submitted(writer, [entry(1, "m1"), entry(2, "m2")]) == ["created", "created"]
 
     asyncio.run(body())
+
+
+def test_what_was_written_is_not_kept_in_memory(bench: Bench) -> None:
+    """INV-7: a group of another size is another statement, and each that is kept keeps the values it ran with last."""
+    megabyte = "x" * 1_000_000
+
+    def group(size: int) -> list[Entry]:
+        _, *rest = [entry(100 * size + number, f"m{size}-{number}") for number in range(size)]
+        return [entry(100 * size, f"m{size}", settings=megabyte), *rest]
+
+    async def body() -> None:
+        committed, before = Confirmed(), 0
+        async with bench.writing(committed) as (writer, _):
+            for size in range(1, 61):
+                await submitted(writer, group(size))
+                committed.groups.clear()
+                before = before if size > 10 else resident_bytes()
+            assert resident_bytes() - before < 20_000_000
+
+    asyncio.run(body())
+    assert len(bench.users) == sum(range(1, 61))
 
 
 def test_senders_that_went_away_are_passed_over(bench: Bench) -> None:
