@@ -24,7 +24,8 @@ class Pace:
     """Times are in seconds, moments on the event loop's clock. The replicator, on the event loop, is all that touches it."""
 
     def __init__(self) -> None:
-        self._upload, self._read = 0.0, math.inf  # what the last one took
+        self._upload, self._read = 0.0, math.inf  # what the lesser of the last two uploads took, and the last read
+        self._last_upload = 0.0
         self._return, self._crowd = 0.0, 1.0  # what a return takes, and of how many
         self._answered = 0
         self._answered_at = 0.0
@@ -45,8 +46,8 @@ class Pace:
         return self._away <= 0
 
     def uploaded(self, seconds: float) -> None:
-        """An upload ended well."""
-        self._upload = seconds
+        """An upload ended well. A single one that took long says nothing about the next: the bucket or we may have slept."""
+        self._upload, self._last_upload = min(seconds, self._last_upload), seconds
 
     def answered(self, count: int, read_seconds: float, now: float) -> None:
         """So many messages were answered, after a lease read that took so long."""

@@ -66,9 +66,22 @@ def test_a_bucket_whose_reads_take_longer_than_its_writes_is_never_waited_for() 
     assert pace.back_by < 49.0  # the moment of the last answer: there is nothing left to wait
 
 
+def test_one_upload_that_took_long_is_no_reason_to_wait_as_long() -> None:
+    """After this process has slept for an hour nobody is held for another; two such uploads in a row are to be believed."""
+    pace = paced(upload=0.08, read=0.04, returned_in=0.01)
+    pace.uploaded(3600.0)
+    pace.answered(100, 0.04, now=5000.0)
+    assert math.isclose(pace.back_by, 5000.04)
+    pace.uploaded(1.04)
+    assert math.isclose(pace.back_by, 5001.0)
+    pace.uploaded(0.08)
+    assert math.isclose(pace.back_by, 5000.04)
+
+
 def test_most_of_those_answered_are_enough() -> None:
     """A sender that does not come back holds nobody up."""
     pace = Pace()
+    pace.uploaded(0.08)
     pace.uploaded(0.08)
     pace.answered(100, 0.03, now=7.0)
     assert not pace.back

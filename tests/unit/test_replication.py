@@ -62,6 +62,13 @@ def group(*entries: Entry) -> Group:
     return Group(members, ["created"] * len(members))
 
 
+def slow(pace: Pace, *, upload: float = 60.0, answered: int = 0) -> None:
+    """Uploads take so long, by default a minute, and so far everything else took no time."""
+    pace.uploaded(upload)
+    pace.uploaded(upload)
+    pace.answered(answered, 0.0, asyncio.get_running_loop().time())
+
+
 def answered(*groups: Group) -> list[bool]:
     """Which groups' senders have all been answered."""
     return [all(each.done.done() for each in one.entries) for one in groups]
@@ -368,8 +375,7 @@ def test_an_upload_waits_for_those_about_to_be_answered_and_for_their_next() -> 
             await asked(scripted, 1)
             scripted.yes()
             await until(lambda: scripted.reads)
-            pace.uploaded(60.0)  # an upload takes a minute, and so far everything else took no time
-            pace.answered(0, 0.0, asyncio.get_running_loop().time())
+            slow(pace)
             replicator.add(straggler)
             await turns()
             assert len(scripted.asked) == 1
@@ -395,8 +401,7 @@ def test_senders_that_do_not_come_back_are_not_waited_for_any_longer_than_it_is_
         scripted, pace = Scripted(), Pace()
         async with replicating(scripted, pace) as (replicator, _):
             loop = asyncio.get_running_loop()
-            pace.uploaded(0.05)
-            pace.answered(10, 0.0, loop.time())
+            slow(pace, upload=0.05, answered=10)
             began = loop.time()
             replicator.add(group())
             await asked(scripted, 1)
