@@ -126,6 +126,8 @@ class Replicator:
         self._verified = asyncio.Event()  # set while no lease is being read
         self._verified.set()
         self._pause = _RETRY_PAUSE_SECONDS
+        self._came = asyncio.Event()  # set when somebody has come back, or nobody can
+        self._closed = 0  # above 0 while nobody who is answered can come back
         self.idle = asyncio.Event()  # set while no upload is under way or waited for
         self.idle.set()
 
@@ -150,10 +152,20 @@ class Replicator:
         self._pace.came(len(group.entries), asyncio.get_running_loop().time())
         self._settled.clear()
         self._wake.set()
+        self._came.set()
 
     async def settled(self) -> None:
-        """Wait until no group is unanswered. Only meaningful while the writer is paused."""
-        await self._settled.wait()
+        """Wait until no group is unanswered. Only meaningful while the writer is paused, so that nobody comes back."""
+        self.drain()
+        try:
+            await self._settled.wait()
+        finally:
+            self._closed -= 1
+
+    def drain(self) -> None:
+        """Wait for nobody to come back any more: the service takes nothing."""
+        self._closed += 1
+        self._came.set()
 
     async def run(self) -> None:
         """Confirm and answer until cancelled.
@@ -166,9 +178,13 @@ class Replicator:
                 while True:
                     await self._wake.wait()
                     self.idle.clear()
-                    if self._pace.worth_waiting(_messages(self._verifying + self._groups)):
-                        await self._gather()
-                    await self._upload(steps)
+                    try:
+                        if not self._closed and self._pace.worth_waiting(_messages(self._verifying + self._groups)):
+                            await self._gather()
+                        if self._groups:  # the lease read may have failed meanwhile, and all of them may be given up
+                            await self._upload(steps)
+                    finally:
+                        self.idle.set()
         except BaseExceptionGroup as failed:
             raise plain(failed, LeaseLost) from None
 
@@ -176,9 +192,9 @@ class Replicator:
         await self._verified.wait()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(self._pace.back_by):
-                while not self._pace.back:
-                    self._wake.clear()
-                    await self._wake.wait()
+                while not (self._pace.back or self._closed):
+                    self._came.clear()
+                    await self._came.wait()
 
     async def _upload(self, steps: asyncio.TaskGroup) -> None:
         # What comes in from here on is committed too late for this upload.
@@ -198,8 +214,6 @@ class Replicator:
             self._verifying, self._uploading = self._uploading, []
             self._verified.clear()
             steps.create_task(self._verify(asked), name="lease read")
-        finally:
-            self.idle.set()
 
     async def _verify(self, asked: float) -> None:
         loop = asyncio.get_running_loop()

@@ -184,6 +184,7 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
             await leave.wait()
             log.info("draining", extra={"action": "worker.draining"})
             parts.intake.drain()
+            replicator.drain()
             if not await parts.intake.emptied(timeout=settings.drain_seconds):
                 log.warning(
                     "%d messages were not confirmed in time and will come again",

@@ -23,6 +23,7 @@ from tests.property import world
 from tests.property.bucket import Ask, Bucket
 from tests.property.world import Process
 from worker import generation, lease_record, supervisor
+from worker.config import Settings
 from worker.errors import LeaseLost, RestoreFailed, StoreUnavailable, SyncUnavailable
 from worker.generation import Generations
 from worker.intake import State
@@ -312,6 +313,33 @@ def test_an_answer_overtaken_by_an_advance_is_no_loss() -> None:
         process.crash()
         assert ended is None
         assert [ack.message for ack in process.bucket.acks] == ["m1", "m2"]
+
+
+def test_what_is_committed_when_the_service_drains_is_uploaded_at_once() -> None:
+    """INV-8: an upload that waits for senders to come back waits no longer when they are refused."""
+    with world.installed():
+        process = Process(Bucket(), "p1", Settings(replica_url="gs://bucket/prefix"))
+        while process.intake.state is not State.SERVING or process.pending:
+            process.step()
+
+        def uploading() -> bool:
+            return any("upload" in request.what for request in process.pending)
+
+        for message in ("m1", "m2"):  # after two uploads of a second each the next would wait for as long
+            while process.pending:
+                process.step()
+            process.deliver(message)
+            process.sleep(1)
+            while uploading():
+                process.step()
+        process.deliver("m3")
+        while len(process.bucket.acks) < 2:
+            process.step()
+        waited = not uploading()
+        process.signal()
+        asked = uploading()
+        process.crash()
+        assert (waited, asked) == (True, True)
 
 
 # Mutants: the protocol with one of its reasons taken out.

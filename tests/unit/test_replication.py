@@ -411,6 +411,100 @@ def test_senders_that_do_not_come_back_are_not_waited_for_any_longer_than_it_is_
     asyncio.run(body())
 
 
+@contextlib.asynccontextmanager
+async def waiting_for_others(
+    scripted: Scripted, pace: Pace
+) -> "AsyncIterator[tuple[Replicator, asyncio.Task[None], Group]]":
+    """A replicator that waits for those answered last before it uploads the one group there is."""
+    left = group()
+    async with replicating(scripted, pace) as (replicator, task):
+        slow(pace, answered=10)
+        replicator.add(left)
+        await turns()
+        assert scripted.asked == []
+        assert not replicator.idle.is_set()
+        yield replicator, task, left
+
+
+def test_a_service_that_drains_waits_for_nobody_to_come_back() -> None:
+    """INV-8: they are refused now, and the time to drain is for what is committed."""
+
+    async def body() -> None:
+        scripted = Scripted()
+        async with waiting_for_others(scripted, Pace()) as (replicator, _, left):
+            replicator.drain()
+            await asked(scripted, 1)
+            replicator.add(group())
+            scripted.yes()
+            await asked(scripted, 2)
+            assert answered(left) == [True]
+
+    asyncio.run(body())
+
+
+def test_a_paused_writer_lets_nobody_come_back() -> None:
+    """A generation that is to be left is settled at once; after it they are waited for again."""
+
+    async def body() -> None:
+        scripted, pace = Scripted(), Pace()
+        async with waiting_for_others(scripted, pace) as (replicator, _, left):
+            settled = asyncio.create_task(replicator.settled())
+            await asked(scripted, 1)
+            scripted.yes()
+            await settled
+            assert answered(left) == [True]
+            slow(pace, answered=10)
+            replicator.add(group())
+            await turns()
+            assert len(scripted.asked) == 1
+
+    asyncio.run(body())
+
+
+def test_ended_while_others_are_waited_for_it_is_idle() -> None:
+    """And what it was about to upload is refused."""
+
+    async def body() -> None:
+        async with waiting_for_others(Scripted(), Pace()) as (replicator, task, left):
+            task.cancel()
+            await asyncio.wait({task})
+            assert replicator.idle.is_set()
+        assert isinstance(left.entries[0].done.exception(), Refused)
+
+    asyncio.run(body())
+
+
+def test_nothing_is_uploaded_when_what_was_to_be_is_given_up_first() -> None:
+    """The lease read that an upload waits for may fail, and all that it was for be overdue."""
+
+    async def body() -> None:
+        scripted, pace = Scripted(by_hand=True), Pace()
+        async with replicating(scripted, pace) as (replicator, _):
+            now = asyncio.get_running_loop().time()
+            first, second = group(entry(deadline=now)), group(entry(deadline=now))
+            replicator.add(first)
+            await asked(scripted, 1)
+            scripted.yes()
+            await until(lambda: scripted.reads)
+            slow(pace, upload=0.05)
+            replicator.add(second)
+            await turns()
+            scripted.reads[0].set_exception(Unconfirmed("no answer"))
+            await replicator.settled()
+            await until(replicator.idle.is_set)
+            assert answered(first, second) == [True, True]
+            assert len(scripted.asked) == 1
+            last = group()
+            replicator.add(last)
+            await asked(scripted, 2)
+            scripted.yes()
+            await until(lambda: len(scripted.reads) == 2)
+            scripted.reads[1].set_result(None)
+            await until(lambda: answered(last) == [True])
+
+    asyncio.run(body())
+
+
 def test_a_lease_read_without_an_answer_asks_both_again() -> None:
     """The lease is read again only after another upload, and what came later is not answered any earlier for it."""
 
