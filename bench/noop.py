@@ -1,6 +1,6 @@
 """The ceiling: a functions-framework target that reads the body and answers 204, under the worker's own uvicorn settings.
 
-What it does per second is the most that anything behind functions-framework can do here; it stores nothing.
+What it does per second is the most that anything behind functions-framework's routing can do here; it stores nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How many messages a second, durably acknowledged, beside the most there can be and beside what else one would build?
 
 ours      a real worker with the real Litestream and the fake Cloud Storage
-ceiling   bench/noop.py: reads the body and answers 204; the most that functions-framework can answer
+ceiling   bench/noop.py: reads the body and answers 204; the most that a function behind functions-framework can answer
 naive     bench/naive.py: as durable, one transaction, sync and lease read for each message
 tutorial  bench/tutorial.py: not durable, one insert for each message, Litestream in the background
 
