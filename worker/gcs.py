@@ -67,10 +67,11 @@ class Bucket:
             if answer.status != HTTPStatus.OK:
                 said = answer.data.decode(errors="replace").strip()
                 raise api.from_http_status(answer.status, said)  # type: ignore[no-untyped-call]
-            checksum = google_crc32c.value(answer.data).to_bytes(4)
-            if f"crc32c={b64encode(checksum).decode()}" not in answer.headers["x-goog-hash"]:
-                raise DataCorruption(answer, "the checksum does not match")
-            return answer.data, int(answer.headers["x-goog-generation"])
+            checksum = b64encode(google_crc32c.value(answer.data).to_bytes(4)).decode()
+            generation = answer.headers.get("x-goog-generation", "")
+            if f"crc32c={checksum}" not in answer.headers.get("x-goog-hash", "") or not generation.isdecimal():
+                raise DataCorruption(answer, "the checksum or the generation is missing or wrong")
+            return answer.data, int(generation)
 
         return await self._run(download, f"read {name}", timeout)
 
