@@ -19,6 +19,8 @@ import uvloop
 from starlette.requests import Request
 from starlette.responses import Response
 
+from worker.heads import Protocol
+
 _CLOSE_SECONDS: Final = 1
 _BACKLOG: Final = 2048
 
@@ -49,7 +51,7 @@ async def serve(module: Any, port: int, **state: object) -> None:
     server = _Server(
         uvicorn.Config(
             application,
-            http="httptools",
+            http=Protocol,
             ws="none",
             lifespan="off",
             access_log=False,

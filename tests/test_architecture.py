@@ -43,6 +43,7 @@ ADAPTERS = {
     "worker.pubsub",
     "worker.litestream",
     "worker.gcs",
+    "worker.heads",
     "worker.sender",
 }
 """Each knows one foreign thing. They do not import one another."""

@@ -29,6 +29,7 @@ from worker.config import Settings
 from worker.errors import ConfigError, LeaseLost, StoreUnavailable, WorkerError
 from worker.expiry import Expiry
 from worker.generation import Generations, Limits
+from worker.heads import Protocol
 from worker.intake import State
 from worker.lease import Lease
 from worker.metrics import TimedLease, TimedReplica
@@ -240,7 +241,7 @@ async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[in
     server = _Server(
         uvicorn.Config(
             application,
-            http="httptools",
+            http=Protocol,
             ws="none",
             lifespan="off",
             access_log=False,
