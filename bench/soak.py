@@ -26,7 +26,7 @@ from bench.errors import Worthless, with_exit_code
 from bench.figures import README, Figure, Target, figures_table, machine, rewrite
 from bench.latency import GET_MS, PUT_MS, half_of_most
 from bench.store import metric, open_store
-from local.worker_process import wait_until
+from local.worker_process import WorkerProcess, wait_until
 from worker.config import Settings
 
 QUESTION: Final = "soak: does memory stay where it is?"
@@ -96,6 +96,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
         rate, acknowledged = half_of_most(worker.url)
         rate = options.rate or rate
         crowd = wrk.run(worker.url, connections=most, seconds=_CROWD_SECONDS, number=1).sound("as many at once as are held")
+        _let_go(worker)
         part.say(f"{rate:,.0f} msg/s for {options.minutes:g} minutes")
         with Memory(worker.pid, every=0.5) as memory:
             warm = openloop.send(worker.url, rate=rate, seconds=options.warm_up_seconds, run=0).sound("warm-up")
@@ -110,8 +111,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
         # So many at once overflow the kernel's queue of connections, and of those it resets the worker never learns.
         if others := {kind: count for kind, count in flood.problems.items() if kind not in ("not_2xx", "read")}:
             raise Worthless(f"flood: {others}")
-        # What the flood has left behind is still held, and answered to nobody.
-        wait_until(lambda: metric(worker, "solowriter_held_messages") == 0, "an end of what the flood has left")
+        _let_go(worker)
         after = openloop.send(worker.url, rate=rate, seconds=options.warm_up_seconds, run=3).sound("after the flood")
         store.latency(put_ms=0, get_ms=0)
         worker.stop()
@@ -139,6 +139,11 @@ def measure(options: argparse.Namespace) -> list[Figure]:
         *_grown("flood: RSS of the worker", *halves, "from its first half to its second"),
     ]
     return rows
+
+
+def _let_go(worker: WorkerProcess) -> None:
+    """Wait until nothing is held: what wrk leaves behind at its end is, and is answered to nobody."""
+    wait_until(lambda: metric(worker, "solowriter_held_messages") == 0, "an end of what was left behind")
 
 
 def _grown(name: str, before: list[float], after: list[float], when: str) -> list[Figure]:
