@@ -27,6 +27,7 @@ from google.api_core import exceptions
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
+from local.__main__ import main
 from local.faults import Action
 from local.gcs_process import FakeGcs
 from local.gcs_resources import Conditions, Fields
@@ -750,6 +751,12 @@ def test_one_process_per_directory(fake_gcs: FakeGcs) -> None:
     second = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert second.returncode == 1
     assert "another fake GCS is running" in second.stderr
+
+
+def test_a_port_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And no traceback."""
+    assert main(["gcs", "--port=99999", f"--data={tmp_path}"]) == 1
+    assert capsys.readouterr().err == "local gcs: bind(): port must be 0-65535.\n"
 
 
 def test_stop_lets_hanging_requests_go(fake_gcs: FakeGcs) -> None:

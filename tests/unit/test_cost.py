@@ -101,9 +101,3 @@ def test_the_command_keeps_to_the_bounds_of_settings(capsys: pytest.CaptureFixtu
     """What the worker would refuse costs nothing."""
     assert main(["cost", "--rate=1", "--uploads-max=0"]) == 2
     assert capsys.readouterr().err == "local cost: GENERATION_TRANSACTIONS_MAX is '0' and must be at least 10\n"
-
-
-def test_the_fake_store_takes_no_port_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line, and no traceback."""
-    assert main(["gcs", "--port=99999", f"--data={tmp_path}"]) == 1
-    assert capsys.readouterr().err == "local gcs: bind(): port must be 0-65535.\n"
