@@ -95,7 +95,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
         store.latency(put_ms=PUT_MS, get_ms=GET_MS)
         rate, acknowledged = half_of_most(worker.url)
         rate = options.rate or rate
-        crowd = wrk.run(worker.url, connections=most, seconds=_CROWD_SECONDS, number=1).sound("as many at once as are held")
+        crowd = _at_once(worker, connections=most, seconds=_CROWD_SECONDS, number=1)
         _let_go(worker)
         part.say(f"{rate:,.0f} msg/s for {options.minutes:g} minutes")
         with Memory(worker.pid, every=0.5) as memory:
@@ -106,11 +106,8 @@ def measure(options: argparse.Namespace) -> list[Figure]:
         part.say(f"flood of {options.flood_seconds} s")
         flooding = time.monotonic()
         with Memory(worker.pid, every=0.1) as flood_memory:
-            flood = wrk.run(worker.url, connections=_FLOOD * most, seconds=options.flood_seconds, number=2)
+            flood = _at_once(worker, connections=_FLOOD * most, seconds=options.flood_seconds, number=2)
         flooded = time.monotonic()
-        # So many at once overflow the kernel's queue of connections, and of those it resets the worker never learns.
-        if others := {kind: count for kind, count in flood.problems.items() if kind not in ("not_2xx", "read")}:
-            raise Worthless(f"flood: {others}")
         _let_go(worker)
         after = openloop.send(worker.url, rate=rate, seconds=options.warm_up_seconds, run=3).sound("after the flood")
         store.latency(put_ms=0, get_ms=0)
@@ -139,6 +136,19 @@ def measure(options: argparse.Namespace) -> list[Figure]:
         *_grown("flood: RSS of the worker", *halves, "from its first half to its second"),
     ]
     return rows
+
+
+def _at_once(worker: WorkerProcess, *, connections: int, seconds: int, number: int) -> wrk.Run:
+    """Push over so many connections. What is over the limit of what is held is refused, and may be.
+
+    Raises:
+        Worthless: Something else went wrong.
+    """
+    run = wrk.run(worker.url, connections=connections, seconds=seconds, number=number)
+    # So many at once overflow the kernel's queue of connections, and of those it resets the worker never learns.
+    if others := {kind: count for kind, count in run.problems.items() if kind not in ("not_2xx", "read")}:
+        raise Worthless(f"{connections} at once: {others}")
+    return run
 
 
 def _let_go(worker: WorkerProcess) -> None:
