@@ -269,12 +269,7 @@ WORKER: Final[Mapping[str, Mapping[str, Text]]] = {
         "DRAIN_SECONDS": Text(
             "seconds",
             "At shutdown, longest wait for what is in flight.",
-            "See the rules below: the four together fit into the platform's 10 s.",
-        ),
-        "FINAL_SYNC_SECONDS": Text(
-            "seconds",
-            "At shutdown, longest wait for Litestream to upload and stop.",
-            "Nothing acknowledged depends on it.",
+            "See the rules below: the three together fit into the platform's 10 s.",
         ),
         "RELEASE_SECONDS": Text(
             "seconds",

@@ -29,6 +29,7 @@ VALUES = {
     "worker.tally",
     "worker.trace_context",
     "worker.litestream_log",
+    "worker.ltx",
     "worker.observer",
     "worker.wording",
 }

@@ -58,7 +58,6 @@ def options(tmp_path: Path) -> Options:
         start_seconds=10,
         starts_max=10,
         silent_max=3,
-        stop_seconds=2,
     )
 
 

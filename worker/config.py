@@ -194,9 +194,6 @@ class Settings:
     )
 
     drain_seconds: float = _setting("DRAIN_SECONDS", 2.5, "at shutdown, longest wait for what is in flight", low=0.1)
-    final_sync_seconds: float = _setting(
-        "FINAL_SYNC_SECONDS", 2.0, "at shutdown, longest wait for Litestream to upload and stop", low=0.5
-    )
     release_seconds: float = _setting("RELEASE_SECONDS", 1.5, "at shutdown, longest wait to release the lease", low=0.1)
 
     trace_flush_seconds: float = _setting(
@@ -317,7 +314,7 @@ def described() -> list[tuple[str, str, str]]:
 def _not_nested(settings: Settings) -> list[str]:
     """INV-8: the sentences for the time limits that do not nest."""
     attempt = settings.busy_timeout_seconds + settings.sync_timeout_seconds + settings.lease_read_timeout_seconds
-    goodbye = settings.drain_seconds + settings.final_sync_seconds + settings.release_seconds + settings.trace_flush_seconds
+    goodbye = settings.drain_seconds + settings.release_seconds + settings.trace_flush_seconds
     rules = [
         (
             attempt < settings.hold_limit_seconds,
@@ -336,7 +333,7 @@ def _not_nested(settings: Settings) -> list[str]:
         ),
         (
             goodbye < PLATFORM_GRACE_SECONDS,
-            f"DRAIN_SECONDS + FINAL_SYNC_SECONDS + RELEASE_SECONDS + TRACE_FLUSH_SECONDS is {goodbye:g} and must be less "
+            f"DRAIN_SECONDS + RELEASE_SECONDS + TRACE_FLUSH_SECONDS is {goodbye:g} and must be less "
             f"than {PLATFORM_GRACE_SECONDS:g}, the time the platform gives between SIGTERM and SIGKILL",
         ),
         (

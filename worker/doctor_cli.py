@@ -119,7 +119,6 @@ async def _litestream(settings: Settings, store: Bucket) -> list[Finding]:
         bucket=settings.bucket,
         prefix=settings.prefix,
         start_seconds=settings.litestream_start_seconds,
-        stop_seconds=settings.final_sync_seconds,
         sync_timeout=settings.sync_timeout_seconds,
         busy_timeout_seconds=settings.busy_timeout_seconds,
         request_timeout=settings.lease_read_timeout_seconds,

@@ -60,7 +60,6 @@ class Trial:
     bucket: str
     prefix: str
     start_seconds: float
-    stop_seconds: float
     sync_timeout: int
     busy_timeout_seconds: float
     request_timeout: float
@@ -175,7 +174,6 @@ async def _replicated(how: Trial, file: Path, path: str, findings: list[Finding]
         start_seconds=how.start_seconds,
         starts_max=1,
         silent_max=1,
-        stop_seconds=how.stop_seconds,
     )
     began = time.monotonic()
     try:

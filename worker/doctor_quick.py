@@ -33,7 +33,7 @@ def at_start(settings: Settings) -> None:
 def limits(settings: Settings) -> list[Finding]:
     """The time limits that nest (INV-8), with their values."""
     attempt = settings.busy_timeout_seconds + settings.sync_timeout_seconds + settings.lease_read_timeout_seconds
-    goodbye = settings.drain_seconds + settings.final_sync_seconds + settings.release_seconds + settings.trace_flush_seconds
+    goodbye = settings.drain_seconds + settings.release_seconds + settings.trace_flush_seconds
     answer = (
         f"BUSY_TIMEOUT_SECONDS {settings.busy_timeout_seconds:g} + SYNC_TIMEOUT_SECONDS {settings.sync_timeout_seconds:g} + "
         f"LEASE_READ_TIMEOUT_SECONDS {settings.lease_read_timeout_seconds:g} = {attempt:g} < "
@@ -51,7 +51,7 @@ def limits(settings: Settings) -> list[Finding]:
         ),
         ok(
             "limits: stopping",
-            f"DRAIN_SECONDS {settings.drain_seconds:g} + FINAL_SYNC_SECONDS {settings.final_sync_seconds:g} + "
+            f"DRAIN_SECONDS {settings.drain_seconds:g} + "
             f"RELEASE_SECONDS {settings.release_seconds:g} + TRACE_FLUSH_SECONDS {settings.trace_flush_seconds:g} = "
             f"{goodbye:g} < the platform's {PLATFORM_GRACE_SECONDS:g}",
         ),

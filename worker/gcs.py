@@ -128,25 +128,19 @@ class Bucket:
 
         return await self._run(pages, f"list {name_prefix}", timeout)
 
-    async def fetch(self, name_prefix: str, directory: Path, *, timeout: float, more_than: int = 0) -> bool:
+    async def fetch(self, name_prefix: str, directory: Path, *, timeout: float) -> None:
         """Copy the objects below `name_prefix` into `directory`, many at a time; each is checked against its checksum.
 
         Args:
             name_prefix: How their names begin.
             directory: Where the rest of each name is its path.
             timeout: For each request, in seconds.
-            more_than: So many are not copied.
-
-        Returns:
-            Whether they were copied.
 
         Raises:
             StoreMissing: One of them vanished while they were copied.
         """
         names = await self.names(name_prefix, timeout=timeout)
-        if len(names) > more_than:
-            await self.fetch_named(names, name_prefix, directory, timeout=timeout)
-        return len(names) > more_than
+        await self.fetch_named(names, name_prefix, directory, timeout=timeout)
 
     async def fetch_named(self, names: Sequence[str], name_prefix: str, directory: Path, *, timeout: float) -> None:
         """Copy these objects, all below `name_prefix`; see `fetch`."""

@@ -4,8 +4,8 @@ This file knows the child's command line, its configuration's variables, its con
 of leases, messages or acknowledgements. `sync` reports the two transaction ids and leaves judging them to replication.py.
 
 The child is started again in place when it dies: it finds its own metadata, catches up, and nobody else writes its path.
-It is stopped for good by `__aexit__`: after a last sync, or killed at once when an error ends the life. (A lost lease comes
-here as the cancellation by which its task group ends the body.)
+It is stopped for good by `__aexit__`, with SIGKILL: what was acknowledged is confirmed already, and a child that is asked to
+end politely finalizes the uploads it breaks off (Litestream 0.5.17, gs/replica_client.go: the deferred Close).
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from typing import Final, Self
 
 import msgspec
 
-from worker import litestream_log
+from worker import litestream_log, ltx
 from worker.errors import ConfigError, LitestreamError, RestoreFailed, StoreMissing, StoreUnavailable, SyncUnavailable
 
 _RESTART_PAUSE_SECONDS: Final = 0.2
@@ -62,10 +62,8 @@ class Options:
     start_seconds: float
     starts_max: int
     silent_max: int
-    stop_seconds: float
-    fetch: Callable[[str, Path], Awaitable[bool]] | None = None
-    """Brings the objects below a path into a directory, side by side, unless they are few. Litestream 0.5.17 reads them one
-    after the other: at 40 ms each that is 43 s for 1,000 of them. None: let it."""
+    fetch: Callable[[str, Path], Awaitable[None]] | None = None
+    """Brings the objects below a path into a directory, side by side. Litestream 0.5.17 reads them one after the other."""
 
 
 def find_binary(name: str) -> Path:
@@ -126,14 +124,10 @@ class Litestream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if error is None:
-                await self._stop()
-        finally:
-            await self._kill()
-            self._control.end()
-            for left in (self._meta, self._socket):
-                _remove(left)
+        await self._kill()
+        self._control.end()
+        for left in (self._meta, self._socket):
+            _remove(left)
 
     async def watch(self) -> None:
         """Start the child again whenever it dies, until cancelled.
@@ -235,17 +229,6 @@ class Litestream:
             return status == HTTPStatus.OK and str(self._options.database).encode() in answer
         return False
 
-    async def _stop(self) -> None:
-        if self._process is None or self._process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
-        try:
-            async with asyncio.timeout(self._options.stop_seconds):
-                await self._process.wait()
-        except TimeoutError:
-            log.warning("litestream did not stop in time and is killed", extra={"action": "litestream.killed"})
-
     async def _kill(self) -> None:
         self._ready.clear()
         self.abandon()
@@ -262,7 +245,6 @@ class Litestream:
             "LITESTREAM_SOCKET": str(self._socket),
             "LITESTREAM_METRICS_ADDRESS": "" if options.metrics_address == "off" else options.metrics_address,
             "LITESTREAM_LOG_LEVEL": options.log_level,
-            "LITESTREAM_SHUTDOWN_SYNC_TIMEOUT": f"{options.stop_seconds * 0.8:g}s",
             "LITESTREAM_DATABASE": str(options.database),
             "LITESTREAM_META": str(self._meta),
             "LITESTREAM_BUCKET": options.bucket,
@@ -333,8 +315,13 @@ async def restore(options: Options, *, replica_path: str, output: Path, integrit
     for _ in range(2):
         try:
             async with asyncio.timeout(timeout):
-                url = await _source(options, replica_path, scratch)
-                return await restore_from(url, output, binary=options.binary, integrity_check=integrity_check)
+                _remove(scratch)
+                assert options.fetch is not None, "a restore fetches the files first"
+                await options.fetch(f"{replica_path}/ltx/", scratch / "ltx")
+                await asyncio.to_thread(leave_out_broken, scratch)
+                return await restore_from(
+                    f"file://{scratch}", output, binary=options.binary, integrity_check=integrity_check
+                )
         except TimeoutError:
             reason = f"it took longer than RESTORE_TIMEOUT_SECONDS, {timeout:g}"
         except (RestoreFailed, StoreUnavailable, StoreMissing) as error:
@@ -349,12 +336,22 @@ async def restore(options: Options, *, replica_path: str, output: Path, integrit
     )
 
 
-async def _source(options: Options, replica_path: str, scratch: Path) -> str:
-    """Where Litestream is to restore from: a copy of the replica in `scratch`, or the bucket itself."""
-    _remove(scratch)
-    if options.fetch is not None and await options.fetch(f"{replica_path}/ltx/", scratch / "ltx"):
-        return f"file://{scratch}"
-    return f"gs://{options.bucket}/{replica_path}"
+def leave_out_broken(replica: Path) -> list[str]:
+    """Remove the files above level 0 that are not whole from a copy of a generation; their names below `replica`.
+
+    No confirmation covers them, and what they hold is in the files below them: Litestream's GCS client finalizes what it had
+    sent of a file when it is stopped in the middle of it, and a restore would choose that file and fail.
+    """
+    broken = []
+    for file in sorted(replica.glob("ltx/[1-9]/*.ltx")):
+        try:
+            ltx.check(file)
+        except ltx.NotWholeError as error:
+            name = str(file.relative_to(replica))
+            log.warning("%s is left out of the restore: %s", name, error, extra={"action": "restore.left_out"})
+            file.unlink()
+            broken.append(name)
+    return broken
 
 
 async def restore_from(url: str, output: Path, *, binary: Path, integrity_check: str) -> int:

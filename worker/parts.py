@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from worker import database, litestream
 from worker.access import Access
@@ -25,9 +25,6 @@ from worker.succession import Succession, SuccessionTiming
 from worker.transaction import Transaction
 
 T = TypeVar("T")
-
-_FEW_OBJECTS: Final = 8
-"""So many objects Litestream reads faster by itself than from a copy: one after the other, but each byte only once."""
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +95,6 @@ class Parts:
             start_seconds=settings.litestream_start_seconds,
             starts_max=settings.litestream_starts_max,
             silent_max=settings.litestream_silent_max,
-            stop_seconds=settings.final_sync_seconds,
             fetch=self._fetch,
         )
 
@@ -123,9 +119,9 @@ class Parts:
         )
         return Lease(self.store, holder=holder, revision=settings.revision, timing=timing, waiting=self.succession)
 
-    async def _fetch(self, replica_path: str, directory: Path) -> bool:
+    async def _fetch(self, replica_path: str, directory: Path) -> None:
         name = replica_path.removeprefix(f"{self.settings.prefix}/")
-        return await self.store.fetch(name, directory, timeout=self.settings.fetch_timeout_seconds, more_than=_FEW_OBJECTS)
+        await self.store.fetch(name, directory, timeout=self.settings.fetch_timeout_seconds)
 
 
 @dataclass(slots=True)

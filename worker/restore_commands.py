@@ -191,6 +191,8 @@ async def _put_together(
     say: Callable[[str], None],
 ) -> Restored:
     made = scratch / "restored.db"
+    for name in await asyncio.to_thread(litestream.leave_out_broken, scratch / "replica"):
+        say(f"{name} is not whole and is left out")
     try:
         url = f"file://{(scratch / 'replica').absolute()}"  # in file://a/b, a would be a host
         txid = await litestream.restore_from(url, made, binary=binary, integrity_check="full")

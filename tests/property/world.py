@@ -64,10 +64,6 @@ class Child:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            with contextlib.suppress(SyncUnavailable, TimeoutError):
-                async with asyncio.timeout(self.process.settings.final_sync_seconds):
-                    await self.sync(timeout=0)
         self.abandon()
 
     async def watch(self) -> None:

@@ -60,7 +60,6 @@ READ: dict[str, tuple[str, str, object]] = {
     "GOOGLE_CLOUD_PROJECT": ("acme", "project", "acme"),
     "LITESTREAM_SILENT_MAX": ("1", "litestream_silent_max", 1),
     "DRAIN_SECONDS": ("2", "drain_seconds", 2.0),
-    "FINAL_SYNC_SECONDS": ("3", "final_sync_seconds", 3.0),
     "RELEASE_SECONDS": ("1", "release_seconds", 1.0),
     "TRACE_FLUSH_SECONDS": ("0.5", "trace_flush_seconds", 0.5),
     "LITESTREAM_BIN": ("other", "litestream_bin", "other"),
@@ -125,7 +124,6 @@ WRONG: list[tuple[str, str, str]] = [
     ("PRUNE_INTERVAL_SECONDS", "0.5", "at least 1"),
     ("LITESTREAM_SILENT_MAX", "0", "at least 1"),
     ("DRAIN_SECONDS", "0", "at least 0.1"),
-    ("FINAL_SYNC_SECONDS", "0", "at least 0.5"),
     ("RELEASE_SECONDS", "0", "at least 0.1"),
     ("TRACE_FLUSH_SECONDS", "0", "at least 0.1"),
     ("METRICS_TIMEOUT_SECONDS", "0", "at least 0.1"),
@@ -282,16 +280,12 @@ def test_one_process_may_be_asked_for(count: str) -> None:
             "LEASE_RENEW_SECONDS is 4 and must be less than a third of LEASE_TTL_SECONDS, 12: ",
         ),
         (
-            {"DRAIN_SECONDS": "5.5"},
-            "DRAIN_SECONDS + FINAL_SYNC_SECONDS + RELEASE_SECONDS + TRACE_FLUSH_SECONDS is 10 and must be less than 10, ",
+            {"DRAIN_SECONDS": "7.5"},
+            "DRAIN_SECONDS + RELEASE_SECONDS + TRACE_FLUSH_SECONDS is 10 and must be less than 10, ",
         ),
         (
-            {"FINAL_SYNC_SECONDS": "5"},
-            "DRAIN_SECONDS + FINAL_SYNC_SECONDS + RELEASE_SECONDS + TRACE_FLUSH_SECONDS is 10 and must be less than 10, ",
-        ),
-        (
-            {"RELEASE_SECONDS": "4.5"},
-            "DRAIN_SECONDS + FINAL_SYNC_SECONDS + RELEASE_SECONDS + TRACE_FLUSH_SECONDS is 10 and must be less than 10, ",
+            {"RELEASE_SECONDS": "6.5"},
+            "DRAIN_SECONDS + RELEASE_SECONDS + TRACE_FLUSH_SECONDS is 10 and must be less than 10, ",
         ),
         (
             {"BODY_MAX_BYTES": "64000001"},

@@ -349,7 +349,6 @@ def test_a_trial_without_a_scratch_folder_says_so(tmp_path: Path, monkeypatch: p
         bucket="acme-users",
         prefix="prod",
         start_seconds=1,
-        stop_seconds=1,
         sync_timeout=1,
         busy_timeout_seconds=5,
         request_timeout=1,

@@ -54,8 +54,11 @@ class World:
             start_seconds=1,
             starts_max=1,
             silent_max=1,
-            stop_seconds=1,
+            fetch=self.fetch,
         )
+
+    async def fetch(self, name_prefix: str, directory: Path) -> None:
+        """Bring nothing: there is nothing to restore from."""
 
     @contextlib.asynccontextmanager
     async def generations(self, *, seconds: int = 5, transactions_max: int = 100) -> AsyncIterator[Generations]:

@@ -1,0 +1,59 @@
+"""Whatever stops it, the next start serves: what a stop can leave in the bucket never hides what was acknowledged."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from local.gcs_process import FakeGcs
+from local.proof import live_generation
+from local.worker_process import WorkerProcess, wait_until
+from tests.processes import BUCKET, PREFIX, QUICK, URL, Objects, push
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def objects(fake_gcs: FakeGcs) -> Iterator[Objects]:
+    """The bucket's objects."""
+    found = Objects(fake_gcs)
+    found.initialize()
+    yield found
+    found.close()
+
+
+def test_a_snapshot_that_a_stop_has_cut_off_does_not_hide_level_0(
+    tmp_path: Path, fake_gcs: FakeGcs, objects: Objects
+) -> None:
+    """INV-10: Litestream's client finalizes what it had sent of a snapshot when it was stopped; the next start serves."""
+    worker = WorkerProcess(
+        disk=tmp_path / "disk",
+        replica_url=URL,
+        environment={**fake_gcs.environment(), **QUICK},
+        port=0,
+        log=tmp_path / "worker.log",
+    )
+    try:
+        worker.start().wait_serving()
+        assert push(worker, 1, "m1").status_code == 204
+        path = live_generation(fake_gcs.url, URL).removeprefix(f"gs://{BUCKET}/")
+        wait_until(lambda: bool(objects.names(f"{path}/ltx/9/")), "a snapshot")
+        assert push(worker, 2, "m2").status_code == 204
+        worker.kill()
+        worker.wipe()
+        for snapshot in objects.names(f"{path}/ltx/9/"):
+            whole = objects.read(snapshot)
+            objects.write(snapshot, whole[: len(whole) // 2])
+        worker.start().wait_serving()
+        assert [worker_user(worker, user) for user in (1, 2)] == [200, 200]
+        assert "restore.left_out" in worker.log.read_text()
+        assert worker.run("restore", "-o", str(tmp_path / "copy.db"), "--epoch", "1").returncode == 0
+        assert path.startswith(PREFIX)
+    finally:
+        worker.kill()
+
+
+def worker_user(worker: WorkerProcess, user: int) -> int:
+    """The status of a user's page."""
+    return httpx.get(f"{worker.url}/users/{user}", timeout=10, trust_env=False).status_code
