@@ -90,7 +90,7 @@ class Month:
 
 def uploads_a_second(rate: float, given: Assumptions) -> float:
     """Confirmations a second: one for each message, until they follow one another without a pause."""
-    return min(rate, 1 / (given.put_seconds + given.get_seconds))
+    return min(rate, 1 / max(given.put_seconds, DEFAULTS.upload_spacing_seconds))
 
 
 def month(
@@ -99,8 +99,7 @@ def month(
     """A month of `rate` messages a second, all day."""
     given, prices = given or Assumptions(), prices or Prices()
     uploads = uploads_a_second(rate, given)
-    roll_overs = uploads / settings.generation_transactions_max
-    copies = roll_overs * given.copies
+    roll_overs, copies = 0.0, 1 / DAY_SECONDS
     # Any write of the record renews it, but few are anything else.
     writes = (uploads + copies + roll_overs * _SWITCH_WRITES + 1 / settings.lease_renew_seconds) * MONTH_SECONDS
     reads = (uploads + 1 / settings.successor_poll_seconds) * MONTH_SECONDS
@@ -167,29 +166,22 @@ def loads_table() -> str:
     return _table(("A month of", *(f"{rate:,g} msg/s" for rate in RATES)), rows)
 
 
-def sizes_table(bounds: tuple[int, ...] = (DEFAULTS.generation_transactions_max, 10_000)) -> str:
+def sizes_table() -> str:
     """What an average rate does to the database, and the database to the full copies that are kept."""
     rows = []
     for rate in SUSTAINED:
         size = database_bytes(rate)
-        kept = [_kept_copies(rate, size, bound) for bound in bounds]
+        kept = size * DEFAULTS.retention_days / _GB
         rows.append(
             (
                 f"{rate:g}",
                 f"{rate * DEFAULTS.receipt_days * DAY_SECONDS / 1e6:,.1f}",
                 f"{size / _GB:,.2f}",
                 f"{4 * size / _GIB:,.1f}",
-                *(f"{each:,.0f} (${each * Prices().gb_month:,.0f})" for each in kept),
+                f"{kept:,.0f} (${kept * Prices().gb_month:,.0f})",
             )
         )
-    copies = tuple(f"copies kept, GB, after {bound:,} uploads" for bound in bounds)
-    return _table(("msg/s, on average", "receipts, million", "database, GB", "memory for it, GiB", *copies), rows)
-
-
-def _kept_copies(rate: float, size: float, bound: int) -> float:
-    given = Assumptions()
-    roll_overs = uploads_a_second(rate, given) / bound * DAY_SECONDS * DEFAULTS.retention_days
-    return roll_overs * given.copies * size / _GB
+    return _table(("msg/s, on average", "receipts, million", "database, GB", "memory for it, GiB", "copies kept, GB"), rows)
 
 
 def register(subparsers: Any) -> None:
@@ -211,12 +203,6 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--vcpus", type=_amount, default=given.vcpus, help="of the instance (default: %(default)g)")
     parser.add_argument(
         "--memory-gib", type=_amount, default=given.memory_gib, help="of the instance (default: %(default)g)"
-    )
-    parser.add_argument(
-        "--uploads-max",
-        type=int,
-        default=defaults.generation_transactions_max,
-        help="GENERATION_TRANSACTIONS_MAX (default: %(default)g)",
     )
     parser.add_argument(
         "--retention-days", type=_amount, default=defaults.retention_days, help="RETENTION_DAYS (default: %(default)g)"
@@ -244,7 +230,6 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         settings = Settings(
             replica_url=DEFAULTS.replica_url,
-            generation_transactions_max=arguments.uploads_max,
             retention_days=arguments.retention_days,
         )
     except ConfigError as error:

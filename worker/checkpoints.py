@@ -27,7 +27,7 @@ from worker.errors import (
 )
 from worker.lease_record import look
 from worker.pubsub import Snapshot
-from worker.replica import Objects, survey
+from worker.replica import Objects, contents, survey
 
 ROOT: Final = "checkpoints/"
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -146,7 +146,7 @@ async def take(queue: Queue, store: Store, name: str, *, timeout: float) -> Chec
         snapshot=snapshot.name,
         subscription=queue.subscription,
         epoch=live.manifest.epoch,
-        txid=live.transactions,
+        txid=(await contents(store, live.path, timeout=timeout)).transactions,
         created_at=datetime.now(UTC),
         expires=snapshot.expires,
     )

@@ -17,9 +17,6 @@ from worker.errors import ConfigError
 PLATFORM_GRACE_SECONDS: Final = 10.0
 """Cloud Run kills an instance this long after SIGTERM; not configurable (Cloud Run documentation, "Container contract")."""
 
-STORE_WRITE_SPACING_MIN: Final = 1.0
-"""Cloud Storage takes one write per second per object name (documentation, "Quotas and limits")."""
-
 CHECKPOINT_HOURS_MIN: Final = 1.0
 """A project holds 5,000 snapshots, and one lives seven days: 168 of an hourly one (Pub/Sub documentation, "Quotas")."""
 
@@ -146,12 +143,6 @@ class Settings:
     lease_read_timeout_seconds: float = _setting(
         "LEASE_READ_TIMEOUT_SECONDS", 3.0, "longest one request for the lease record may take", low=0.1
     )
-    lease_write_spacing_seconds: float = _setting(
-        "LEASE_WRITE_SPACING_SECONDS",
-        STORE_WRITE_SPACING_MIN,
-        "least time between two writes of the record: the bucket's limit per object name",
-        low=STORE_WRITE_SPACING_MIN,
-    )
     successor_poll_seconds: float = _setting(
         "SUCCESSOR_POLL_SECONDS", 1.0, "pause between the holder's looks for an instance that asks to take over", low=0.1
     )
@@ -162,11 +153,12 @@ class Settings:
         "TENURE_MIN_SECONDS", 30.0, "least time a new writer serves before it hands over: traffic may still be split", low=0
     )
 
-    generation_transactions_max: int = _setting(
-        "GENERATION_TRANSACTIONS_MAX",
-        1000,
-        "uploads after which the writer moves to a new generation",
-        low=10,
+    upload_spacing_seconds: float = _setting(
+        "UPLOAD_SPACING_SECONDS",
+        0.0,
+        "least time between the beginnings of two uploads: fewer cost less, and acknowledgements wait longer",
+        low=0,
+        high=5,
     )
     retention_days: float = _setting("RETENTION_DAYS", 7.0, "how long a generation is kept after it has ended", low=0)
     receipt_days: float = _setting(
@@ -313,12 +305,12 @@ def described() -> list[tuple[str, str, str]]:
 
 def _not_nested(settings: Settings) -> list[str]:
     """INV-8: the sentences for the time limits that do not nest."""
-    attempt = settings.busy_timeout_seconds + settings.sync_timeout_seconds + settings.lease_read_timeout_seconds
+    attempt = settings.busy_timeout_seconds + settings.sync_timeout_seconds + settings.upload_spacing_seconds
     goodbye = settings.drain_seconds + settings.release_seconds + settings.trace_flush_seconds
     rules = [
         (
             attempt < settings.hold_limit_seconds,
-            f"BUSY_TIMEOUT_SECONDS + SYNC_TIMEOUT_SECONDS + LEASE_READ_TIMEOUT_SECONDS is {attempt:g} and must be less "
+            f"BUSY_TIMEOUT_SECONDS + SYNC_TIMEOUT_SECONDS + UPLOAD_SPACING_SECONDS is {attempt:g} and must be less "
             f"than HOLD_LIMIT_SECONDS, {settings.hold_limit_seconds:g}: a group must be able to end while it is held",
         ),
         (
@@ -350,11 +342,6 @@ def _not_nested(settings: Settings) -> list[str]:
         (
             settings.body_max_bytes <= settings.queue_max_bytes,
             f"BODY_MAX_BYTES is {settings.body_max_bytes} and must not exceed QUEUE_MAX_BYTES, {settings.queue_max_bytes}",
-        ),
-        (
-            settings.lease_write_spacing_seconds <= settings.lease_renew_seconds,
-            f"LEASE_WRITE_SPACING_SECONDS is {settings.lease_write_spacing_seconds:g} and must not exceed "
-            f"LEASE_RENEW_SECONDS, {settings.lease_renew_seconds:g}",
         ),
     ]
     return [sentence for holds, sentence in rules if not holds]

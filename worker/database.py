@@ -92,6 +92,13 @@ def clear(path: Path) -> bool:
     return True
 
 
+def close_journal(path: Path) -> None:
+    """Leave WAL mode, so that the file can be read alone, also in a folder that cannot be written."""
+    database: Any = connect(path, busy_timeout_seconds=0)
+    with database.connection_context():
+        database.execute_sql("PRAGMA journal_mode = delete")
+
+
 @contextmanager
 def sound() -> Iterator[None]:
     """For work on a database that is sound and nobody else's: what SQLite cannot do there is the disk's fault.

@@ -19,6 +19,8 @@ from worker.litestream import find_binary
 from worker.pubsub import Queue, subscription_name
 from worker.tables import plain
 
+_WRITE_SPACING_SECONDS: Final = 1.0
+"""Cloud Storage takes one write a second for each object name."""
 _LIST_SECONDS: Final = 60.0
 """Longest a listing of a generation may take."""
 _TEXT_LEAST: Final = 50
@@ -85,13 +87,13 @@ async def _examine(quick: bool, environ: Mapping[str, str]) -> list[Finding]:
         return [*findings, *doctor_quick.software(settings), *doctor_quick.machine(settings)]
     store = Bucket(settings.bucket, settings.prefix)
     try:
-        request, spacing = settings.lease_read_timeout_seconds, settings.lease_write_spacing_seconds
+        request = settings.lease_read_timeout_seconds
         size = await doctor_store.database_bytes(store, timeout=request, list_timeout=_LIST_SECONDS)
         findings += [
             doctor_quick.sqlite(),
             *await _litestream(settings, store),
             *doctor_quick.machine(settings, size),
-            *await doctor_store.examine(store, timeout=request, spacing=spacing),
+            *await doctor_store.examine(store, timeout=request, spacing=_WRITE_SPACING_SECONDS),
         ]
     finally:
         store.close()
@@ -116,8 +118,6 @@ async def _litestream(settings: Settings, store: Bucket) -> list[Finding]:
     how = doctor_litestream.Trial(
         binary=binary,
         config=settings.litestream_config,
-        bucket=settings.bucket,
-        prefix=settings.prefix,
         start_seconds=settings.litestream_start_seconds,
         sync_timeout=settings.sync_timeout_seconds,
         busy_timeout_seconds=settings.busy_timeout_seconds,

@@ -24,6 +24,7 @@ from worker import database
 from worker.doctor import Finding, note, ok, refused, warning
 from worker.doctor_store import SCRATCH
 from worker.errors import LitestreamError, StoreError, SyncUnavailable
+from worker.gate import Gate, Place
 from worker.litestream import Litestream, Options
 
 WRITTEN_FOR: Final = (0, 5, 17)
@@ -42,7 +43,10 @@ Version = tuple[int, ...]
 
 
 class Bucket(Protocol):
-    """What a trial needs to remove its traces."""
+    """What a trial needs to reach the bucket, and to remove its traces."""
+
+    def place(self, path: str) -> Place:
+        """Where a path is, for the gate."""
 
     async def names(self, name_prefix: str, *, timeout: float) -> list[str]:
         """The names of the objects that begin so."""
@@ -57,8 +61,6 @@ class Trial:
 
     binary: Path
     config: Path
-    bucket: str
-    prefix: str
     start_seconds: float
     sync_timeout: int
     busy_timeout_seconds: float
@@ -154,7 +156,7 @@ async def trial(how: Trial, store: Bucket) -> list[Finding]:
             connection.execute_sql("CREATE TABLE scratch (value)")
         findings: list[Finding] = []
         try:
-            await _replicated(how, file, path, findings)
+            await _replicated(how, file, store.place(path), findings)
         finally:
             await _remove(store, path, how.request_timeout, findings)
         with connection.connection_context():  # its end brings the WAL into the file
@@ -163,11 +165,10 @@ async def trial(how: Trial, store: Bucket) -> list[Finding]:
     return findings
 
 
-async def _replicated(how: Trial, file: Path, path: str, findings: list[Finding]) -> None:
+async def _replicated(how: Trial, file: Path, place: Place, findings: list[Finding]) -> None:
     options = Options(
         binary=how.binary,
         config=how.config,
-        bucket=how.bucket,
         database=file,
         metrics_address="off",
         log_level="warn",
@@ -177,27 +178,24 @@ async def _replicated(how: Trial, file: Path, path: str, findings: list[Finding]
     )
     began = time.monotonic()
     try:
-        async with Litestream(options, replica_path=f"{how.prefix}/{path}", epoch=0) as child:
+        async with Gate(place) as gate, Litestream(options, address=gate.address, epoch=0) as child:
             findings.append(ok("litestream socket", f"answered after {time.monotonic() - began:.1f} s"))
-            findings.append(await _synced(child, how.sync_timeout))
+            findings.append(await _synced(child, gate, how.sync_timeout))
     except (LitestreamError, OSError) as error:
         step = f"is `socket: enabled: true` in {how.config}? Litestream's own lines above may say more"
         findings.append(refused("litestream socket", str(error), step))
 
 
-async def _synced(child: Litestream, timeout: int) -> Finding:
+async def _synced(child: Litestream, gate: Gate, timeout: int) -> Finding:
     check = _UPLOAD
     try:
-        position = await child.sync(timeout=timeout)
+        transaction = await child.sync(timeout=timeout)
     except SyncUnavailable as error:
-        step = (
-            "may Litestream reach the bucket with the credentials it finds here, and write to it "
-            "(roles/storage.objectUser)? It uses Google's client for Go, which finds its own"
-        )
+        step = "may the account whose credentials are found here write to the bucket (roles/storage.objectUser)?"
         return refused(check, str(error), step)
-    if position.replicated_txid == position.txid > 0:
-        return ok(check, f"transaction {position.txid} was uploaded and confirmed")
-    found = f"it answered with transaction {position.replicated_txid} of {position.txid}"
+    if 0 < transaction <= gate.stored:
+        return ok(check, f"transaction {transaction} was uploaded through the gate and confirmed")
+    found = f"transaction {gate.stored} of {transaction} went through the gate"
     return refused(check, found, f"nothing could be acknowledged: is this Litestream {_dotted(WRITTEN_FOR)}? {_INSTALL}")
 
 

@@ -32,11 +32,11 @@ def at_start(settings: Settings) -> None:
 
 def limits(settings: Settings) -> list[Finding]:
     """The time limits that nest (INV-8), with their values."""
-    attempt = settings.busy_timeout_seconds + settings.sync_timeout_seconds + settings.lease_read_timeout_seconds
+    attempt = settings.busy_timeout_seconds + settings.sync_timeout_seconds + settings.upload_spacing_seconds
     goodbye = settings.drain_seconds + settings.release_seconds + settings.trace_flush_seconds
     answer = (
         f"BUSY_TIMEOUT_SECONDS {settings.busy_timeout_seconds:g} + SYNC_TIMEOUT_SECONDS {settings.sync_timeout_seconds:g} + "
-        f"LEASE_READ_TIMEOUT_SECONDS {settings.lease_read_timeout_seconds:g} = {attempt:g} < "
+        f"UPLOAD_SPACING_SECONDS {settings.upload_spacing_seconds:g} = {attempt:g} < "
         f"HOLD_LIMIT_SECONDS {settings.hold_limit_seconds:g} < ACK_DEADLINE_SECONDS {settings.ack_deadline_seconds:g}"
     )
     if settings.push_audience:
@@ -45,7 +45,6 @@ def limits(settings: Settings) -> list[Finding]:
         ok("limits: answering", answer),
         ok(
             "limits: lease",
-            f"LEASE_WRITE_SPACING_SECONDS {settings.lease_write_spacing_seconds:g} ≤ "
             f"LEASE_RENEW_SECONDS {settings.lease_renew_seconds:g} < {settings.lease_ttl_seconds / 3:g}, a third of "
             f"LEASE_TTL_SECONDS {settings.lease_ttl_seconds:g}",
         ),

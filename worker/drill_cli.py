@@ -98,7 +98,7 @@ async def _run(settings: Settings, options: argparse.Namespace, scratch: Path) -
                 binary=find_binary(settings.litestream_bin),
                 oldest=options.max_age,
                 request_seconds=_REQUEST_SECONDS,
-                fetch_seconds=settings.fetch_timeout_seconds,
+                restore_seconds=settings.restore_timeout_seconds,
                 say=lambda line: print(line, file=sys.stderr),
             ).run()
         try:

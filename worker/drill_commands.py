@@ -36,7 +36,9 @@ from worker.layout import path_of
 from worker.lease_record import Store, look
 from worker.operators import COUNTS
 from worker.rejection_commands import Service
-from worker.restore_commands import Bucket, Wanted, restore, scratch_folder
+from worker.restore_commands import Store as Bucket
+from worker.restore_commands import restore
+from worker.restoring import Wanted, scratch_folder
 
 _ATTEMPTS: Final = 2
 _BUSY_TIMEOUT_SECONDS: Final = 5.0
@@ -102,7 +104,7 @@ class Driller:
         binary: Litestream's.
         oldest: The last transaction must not be older than that; None for any age.
         request_seconds: Longest a look at the bucket may take.
-        fetch_seconds: Longest one file may take to be read.
+        restore_seconds: Longest the restore may take.
         say: Told about progress, a line at a time.
     """
 
@@ -112,7 +114,7 @@ class Driller:
     binary: Path
     oldest: datetime | None
     request_seconds: float
-    fetch_seconds: float
+    restore_seconds: float
     say: Callable[[str], None]
 
     async def run(self) -> Drill:
@@ -185,9 +187,8 @@ class Driller:
                 Wanted(),
                 file,
                 binary=self.binary,
-                now=datetime.now(UTC),
+                seconds=self.restore_seconds,
                 request_seconds=self.request_seconds,
-                fetch_seconds=self.fetch_seconds,
                 say=self.say,
             )
             reader = database.Reader(file, busy_timeout_seconds=_BUSY_TIMEOUT_SECONDS)

@@ -7,7 +7,8 @@
     ├── StoreError            the bucket
     │   ├── StoreMissing      no lease record or no bucket where REPLICA_URL points           exit 2
     │   ├── StoreDenied       the credentials may not do this                                 exit 1
-    │   ├── StoreUnavailable  no answer or a passing refusal: nobody knows what happened      retried
+    │   ├── StoreUnavailable  no answer or a passing refusal: what happened is not known      retried
+    │   │   └── StoreThrottled  429: the object was written less than a second ago           retried
     │   ├── Mismatch          412: the object is not at the generation we named               re-read
     │   ├── NotInReplica      the bucket has no such generation, or nothing of that time      exit 1
     │   └── RecordInvalid     the lease record is not one this version can read               exit 1
@@ -84,6 +85,10 @@ class StoreUnavailable(StoreError):
     """No answer, or a passing refusal: whether the request took effect is unknown."""
 
 
+class StoreThrottled(StoreUnavailable):
+    """The bucket takes one write a second for each object name, and this one came too early: nothing was written."""
+
+
 class Mismatch(StoreError):
     """412: the object is not at the generation the request named."""
 
@@ -107,7 +112,17 @@ class LeaseHeld(WorkerError):
 
 
 class Unconfirmed(WorkerError):
-    """It is not known whether everything committed is safe; asking again is harmless."""
+    """It is not known whether everything committed is safe; asking again is harmless.
+
+    Args:
+        message: What is not known, and why.
+        committed_in: The transaction that everything committed so far is in, or before; 0: not known either.
+        stored: The transaction up to which everything is safe.
+    """
+
+    def __init__(self, message: str, *, committed_in: int = 0, stored: int = 0) -> None:
+        super().__init__(message)
+        self.committed_in, self.stored = committed_in, stored
 
 
 class LitestreamError(WorkerError):

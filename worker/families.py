@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from worker.drill import Verdict
+from worker.gate import RULES
 from worker.metrics import Histogram, Metrics
 
 _STATES: Final = ("standby", "serving", "draining")
@@ -85,8 +86,9 @@ class Families(Collector):
         metrics, now = self._metrics, self._metrics.clock()
         yield _histogram("solowriter_group_messages", "Messages in one transaction", metrics.group_sizes)
         yield _histogram("solowriter_commit_seconds", "One transaction, with its way to the writer's thread", metrics.commit)
-        yield _histogram("solowriter_sync_seconds", "One sync of Litestream's, failed ones included", metrics.sync)
-        yield _histogram("solowriter_lease_read_seconds", "One read of the lease for a confirmation", metrics.lease_read)
+        yield _histogram(
+            "solowriter_confirm_seconds", "One confirmation by the bucket, failed ones included", metrics.confirm
+        )
         about = "Confirmations: confirmed, or not known yet and asked for again"
         yield _counter("solowriter_confirmations", about, "result", metrics.confirmations)
         about = "How long the oldest committed group has waited for the bucket"
@@ -94,7 +96,24 @@ class Families(Collector):
         txid, since = metrics.replicated or (0, now)
         yield _gauge("solowriter_replicated_transaction", "Newest transaction known to be in the bucket", txid)
         yield _gauge("solowriter_replicated_age_seconds", "Since a sync last found everything in the bucket", now - since)
-        yield _histogram("solowriter_rollover_pause_seconds", "How long messages waited for a new generation", metrics.pause)
+        yield from self._of_the_gate()
+
+    def _of_the_gate(self) -> Iterator[Metric]:
+        counts = self._metrics.bucket
+        for name, about, values in (
+            ("solowriter_gate_requests", "Litestream's requests to the bucket", counts.requests),
+            ("solowriter_gate_bytes", "Bytes of files that went to and from the bucket for Litestream", counts.bytes),
+            ("solowriter_gate_seconds", "What Litestream's requests to the bucket took, added up", counts.seconds),
+        ):
+            family = CounterMetricFamily(name, about, labels=("kind", "level"))
+            for labels, value in list(values.items()):
+                family.add_metric(labels, value)
+            yield family
+        about = "Litestream's requests that the gate refused, by rule"
+        yield _counter("solowriter_gate_refused", about, "rule", dict.fromkeys(RULES, 0) | dict(counts.refused))
+        broken = CounterMetricFamily("solowriter_gate_broken_off", "Uploads that were broken off before they were whole")
+        broken.add_metric((), counts.broken_off)
+        yield broken
 
     def _of_the_store(self) -> Iterator[Metric]:
         metrics, epoch, drill = self._metrics, self._lease.held_epoch, self._metrics.drill

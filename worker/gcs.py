@@ -6,9 +6,12 @@ STORAGE_EMULATOR_HOST is honoured by the client, without credentials.
 """
 
 import asyncio
+import copy
 import functools
+import logging
+import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
@@ -27,8 +30,10 @@ from google.api_core import exceptions as api
 from google.auth.transport.urllib3 import AuthorizedHttp
 from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
+from google.cloud.storage.retry import DEFAULT_RETRY
 
-from worker.errors import Mismatch, StoreDenied, StoreMissing, StoreUnavailable
+from worker.errors import Mismatch, StoreDenied, StoreMissing, StoreThrottled, StoreUnavailable
+from worker.gate import Place
 from worker.layout import StoredObject
 
 _THREADS: Final = 4
@@ -37,8 +42,12 @@ _THREADS: Final = 4
 _FETCH_THREADS: Final = 24
 """Downloads at once in a restore: 1,000 small objects at 40 ms each take 2 to 3 s instead of 42."""
 _TIMEOUT_SLACK_SECONDS: Final = 0.5
+_READ_PAUSE_SECONDS: Final = 0.1
+_READ_PAUSE_MAX_SECONDS: Final = 2.0
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class Bucket:
@@ -49,6 +58,7 @@ class Bucket:
         self._name, self._prefix = bucket, prefix
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="gcs")
         self._reader: Any = None  # made with the client
+        self._until = 0.0  # until when reads are repeated, on the monotonic clock
         self._client: Any = None  # made on first use, on a pool thread: finding credentials may ask the network
 
     def __str__(self) -> str:
@@ -73,7 +83,7 @@ class Bucket:
                 raise DataCorruption(answer, "the checksum or the generation is missing or wrong")
             return answer.data, int(generation)
 
-        return await self._run(download, f"read {name}", timeout)
+        return await self._reading(download, f"read {name}", timeout)
 
     async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
         """Write an object if it is at `if_generation` (0: does not exist); its new generation.
@@ -97,61 +107,74 @@ class Bucket:
 
         return await self._run(upload, f"write {name}", timeout)
 
+    def patient(self, seconds: float) -> "Bucket":
+        """The same bucket, whose reads are repeated for `seconds` from now while they get no answer."""
+        patient = copy.copy(self)
+        patient._until = time.monotonic() + seconds
+        return patient
+
+    def place(self, path: str) -> Place:
+        """Where the generation at `path` is, with this client's credentials: for its gate."""
+        return Place(self._name, f"{self._prefix}/{path}", self._access)
+
     async def names(self, name_prefix: str, *, timeout: float) -> list[str]:
         """The names of the objects that begin with `name_prefix`, in order."""
-
-        def pages() -> list[str]:
-            found = self._list(name_prefix, None, timeout)
-            return [blob.name.removeprefix(f"{self._prefix}/") for blob in found]
-
-        return await self._run(pages, f"list {name_prefix}", timeout)
+        return [each.name for each in await self.objects(name_prefix, timeout=timeout)]
 
     async def objects(self, name_prefix: str, *, timeout: float) -> list[StoredObject]:
-        """The objects whose names begin with `name_prefix`, in order, with what a listing tells of each."""
+        """The objects whose names begin with `name_prefix`, in order, with what a listing tells of each.
 
-        def pages() -> list[StoredObject]:
-            return [
+        `timeout` is for each page of a thousand.
+        """
+        found = []
+        async for page in self._pages(name_prefix, None, timeout):
+            found += [
                 StoredObject(blob.name.removeprefix(f"{self._prefix}/"), blob.size, blob.time_created, blob.metadata or {})
-                for blob in self._list(name_prefix, None, timeout)
+                for blob in page[0]
             ]
-
-        return await self._run(pages, f"list {name_prefix}", timeout)
+        return found
 
     async def folders(self, name_prefix: str, *, timeout: float) -> list[str]:
-        """What follows `name_prefix` up to the next slash, once for each, in order."""
+        """What follows `name_prefix` up to the next slash, once for each, in order; `timeout` is for each page."""
+        found: set[str] = set()
+        async for page in self._pages(name_prefix, "/", timeout):
+            found |= page[1]
+        return sorted(folder.removeprefix(f"{self._prefix}/{name_prefix}").rstrip("/") for folder in found)
 
-        def pages() -> list[str]:
-            found = self._list(name_prefix, "/", timeout)
-            for _ in found:
-                pass  # the client collects the folders page by page
-            return sorted(folder.removeprefix(f"{self._prefix}/{name_prefix}").rstrip("/") for folder in found.prefixes)
-
-        return await self._run(pages, f"list {name_prefix}", timeout)
-
-    async def fetch(self, name_prefix: str, directory: Path, *, timeout: float) -> None:
-        """Copy the objects below `name_prefix` into `directory`, many at a time; each is checked against its checksum.
+    async def fetch(
+        self,
+        names: Sequence[str],
+        name_prefix: str,
+        directory: Path,
+        *,
+        timeout: float,
+        check: Callable[[Path], None] = lambda file: None,
+    ) -> None:
+        """Copy objects into `directory`, many at a time; each is checked against its checksum.
 
         Args:
+            names: Which, all below `name_prefix`.
             name_prefix: How their names begin.
             directory: Where the rest of each name is its path.
             timeout: For each request, in seconds.
+            check: Called with each file, on the thread that has fetched it.
 
         Raises:
-            StoreMissing: One of them vanished while they were copied.
+            StoreMissing: One of them vanished while they were copied. Otherwise what `check` raises.
         """
-        names = await self.names(name_prefix, timeout=timeout)
-        await self.fetch_named(names, name_prefix, directory, timeout=timeout)
-
-    async def fetch_named(self, names: Sequence[str], name_prefix: str, directory: Path, *, timeout: float) -> None:
-        """Copy these objects, all below `name_prefix`; see `fetch`."""
 
         def download(name: str) -> None:
             file = directory / name.removeprefix(name_prefix)
-            self._bucket().blob(f"{self._prefix}/{name}").download_to_filename(str(file), timeout=timeout, retry=None)
+            blob = self._bucket().blob(f"{self._prefix}/{name}")
+            # The client goes on where a download broke off, for as long as there is patience.
+            left = self._until - time.monotonic()
+            retry = DEFAULT_RETRY.with_timeout(left) if left > 0 else None
+            blob.download_to_filename(str(file), timeout=timeout, retry=retry)
+            check(file)
 
         async def one_lane(left: Iterator[str], threads: ThreadPoolExecutor) -> None:
             for name in left:
-                await self._run(functools.partial(download, name), f"read {name}", timeout, threads)
+                await self._reading(functools.partial(download, name), f"read {name}", timeout, threads)
 
         for name in names:  # not by the downloads: one that outlives a cancellation must not make a removed folder again
             (directory / name.removeprefix(name_prefix)).parent.mkdir(parents=True, exist_ok=True)
@@ -184,16 +207,39 @@ class Bucket:
             blob = self._bucket().get_blob(f"{self._prefix}/{name}", timeout=timeout, retry=None)
             return None if blob is None else blob.updated
 
-        return await self._run(stat, f"look at {name}", timeout)
+        return await self._reading(stat, f"look at {name}", timeout)
 
     def close(self) -> None:
         """Let the threads end; a request under way ends by its own timeout."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _list(self, name_prefix: str, delimiter: str | None, timeout: float) -> Any:
-        return self._client_on_thread().list_blobs(
-            self._name, prefix=f"{self._prefix}/{name_prefix}", delimiter=delimiter, timeout=timeout, retry=None
-        )
+    async def _pages(
+        self, name_prefix: str, delimiter: str | None, timeout: float
+    ) -> AsyncIterator[tuple[list[Any], set[str]]]:
+        """The pages of a listing: the objects and the folders of each."""
+        token: str | None = None
+
+        def page() -> tuple[list[Any], set[str], str | None]:
+            found = self._client_on_thread().list_blobs(
+                self._name,
+                prefix=f"{self._prefix}/{name_prefix}",
+                delimiter=delimiter,
+                page_token=token,
+                timeout=timeout,
+                retry=None,
+            )
+            blobs = list(next(found.pages, ()))
+            return blobs, set(found.prefixes), found.next_page_token
+
+        while True:
+            blobs, folders, token = await self._reading(page, f"list {name_prefix}", timeout)
+            yield blobs, folders
+            if not token:
+                return
+
+    def _access(self) -> tuple[str, Any]:
+        client = self._client_on_thread()
+        return client.api_endpoint, client._credentials
 
     def _bucket(self) -> Any:
         return self._client_on_thread().bucket(self._name)
@@ -211,6 +257,21 @@ class Bucket:
             client._bucket_metadata_cache = None
             self._client = client
         return self._client
+
+    async def _reading(
+        self, request: Callable[[], T], what: str, timeout: float, threads: ThreadPoolExecutor | None = None
+    ) -> T:
+        """Make a request that changes nothing, again while it gets no answer and there is patience."""
+        pause = _READ_PAUSE_SECONDS
+        while True:
+            try:
+                return await self._run(request, what, timeout, threads)
+            except StoreUnavailable as error:
+                if time.monotonic() + pause > self._until:
+                    raise
+                log.warning("asking again: %s", error, extra={"action": "bucket.retry"})
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _READ_PAUSE_MAX_SECONDS)
 
     async def _run(
         self, request: Callable[[], T], what: str, timeout: float, threads: ThreadPoolExecutor | None = None
@@ -244,6 +305,8 @@ def _translate(what: str) -> Iterator[None]:
         ) from error
     except google.auth.exceptions.DefaultCredentialsError as error:
         raise StoreDenied(f"{what}: no credentials; run `gcloud auth application-default login` here") from error
+    except api.TooManyRequests as error:
+        raise StoreThrottled(f"{what}: {error.message}") from error
     except (
         api.GoogleAPICallError,  # 429, 5xx, and a 4xx we did not foresee: never taken for an answer
         api.RetryError,

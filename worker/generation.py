@@ -1,77 +1,100 @@
-"""One writer life's place in the bucket: its path, its manifest, and what it starts from.
+"""One writer life's generation in the bucket: what it starts from, its seal on the one before, and its confirmations.
+
+    restore the live generation ──> seal it ──> migrate, erase ──> manifest ──> gate, Litestream ──> full copy stored ──>
+    live
 
 INV-4: the path is named for the epoch, which no other life has, and the manifest is created only where none is, so a path
 is never written by two lives. INV-5: what is restored is the generation that the lease names as live, after the lease is
 held; when there is one and it cannot be restored, nothing is served.
+
+The seal: the slot after the last one restored is created, if it is absent, with a transaction that changes nothing. From
+then on the life before can store no slot, so whatever it acknowledged was restored. Where the slot is there already, that
+life has stored it meanwhile: restore once more, with it. A generation lives as long as its process.
 """
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self, TypeVar
 
 import msgspec
 
-from worker import database, erasure, litestream
+from worker import database, erasure, ltx
 from worker.background import running
-from worker.errors import LitestreamError, Mismatch, StoreUnavailable, SyncUnavailable
-from worker.layout import MANIFEST, Manifest, path_of
+from worker.config import Settings
+from worker.errors import (
+    LeaseLost,
+    LitestreamError,
+    Mismatch,
+    RestoreFailed,
+    StoreUnavailable,
+    SyncUnavailable,
+    Unconfirmed,
+)
+from worker.gate import Counts, Gate, Place
+from worker.layout import MANIFEST, Manifest, path_of, slot_name
 from worker.lease import Lease
+from worker.litestream import Litestream, Options
+from worker.restoring import Bucket, Restored, Wanted, restore
 
 _RETRY_PAUSE_SECONDS: Final = 0.25
 _CLAIM_SECONDS: Final = 5.0
+_SEALS_MAX: Final = 100
+"""So often a life that takes over restores again because the life before has stored one more slot. Each time is shorter, and
+the other life learns at its next renewal that it has lost the lease."""
+_LOOK_SECONDS: Final = 10.0
+"""Pause between two looks at the lease for the gate's rule G8; slots are kept for five minutes anyway."""
+_ASKED_AT_ONCE: Final = 3
+"""A checkpoint of Litestream's may add a transaction between a sync's upload and its answer: asking again settles it."""
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Bounds for starting and rolling over; the settings of like names say what each is for. Times are in seconds."""
+class Store(Bucket, erasure.Names, Protocol):
+    """What a generation needs of the bucket."""
 
-    integrity_check: str
-    restore_seconds: float
-    busy_timeout_seconds: float
-    first_sync_seconds: int
-    transactions_max: int
+    def place(self, path: str) -> Place:
+        """Where a generation is, for its gate."""
 
 
-class Generations:
-    """The generation this process writes: begun at start, left for a new one when it has grown long.
-
-    It is the replica that confirmations ask (`sync`). Only the event loop touches it. `_child` holds the running
-    Litestream and the task that watches it, and is empty only while one is being exchanged for the next.
-    """
+class Generation:
+    """The generation that this process writes, and its `Confirmation`. Only the event loop touches it."""
 
     def __init__(
         self,
         lease: Lease,
-        store: erasure.Names,
-        options: litestream.Options,
+        store: Store,
+        options: Options,
+        settings: Settings,
         *,
-        prefix: str,
-        limits: Limits,
         side: asyncio.TaskGroup,
+        counts: Counts | None = None,
+        gate_of: Callable[..., Gate] = Gate,
     ) -> None:
-        self._lease, self._store, self._options, self._prefix = lease, store, options, prefix
-        self._limits, self._side = limits, side
-        self._child = contextlib.AsyncExitStack()
-        self._litestream: litestream.Litestream | None = None
-        self._txid = 0
+        self._lease, self._store, self._options, self._settings, self._side = lease, store, options, settings, side
+        self._counts, self._gate_of = counts, gate_of
+        self._life = contextlib.AsyncExitStack()
+        self._gate: Gate | None = None
+        self._litestream: Litestream | None = None
+        self._sealed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._stored = asyncio.Event()  # set when the gate has stored a slot
+        self._ready_at = 0.0
+        self._patience = settings.first_sync_timeout_seconds
+        """Seconds for one sync: all that a full copy may take, then SYNC_TIMEOUT_SECONDS, and longer after each that failed: an
+        upload in several parts begins anew when its time is over."""
         self.on_restored: Callable[[float, int], None] = lambda seconds, size: None
         """Called with what a restore took and wrote."""
-        self.on_rolled_over: Callable[[float], None] = lambda seconds: None
-        """Called with how long messages were held back."""
-        self._long = asyncio.Event()  # set when the generation has reached its bound
 
     def __repr__(self) -> str:
-        return f"<Generations at transaction {self._txid} of {self._lease.live}, {self._litestream}>"
+        return f"<Generation {self._lease.live}, {self._gate}, {self._litestream}>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -79,30 +102,33 @@ class Generations:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._child.__aexit__(kind, error, trace)
+        self.abandon()  # G5: the gate first, then Litestream
+        await self._life.__aexit__(kind, error, trace)
 
     async def begin(self) -> None:
-        """Restore the live generation, bring it up to date, and make this life's own generation the live one.
+        """Restore and seal the live generation, bring it up to date, and make this life's own generation the live one.
 
         Raises:
             RestoreFailed: There is a live generation and it could not be restored.
             SyncUnavailable: The bucket did not take the full copy in time. The old generation stays live.
-            StoreUnavailable: The manifest or the record could not be written in time; likewise.
+            StoreUnavailable: The seal, the manifest or the record could not be written in time; likewise.
         """
-        limits, database_file = self._limits, self._options.database
-        if database.clear(database_file):
-            log.warning("a database found at %s was moved aside", database_file, extra={"action": "database.moved"})
+        file = self._options.database
+        if database.clear(file):
+            log.warning("a database found at %s was moved aside", file, extra={"action": "database.moved"})
         live, txid = self._lease.live, 0
         if live is not None:
-            txid = await self._restore(live)
-        applied = await asyncio.to_thread(database.migrate, database_file, busy_timeout_seconds=limits.busy_timeout_seconds)
+            txid = await self._take_over(live)
+        applied = await asyncio.to_thread(database.migrate, file, busy_timeout_seconds=self._settings.busy_timeout_seconds)
         for name in applied:
             log.info("migration %s applied", name, extra={"action": "database.migrated"})
         await self._erase()
-        await self._switch(base=live, base_txid=txid, seconds=limits.first_sync_seconds)
+        await self._start(base=live, base_txid=txid)
 
     async def begin_from(self, file: Path, *, base: str, base_txid: int) -> None:
         """Make an earlier state the live one: a new generation that continues `base` and replaces what is live now.
+
+        What is live must have been sealed.
 
         Args:
             file: The state's database; it is moved away.
@@ -112,77 +138,120 @@ class Generations:
         Raises:
             SyncUnavailable: As for `begin`; likewise `StoreUnavailable`. What was live stays live.
         """
-        limits, database_file = self._limits, self._options.database
+        database_file = self._options.database
         database.clear(database_file)
         file.replace(database_file)
-        await asyncio.to_thread(database.migrate, database_file, busy_timeout_seconds=limits.busy_timeout_seconds)
+        await asyncio.to_thread(database.migrate, database_file, busy_timeout_seconds=self._settings.busy_timeout_seconds)
         await self._erase()
-        await self._switch(base=base, base_txid=base_txid, seconds=limits.first_sync_seconds, replaced=self._lease.live)
+        await self._start(base=base, base_txid=base_txid, replaced=self._lease.live)
 
-    async def sync(self, *, timeout: int) -> litestream.Position:
-        """One sync of the current generation; see `Litestream.sync`."""
-        if self._litestream is None:
-            raise SyncUnavailable("a new generation is being started")
-        position = await self._litestream.sync(timeout=timeout)
-        self._txid = position.replicated_txid
-        if self._txid >= self._limits.transactions_max:
-            self._long.set()
-        return position
+    # What confirms.
+
+    @property
+    def ready_at(self) -> float:
+        """See `Confirmation.ready_at`: slots are spaced."""
+        return self._ready_at
+
+    @property
+    def stored(self) -> int:
+        """The transaction up to which everything is in the bucket; 0 before the generation has begun."""
+        return 0 if self._gate is None else self._gate.stored
+
+    async def confirm(self) -> None:
+        """See `Confirmation.confirm`."""
+        assert self._litestream is not None, "begun"
+        assert self._gate is not None, "begun"
+        self._ready_at = asyncio.get_running_loop().time() + self._settings.upload_spacing_seconds
+        committed_in = 0
+        try:
+            for _ in range(_ASKED_AT_ONCE):
+                committed_in = await self._litestream.sync(timeout=self._patience)
+                if 0 < committed_in <= self._gate.stored or committed_in <= await self._gate.settle(committed_in):
+                    self._patience = self._settings.sync_timeout_seconds
+                    return
+        except SyncUnavailable as doubt:
+            self._check_seal()
+            self._patience = min(2 * self._patience, self._settings.first_sync_timeout_seconds)
+            raise Unconfirmed(
+                str(doubt),
+                committed_in=committed_in or await self._committed_in(self._litestream),
+                stored=self._gate.stored,
+            ) from doubt
+        self._check_seal()
+        text = f"the bucket is at transaction {self._gate.stored}, not {committed_in}"
+        raise Unconfirmed(text, committed_in=committed_in, stored=self._gate.stored)
+
+    async def _committed_in(self, child: Litestream) -> int:
+        """The transaction that everything committed so far is in, or before; 0 if Litestream does not say."""
+        with contextlib.suppress(SyncUnavailable):
+            return await child.sync(timeout=self._settings.sync_timeout_seconds, upload=False)
+        return 0
 
     def abandon(self) -> None:
-        """Kill the child now: the lease is lost."""
+        """Close the way to the bucket and kill the child, now: this life is over."""
+        if self._gate is not None:
+            self._gate.fence()
         if self._litestream is not None:
             self._litestream.abandon()
 
-    async def roll_over_when_long(self, quiet: Callable[[], AbstractAsyncContextManager[None]]) -> None:
-        """Move to a new generation each time the live one has reached its bound, until cancelled.
+    def _check_seal(self) -> None:
+        if self._sealed.done():
+            raise LeaseLost(self._sealed.result())
 
-        On Cloud Storage Litestream 0.5.17 does not compact, so a generation's files, and the time of its restore, grow
-        with every upload. `quiet` holds the writer back while nothing is unconfirmed; requests are held meanwhile.
-        The next epoch is reserved before that: it may have to wait for the bucket's one write a second.
-        """
-        while True:
-            await self._long.wait()
-            await insist(self._reserve, seconds=math.inf)
-            await self._lease.rested()
-            async with quiet():
-                began = asyncio.get_running_loop().time()
-                base, txid = self._lease.live, self._txid
-                self._litestream = None
-                await self._child.aclose()  # INV-4: the old path is left for good before the new one is begun
-                # Once begun this must end: a bucket that went away comes back, and requests are held or refused till then.
-                await self._switch(base=base, base_txid=txid, seconds=math.inf)
-                self._long.clear()
-                seconds = asyncio.get_running_loop().time() - began
-                self.on_rolled_over(seconds)
-                log.info(
-                    "rolled over to %s after %d transactions, in %.2f s",
-                    self._lease.live,
-                    txid,
-                    seconds,
-                    extra={"action": "generation.rolled_over"},
-                )
+    # The start.
+
+    async def _take_over(self, live: str) -> int:
+        """Restore the live generation and seal it there; the transaction it was restored to."""
+        for _ in range(_SEALS_MAX):
+            restored = await self._restore(live)
+            data = unchanging_after(restored.txid, self._options.database, epoch=self._lease.epoch)
+            if await self._insist(functools.partial(seal, self._store, slot_name(live, restored.txid + 1), data)):
+                log.info("%s is sealed at transaction %d", live, restored.txid + 1, extra={"action": "generation.sealed"})
+                return restored.txid
+            log.info("%s has gone on meanwhile; restoring it again", live, extra={"action": "generation.went_on"})
+            database.clear(self._options.database)
+        raise RestoreFailed(f"{live} was still being written after {_SEALS_MAX} restores: who else holds the lease?")
+
+    async def _restore(self, live: str) -> Restored:
+        output, loop = self._options.database, asyncio.get_running_loop()
+        log.info("restoring %s", live, extra={"action": "restore.started"})
+        began = loop.time()
+        try:
+            restored = await restore(
+                self._store,
+                Wanted(path=live),
+                output,
+                binary=self._options.binary,
+                integrity_check=self._settings.restore_integrity_check,
+                seconds=self._settings.restore_timeout_seconds,
+                request_seconds=self._settings.fetch_timeout_seconds,
+                say=lambda line: log.info("%s", line, extra={"action": "restore.progress"}),
+            )
+        except LitestreamError as error:
+            raise RestoreFailed(f"the live generation could not be restored: {error}. Nothing was served") from error
+        size, seconds = output.stat().st_size, loop.time() - began
+        self.on_restored(seconds, size)
+        log.info(
+            "restored %d bytes at transaction %d in %.1f s",
+            size,
+            restored.txid,
+            seconds,
+            extra={"action": "restore.finished"},
+        )
+        return restored
 
     async def _erase(self) -> None:
         """Apply the bucket's list of erased users: this state may be older than an erasure."""
-        erased: list[int] = []
-
-        async def look() -> None:
-            erased.extend(await erasure.listed(self._store, timeout=self._limits.restore_seconds))
-
-        await insist(look, seconds=self._limits.first_sync_seconds)
+        erased = await self._insist(lambda: erasure.listed(self._store, timeout=self._settings.fetch_timeout_seconds))
         if erased:
             now = round(datetime.now(UTC).timestamp() * 1000)
             again = await asyncio.to_thread(erasure.apply, self._options.database, erased, now=now)
             if again:
                 log.info("%d users are erased again", again, extra={"action": "generation.erased"})
 
-    async def _reserve(self) -> None:
-        await self._lease.advance()
-
-    async def _switch(self, *, base: str | None, base_txid: int, seconds: float, replaced: str | None = None) -> None:
+    async def _start(self, *, base: str | None, base_txid: int, replaced: str | None = None) -> None:
         """Claim this epoch's path, fill it with the whole database, and make it the live one."""
-        lease, path = self._lease, path_of(self._lease.epoch)
+        lease, path, loop = self._lease, path_of(self._lease.epoch), asyncio.get_running_loop()
         manifest = Manifest(
             epoch=lease.epoch,
             base=base,
@@ -192,36 +261,31 @@ class Generations:
             holder=lease.holder,
             replaced=replaced,
         )
-        await insist(lambda: self._claim(f"{path}/{MANIFEST}", manifest), seconds=seconds)
-        self._child = contextlib.AsyncExitStack()
-        child = litestream.Litestream(self._options, replica_path=f"{self._prefix}/{path}", epoch=lease.epoch)
-        await self._child.enter_async_context(child)
-        await self._child.enter_async_context(running(self._side, "litestream", child.watch()))
-        await insist(lambda: self._whole(child), seconds=seconds)
-        await insist(lambda: lease.set_live(path), seconds=seconds)
-        self._litestream = child
-
-    async def _whole(self, child: litestream.Litestream) -> None:
-        position = await child.sync(timeout=self._limits.first_sync_seconds)
-        if not position.replicated_txid == position.txid > 0:
-            raise SyncUnavailable(f"the bucket is at transaction {position.replicated_txid}, not {position.txid}")
-        self._txid = position.txid
-
-    async def _restore(self, live: str) -> int:
-        limits, output, loop = self._limits, self._options.database, asyncio.get_running_loop()
-        log.info("restoring %s", live, extra={"action": "restore.started"})
-        began = loop.time()
-        txid = await litestream.restore(
-            self._options,
-            replica_path=f"{self._prefix}/{live}",
-            output=output,
-            integrity_check=limits.integrity_check,
-            timeout=limits.restore_seconds,
+        await self._insist(lambda: self._claim(f"{path}/{MANIFEST}", manifest))
+        self._gate = self._gate_of(
+            self._store.place(path),
+            spacing_seconds=self._settings.upload_spacing_seconds,
+            on_stored=lambda: loop.call_soon_threadsafe(self._stored.set) and None,
+            on_sealed=lambda reason: loop.call_soon_threadsafe(self._note_seal, reason) and None,
+            counts=self._counts,
         )
-        size, seconds = output.stat().st_size, loop.time() - began
-        self.on_restored(seconds, size)
-        log.info("restored %d bytes at transaction %d in %.1f s", size, txid, seconds, extra={"action": "restore.finished"})
-        return txid
+        await self._life.enter_async_context(self._gate)
+        child = Litestream(self._options, address=self._gate.address, epoch=lease.epoch)
+        self._litestream = await self._life.enter_async_context(child)
+        for name, work in (
+            ("litestream", child.watch()),
+            ("seal", self._until_sealed()),
+            ("deletions", self._allow_deletions(self._gate)),
+        ):
+            await self._life.enter_async_context(running(self._side, name, work))
+        await self._insist(self._whole)
+        await self._insist(lambda: lease.set_live(path))
+
+    async def _whole(self) -> None:
+        try:
+            await self.confirm()
+        except Unconfirmed as doubt:
+            raise SyncUnavailable(str(doubt)) from doubt
 
     async def _claim(self, name: str, manifest: Manifest) -> None:
         try:
@@ -234,6 +298,56 @@ class Generations:
                     "was the lease record edited or restored by hand? Raise its epoch above every generation's"
                 ) from None
 
+    async def _until_sealed(self) -> None:
+        raise LeaseLost(await self._sealed)
+
+    def _note_seal(self, reason: str) -> None:
+        if not self._sealed.done():
+            self._sealed.set_result(reason)
+
+    async def _allow_deletions(self, gate: Gate) -> None:
+        """G8: find the lease ours after slots were stored, and let the gate delete these."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            stored = gate.stored
+            if stored > gate.deletable:
+                with contextlib.suppress(StoreUnavailable):  # the renewals complain already
+                    await self._lease.verify()
+                    gate.deletable = stored
+
+    async def _insist(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        return await insist(attempt, seconds=self._settings.first_sync_timeout_seconds)
+
+
+async def seal(store: Store, name: str, data: bytes) -> bool:
+    """Create a slot if it is absent; whether that seals the generation there.
+
+    False: the life that writes it has stored that slot meanwhile.
+
+    Raises:
+        StoreUnavailable: It is not known; the same call with the same data tells.
+    """
+    try:
+        await store.write(name, data, if_generation=0, timeout=_CLAIM_SECONDS)
+    except Mismatch:
+        found = await store.read(name, timeout=_CLAIM_SECONDS)
+        return found is not None and found[0] == data
+    return True
+
+
+def unchanging_after(transaction: int, file: Path, *, epoch: int) -> bytes:
+    """A slot that changes nothing, to follow `transaction` in a generation that was restored to `file`."""
+    with file.open("rb") as stream:
+        page_size = int.from_bytes(stream.read(18)[16:])  # sqlite.org, "Database File Format", offset 16
+    page_size = 65_536 if page_size == 1 else page_size
+    return ltx.unchanging(
+        transaction=transaction + 1,
+        page_size=page_size,
+        pages=file.stat().st_size // page_size,
+        milliseconds=round(datetime.now(UTC).timestamp() * 1000),
+        node=epoch,
+    )
+
 
 def _holder(manifest: bytes) -> str | None:
     try:
@@ -242,7 +356,7 @@ def _holder(manifest: bytes) -> str | None:
         return None  # whoever wrote it, we did not
 
 
-async def insist(attempt: Callable[[], Awaitable[None]], *, seconds: float) -> None:
+async def insist(attempt: Callable[[], Awaitable[T]], *, seconds: float) -> T:
     """Repeat an attempt whose failure says nothing (`StoreUnavailable`, `SyncUnavailable`) for at most `seconds`.
 
     Raises:

@@ -57,11 +57,18 @@ class Group:
 
     entries: Sequence[Entry | Change]
     results: list[Any]
+    committed_in: int = 0
+    """The transaction that this group is in, or before, once that is known; 0 before."""
 
     @property
     def deadline(self) -> float:
         """When the first of them must be answered."""
         return min(entry.deadline for entry in self.entries)
+
+    def is_in(self, committed_in: int, stored: int) -> bool:
+        """Note that the group is in the transaction `committed_in` or before; whether `stored` has reached what is known."""
+        self.committed_in = self.committed_in or committed_in
+        return 0 < self.committed_in <= stored
 
     def succeed(self) -> None:
         """Answer all of them with their outcome: they are confirmed."""

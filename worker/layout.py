@@ -35,6 +35,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     replaced: str | None = None
 
 
+def slot_name(path: str, transaction: int) -> str:
+    """The name of a slot: the file of level 0 that holds one transaction of the generation at `path`."""
+    return f"{path}/ltx/0/{transaction:016x}-{transaction:016x}.ltx"
+
+
 def path_of(epoch: int) -> str:
     """The generation's path under the store's prefix."""
     return f"{ROOT}{epoch:016x}"

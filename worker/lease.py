@@ -1,10 +1,10 @@
 """The lease: who may write. This file alone decides it (INV-2).
 
 The record is one object, `lease.json`, changed only by compare-and-swap on its generation and never deleted, because the
-epoch must never start again. Safety never depends on a clock: a record unchanged for the TTL, measured on our own
-monotonic clock from when *we* first saw it, only tells us when to *try* to take over; the swap decides. So a holder that
-slept through its own TTL finds another's name when it reads the record again, and it must read it again after each
-confirmation, before anything is acknowledged (`verify`, INV-1).
+epoch must never start again. Safety never depends on a clock: a record unchanged for the TTL, measured on our own monotonic
+clock from when *we* first saw it, only tells us when to *try* to take over; the swap decides. The record says who should
+write. What makes it true is the seal (generation.py): a holder that slept through its own TTL finds another's name when it
+renews, and before that it can store nothing that it could acknowledge.
 
 A swap whose answer is lost (a timeout, or the 412 that a repeated request meets) is neither won nor lost: the record is
 read again and compared. "Lost" is said only of a record that names somebody else.
@@ -18,12 +18,16 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NoReturn, Protocol
+from typing import Final, Literal, NoReturn, Protocol
 
 import msgspec
 
-from worker.errors import LeaseLost, Mismatch, StoreError, StoreMissing, StoreUnavailable
+from worker.errors import LeaseLost, Mismatch, StoreError, StoreMissing, StoreThrottled, StoreUnavailable
 from worker.lease_record import RECORD, Lost, Record, Renew, Seen, Store, Take, Wait, decide, encode, look
+
+_WRITE_PAUSE_SECONDS: Final = 1.0
+"""Cloud Storage takes one write a second for each object name, as a rate: a write that is too early is answered 429
+(documentation, "Quotas and limits"). So the record is written at once, and the second is waited out only then."""
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +39,6 @@ class Timing:
     ttl: float
     renew: float
     poll: float
-    spacing: float
     timeout: float
 
 
@@ -75,7 +78,6 @@ class Lease:
         self._epoch: int | None = None  # set while held
         self._written = float("-inf")  # when the last write of the record began
         self._gone = False  # the record named another: never release, never write again
-        self._advancing: int | None = None  # the epoch that advance() may or may not have written
         self._taking: asyncio.Task[bool] | None = None  # the swap of our name that may or may not have happened
         self.on_loss: Callable[[], None] = lambda: None
         """Called at the moment a loss is known, before anything is awaited."""
@@ -156,7 +158,7 @@ class Lease:
         return record.holder
 
     async def verify(self) -> None:
-        """Read the record and return only if it still names this life (the second half of INV-1).
+        """Read the record and return only if it still names this life.
 
         Raises:
             LeaseLost: It names another.
@@ -177,19 +179,6 @@ class Lease:
         """
         await self._change(live=path)
 
-    async def advance(self) -> int:
-        """Reserve the next epoch for this holder's next generation; the live one stays live. The new epoch.
-
-        Raises:
-            LeaseLost: See `set_live`; likewise `StoreUnavailable`.
-        """
-        await self._change(advance=True)
-        return self.epoch
-
-    async def rested(self) -> None:
-        """Wait until the record may be written again at once: the bucket's one write a second has passed."""
-        await self._sleep_for(self._written + self._timing.spacing - self._clock())
-
     async def keep(self) -> None:
         """Renew until cancelled. An outage is waited out: not being able to renew is not a loss.
 
@@ -197,8 +186,8 @@ class Lease:
             LeaseLost: The record names another.
         """
         while True:
-            # Any write of the record renews it; one right after another would hold up a change (`rested`).
-            await self._sleep_for(max(self._written + self._timing.renew - self._clock(), self._timing.spacing))
+            # Any write of the record renews it; one right after another would be refused.
+            await self._sleep_for(max(self._written + self._timing.renew - self._clock(), _WRITE_PAUSE_SECONDS))
             try:
                 await self._change()
             except StoreUnavailable as error:
@@ -250,7 +239,6 @@ class Lease:
             epoch=seen.record.epoch + 1,
             live=seen.record.live,
         )
-        await self.rested()
         async with self._writing:
             self._taking = asyncio.create_task(self._swapped(record, seen.generation), name="lease take")
             taken = await asyncio.shield(self._taking)  # whoever is told to leave now must still learn what came of it
@@ -275,43 +263,38 @@ class Lease:
             self._epoch = record.epoch
         return self._epoch is not None
 
-    async def _change(
-        self, *, state: Literal["held", "released"] = "held", live: str | None = None, advance: bool = False
-    ) -> None:
+    async def _change(self, *, state: Literal["held", "released"] = "held", live: str | None = None) -> None:
         """Swap in our own record with the given changes; on doubt, re-read and compare."""
         async with self._writing:
-            if advance:
-                self._advancing = self.epoch + 1
             for _ in range(2):
                 seen = self._last()
-                # Never lower: an advance whose answer was lost may have been written.
-                epoch = max(self.epoch + advance, seen.record.epoch)
-                self._check(seen.record)  # it may have been read to learn of a loss: nobody's record but ours is changed
-                record = msgspec.structs.replace(seen.record, state=state, live=live or seen.record.live, epoch=epoch)
+                self._check(seen.record)  # it may have been read to learn of a loss: no record but ours is changed
+                record = msgspec.structs.replace(seen.record, state=state, live=live or seen.record.live)
                 try:
-                    await self._write(record, seen.generation)
+                    return await self._write(record, seen.generation)
                 except (Mismatch, StoreUnavailable) as error:
                     doubt = error
-                else:
-                    self._epoch = epoch
-                    return
                 try:
                     await self._read()
                 except StoreMissing as error:
                     self._lost(f"the lease record is gone: {error}")
                 if self._last().record == record and self._last().generation != seen.generation:
-                    self._epoch = epoch  # it did happen; only the answer was lost
-                    return
+                    return None  # it did happen; only the answer was lost
                 self._check(self._last().record)
             raise StoreUnavailable(f"the lease record could not be changed: {doubt}")
 
     async def _write(self, record: Record, generation: int) -> None:
-        await self.rested()
         before, self._written = self._written, self._clock()
+        data = encode(record)
         try:
-            written = await self._store.write(RECORD, encode(record), if_generation=generation, timeout=self._timing.timeout)
+            try:
+                written = await self._store.write(RECORD, data, if_generation=generation, timeout=self._timing.timeout)
+            except StoreThrottled:
+                await self._sleep(_WRITE_PAUSE_SECONDS)
+                self._written = self._clock()
+                written = await self._store.write(RECORD, data, if_generation=generation, timeout=self._timing.timeout)
         except Mismatch:
-            self._written = before  # a 412 wrote nothing, so the next try need not wait for it
+            self._written = before  # a 412 wrote nothing
             raise
         self._seen = Seen(record, written, self._clock())
 
@@ -329,10 +312,7 @@ class Lease:
         self._looked, self._blind = now, False
 
     def _check(self, record: Record) -> None:
-        # Only we write our name. While advance() is in doubt the record may be one epoch ahead of us; a read that was
-        # answered before advance() had its answer is behind. Neither names another life.
-        newest = max(self.epoch, self._advancing or 0)
-        ours = record.state == "held" and record.holder == self.holder and record.epoch <= newest
+        ours = record.state == "held" and record.holder == self.holder and record.epoch == self.epoch
         if not ours:
             self._lost(
                 f"the lease is held by {record.holder or 'nobody'} ({record.revision}) at epoch {record.epoch}, "

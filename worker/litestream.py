@@ -1,52 +1,49 @@
 """Litestream, as a child process: one child writes one generation, and a generation is one writer life's (INV-4).
 
 This file knows the child's command line, its configuration's variables, its control socket and its exit; it knows nothing
-of leases, messages or acknowledgements. `sync` reports the two transaction ids and leaves judging them to replication.py.
+of leases, messages or acknowledgements. Where the child writes, only its gate knows (gate.py).
 
-The child is started again in place when it dies: it finds its own metadata, catches up, and nobody else writes its path.
-It is stopped for good by `__aexit__`, with SIGKILL: what was acknowledged is confirmed already, and a child that is asked to
-end politely finalizes the uploads it breaks off (Litestream 0.5.17, gs/replica_client.go: the deferred Close).
+The child is started again in place when it dies: it finds its own metadata and catches up. It is stopped for good by
+`__aexit__`, with SIGKILL: what was acknowledged is confirmed already, and a child that is asked to end politely finalizes
+the uploads it breaks off (Litestream 0.5.17, gs/replica_client.go: the deferred Close).
 """
 
 import asyncio
 import contextlib
 import http.client
+import json
 import logging
 import os
 import shutil
-import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
+from urllib.parse import quote
 
 import msgspec
 
-from worker import litestream_log, ltx
-from worker.errors import ConfigError, LitestreamError, RestoreFailed, StoreMissing, StoreUnavailable, SyncUnavailable
+from worker import gate, litestream_log
+from worker.child import Child, Kept
+from worker.errors import ConfigError, LitestreamError, RestoreFailed, SyncUnavailable
 
 _RESTART_PAUSE_SECONDS: Final = 0.2
 _PROBE_PAUSE_SECONDS: Final = 0.02
 _ANSWER_SLACK_SECONDS: Final = 0.5
 """How much longer than the sync's own timeout we wait for Litestream to say that it timed out."""
 
-_LAST_WORDS_SECONDS: Final = 0.2
-"""How long the log of a child that has ended is waited for."""
-
 log = logging.getLogger(__name__)
 
 
-class Position(msgspec.Struct, frozen=True):
-    """The answer to one sync: the newest transaction in the database, and the newest one in the bucket."""
+class _Position(msgspec.Struct, frozen=True):
+    """What is read of the answer to a sync: the newest transaction that is a file."""
 
     txid: int
-    replicated_txid: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,15 +52,14 @@ class Options:
 
     binary: Path
     config: Path
-    bucket: str
     database: Path
     metrics_address: str
     log_level: str
     start_seconds: float
     starts_max: int
     silent_max: int
-    fetch: Callable[[str, Path], Awaitable[None]] | None = None
-    """Brings the objects below a path into a directory, side by side. Litestream 0.5.17 reads them one after the other."""
+    snapshot_hours: float = 24.0
+    retention_days: float = 7.0
 
 
 def find_binary(name: str) -> Path:
@@ -87,27 +83,25 @@ class Litestream:
     `_process` and `_ready` belong to the event loop. `watch()` must be running for a dead child to be replaced.
     """
 
-    def __init__(self, options: Options, *, replica_path: str, epoch: int) -> None:
-        self._options = options
-        self._replica_path = replica_path
+    def __init__(self, options: Options, *, address: str, epoch: int) -> None:
+        self._options, self._address, self._epoch = options, address, epoch
         directory = options.database.parent
         self._meta = directory / f".litestream-{epoch}"
         # Short on purpose: a unix socket's path ends at 107 bytes.
         self._socket = directory / f"ls-{epoch}.sock"
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Child | None = None
         self._ready = asyncio.Event()
-        self._log: asyncio.Task[None] | None = None  # makes the child's log ours; ends with the child
         self._silent = 0  # syncs in a row that got no answer at all
         self._control = _Control(self._socket)
 
     def __repr__(self) -> str:
         state = "ready" if self._ready.is_set() else "not ready"
-        return f"<Litestream {state}, pid {self.pid}, writing {self._replica_path}>"
+        return f"<Litestream {state}, pid {self.pid}>"
 
     @property
     def pid(self) -> int | None:
         """The child's process id while it runs."""
-        return self._process.pid if self._process is not None and self._process.returncode is None else None
+        return self._process.pid if self._process is not None and self._process.code is None else None
 
     async def __aenter__(self) -> Self:
         directory = self._options.database.parent  # lives that were killed have left theirs here
@@ -143,13 +137,15 @@ class Litestream:
             await self._insist_on_starting()
             await asyncio.sleep(_RESTART_PAUSE_SECONDS)
 
-    async def sync(self, *, timeout: int) -> Position:
-        """Ask for everything committed before this call to be uploaded; where the database and the bucket then are.
+    async def sync(self, *, timeout: int, upload: bool = True) -> int:
+        """Ask for everything committed before this call to be made a file, and uploaded; the newest transaction then.
+
+        What is in the bucket, the gate knows.
 
         Raises:
             SyncUnavailable: No answer, or a refusal, within `timeout` whole seconds. What happened is unknown.
         """
-        request = {"path": str(self._options.database), "wait": True, "timeout": timeout}
+        request = {"path": str(self._options.database), "wait": upload, "timeout": timeout}
         try:
             status, answer = await self._control.ask(
                 "POST", "/sync", msgspec.json.encode(request), timeout=timeout + _ANSWER_SLACK_SECONDS
@@ -161,15 +157,14 @@ class Litestream:
         if status != HTTPStatus.OK:
             raise SyncUnavailable(f"litestream could not sync: {status} {answer.decode(errors='replace').strip()}")
         try:
-            return msgspec.json.decode(answer, type=Position)
+            return msgspec.json.decode(answer, type=_Position).txid
         except msgspec.DecodeError as error:
             raise SyncUnavailable(f"litestream's answer cannot be read: {error}") from error
 
     def abandon(self) -> None:
         """Kill the child now, without waiting: nothing more may be written."""
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+        if self._process is not None:
+            self._process.kill()
 
     def _note_silence(self, error: Exception) -> None:
         # A hung bucket makes Litestream answer with an error in time; only a hung Litestream says nothing.
@@ -197,20 +192,18 @@ class Litestream:
 
     async def _start(self) -> None:
         options = self._options
-        self._process = await asyncio.create_subprocess_exec(
-            *_tied_to_this_process(str(options.binary)),
-            "replicate",
-            "-config",
-            str(options.config),
-            env=self._environment(),
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert self._process.stderr is not None
-        self._log = asyncio.create_task(litestream_log.follow(self._process.stderr), name="litestream log")
+        try:
+            self._process = await Child.start(
+                [str(options.binary), "replicate", "-config", str(options.config)],
+                environment=self._environment(),
+                on_error=litestream_log.Follower(),
+            )
+        except OSError as error:
+            raise LitestreamError(f"litestream cannot be started: {error}") from error
         deadline = time.monotonic() + options.start_seconds
         while not await self._answers():
-            if self._process.returncode is not None:
-                raise LitestreamError(f"litestream ended with {self._process.returncode} at start; its own log says why")
+            if self._process.code is not None:
+                raise LitestreamError(f"litestream ended with {self._process.code} at start; its own log says why")
             if time.monotonic() > deadline:
                 raise LitestreamError(
                     f"litestream's control socket did not open within {options.start_seconds:g} s; "
@@ -218,7 +211,7 @@ class Litestream:
                 )
             await asyncio.sleep(_PROBE_PAUSE_SECONDS)
         self._ready.set()
-        log.info("litestream writes %s", self._replica_path, extra={"action": "litestream.started"})
+        log.info("litestream writes the generation of epoch %d", self._epoch, extra={"action": "litestream.started"})
 
     async def _answers(self) -> bool:
         # Litestream goes on without its socket when it cannot open it, so only an answer counts.
@@ -234,22 +227,23 @@ class Litestream:
         self.abandon()
         if self._process is not None:
             await self._process.wait()
-        if self._log is not None:  # what it said last is in the pipe; nobody else holds the other end
-            await asyncio.wait({self._log}, timeout=_LAST_WORDS_SECONDS)
-            self._log.cancel()
 
     def _environment(self) -> dict[str, str]:
         options = self._options
-        return {
-            **_environment_without_ours(),
+        values = {
             "LITESTREAM_SOCKET": str(self._socket),
             "LITESTREAM_METRICS_ADDRESS": "" if options.metrics_address == "off" else options.metrics_address,
             "LITESTREAM_LOG_LEVEL": options.log_level,
             "LITESTREAM_DATABASE": str(options.database),
             "LITESTREAM_META": str(self._meta),
-            "LITESTREAM_BUCKET": options.bucket,
-            "LITESTREAM_REPLICA_PATH": self._replica_path,
+            "LITESTREAM_BUCKET": gate.BUCKET,
+            "LITESTREAM_REPLICA_PATH": gate.PATH,
+            "LITESTREAM_SNAPSHOT_INTERVAL": f"{options.snapshot_hours:g}h",
+            "LITESTREAM_SNAPSHOT_RETENTION": f"{24 * options.retention_days:g}h",
         }
+        # They go between the double quotes of a YAML file, where a string is written as in JSON.
+        quoted = {name: json.dumps(value, ensure_ascii=False)[1:-1] for name, value in values.items()}
+        return {**_environment_without_ours(), **quoted, "STORAGE_EMULATOR_HOST": self._address}
 
 
 class _Control(http.client.HTTPConnection):
@@ -296,91 +290,41 @@ class _Control(http.client.HTTPConnection):
             raise
 
 
-class Restored(msgspec.Struct, frozen=True):
-    """What `litestream restore -json` says of a finished restore, as far as we need it."""
+class _Restored(msgspec.Struct, frozen=True):
+    """What is read of what `litestream restore -json` says of a finished restore."""
 
     txid: str
 
 
-async def restore(options: Options, *, replica_path: str, output: Path, integrity_check: str, timeout: float) -> int:
-    """Restore the newest state of a generation into `output`, which must not exist; the transaction id it ends at.
-
-    Tried twice: files may be compacted away under a running restore.
-
-    Raises:
-        RestoreFailed: Litestream failed, took longer than `timeout` seconds, or wrote nothing.
-    """
-    scratch = output.with_name(output.name + ".replica")
-    reason = ""
-    for _ in range(2):
-        try:
-            async with asyncio.timeout(timeout):
-                _remove(scratch)
-                assert options.fetch is not None, "a restore fetches the files first"
-                await options.fetch(f"{replica_path}/ltx/", scratch / "ltx")
-                await asyncio.to_thread(leave_out_broken, scratch)
-                return await restore_from(
-                    f"file://{scratch}", output, binary=options.binary, integrity_check=integrity_check
-                )
-        except TimeoutError:
-            reason = f"it took longer than RESTORE_TIMEOUT_SECONDS, {timeout:g}"
-        except (RestoreFailed, StoreUnavailable, StoreMissing) as error:
-            reason = str(error)
-        finally:
-            _remove(scratch)
-        for suffix in ("", ".tmp", "-wal", "-shm"):
-            _remove(output.with_name(output.name + suffix))
-    raise RestoreFailed(
-        f"the live generation gs://{options.bucket}/{replica_path} could not be restored: {reason}. Nothing was served; "
-        "look at it with `litestream restore -dry-run`, and do not run init again"
-    )
-
-
-def leave_out_broken(replica: Path) -> list[str]:
-    """Remove the files above level 0 that are not whole from a copy of a generation; their names below `replica`.
-
-    No confirmation covers them, and what they hold is in the files below them: Litestream's GCS client finalizes what it had
-    sent of a file when it is stopped in the middle of it, and a restore would choose that file and fail.
-    """
-    broken = []
-    for file in sorted(replica.glob("ltx/[1-9]/*.ltx")):
-        try:
-            ltx.check(file)
-        except ltx.NotWholeError as error:
-            name = str(file.relative_to(replica))
-            log.warning("%s is left out of the restore: %s", name, error, extra={"action": "restore.left_out"})
-            file.unlink()
-            broken.append(name)
-    return broken
-
-
-async def restore_from(url: str, output: Path, *, binary: Path, integrity_check: str) -> int:
-    """Restore the newest state of the replica at `url` into `output`; the transaction id it ends at.
+async def restore(replica: Path, output: Path, *, binary: Path, integrity_check: str) -> int:
+    """Restore the newest state of a copied generation into `output`; the transaction it ends at.
 
     Raises:
         RestoreFailed: Litestream failed or wrote nothing; the text is what it said.
     """
-    command = [str(binary), "restore", "-json", "-integrity-check", integrity_check, "-o", str(output), url]
-    process = await asyncio.create_subprocess_exec(
-        *_tied_to_this_process(*command),
-        env=_environment_without_ours(),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    url = f"file://{quote(str(replica.absolute()))}"
+    said, errors = Kept(), Kept()
     try:
-        said, errors = await process.communicate()
+        process = await Child.start(
+            [str(binary), "restore", "-json", "-integrity-check", integrity_check, "-o", str(output), url],
+            environment=_environment_without_ours(),
+            on_error=errors,
+            on_output=said,
+        )
+    except OSError as error:
+        raise RestoreFailed(f"litestream cannot be started: {error}") from error
+    try:
+        code = await process.wait()
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode != 0 or not output.exists():
-        raise RestoreFailed(errors.decode(errors="replace").strip()[-500:] or f"exit code {process.returncode}")
-    return _restored_txid(said)
+        process.kill()
+    if code != 0 or not output.exists():
+        raise RestoreFailed(errors.text.decode(errors="replace").strip()[-500:] or f"exit code {code}")
+    return _restored_txid(said.text)
 
 
 def _restored_txid(said: bytes) -> int:
     try:
-        return int(msgspec.json.decode(said, type=Restored).txid, 16)
+        return int(msgspec.json.decode(said, type=_Restored).txid, 16)
     except (msgspec.DecodeError, ValueError) as error:
         raise RestoreFailed(f"litestream restored, but what it says of it cannot be read: {error}") from None
 
@@ -388,16 +332,6 @@ def _restored_txid(said: bytes) -> int:
 def _environment_without_ours() -> dict[str, str]:
     # LOG_LEVEL would override the level in Litestream's configuration.
     return {name: value for name, value in os.environ.items() if name != "LOG_LEVEL"}
-
-
-def _tied_to_this_process(*command: str) -> Iterator[str]:
-    """The command, told by the kernel to die with us where util-linux can ask for that (Debian, Cloud Run).
-
-    A child that outlives a killed worker on the same disk would read the next life's WAL.
-    """
-    if setpriv := shutil.which("setpriv"):
-        yield from (setpriv, "--pdeathsig", signal.Signals.SIGKILL.name.removeprefix("SIG"), "--")
-    yield from command
 
 
 def _remove(path: Path) -> None:

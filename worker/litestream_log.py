@@ -3,7 +3,6 @@
 Its standard error is a pipe that must be read whatever happens: a full one would stop it in the middle of an upload.
 """
 
-import asyncio
 import json
 import logging
 from typing import Any, Final
@@ -16,21 +15,25 @@ _ITS_OWN: Final = ("time", "level", "msg")
 log = logging.getLogger(__name__)
 
 
-async def follow(stream: asyncio.StreamReader) -> None:
-    """Log what comes until the other end is closed."""
-    rest, cut = b"", False
-    while chunk := await stream.read(_LINE_MAX):
-        *lines, rest = (rest + chunk).split(b"\n")
+class Follower:
+    """Logs what it is given, piece by piece; an empty piece is the end."""
+
+    def __init__(self) -> None:
+        self._rest, self._cut = b"", False
+
+    def __call__(self, piece: bytes) -> None:
+        """Take a piece."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        if not piece and self._rest:
+            lines, self._rest = [self._rest], b""
         for line in lines:
-            if not cut:  # else this is the end of a line whose beginning was logged
+            if not self._cut:  # else this is the end of a line whose beginning was logged
                 tell(line)
-            cut = False
-        if len(rest) > _LINE_MAX:
-            if not cut:
-                tell(rest[:_LINE_MAX])
-            rest, cut = b"", True
-    if rest and not cut:
-        tell(rest)
+            self._cut = False
+        if len(self._rest) > _LINE_MAX:
+            if not self._cut:
+                tell(self._rest[:_LINE_MAX])
+            self._rest, self._cut = b"", True
 
 
 def tell(line: bytes) -> None:

@@ -9,10 +9,12 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, Protocol, get_args
+from typing import Final, get_args
 
 from worker.drill import Drill
-from worker.errors import REFUSED, Refused, RequestError, StoreUnavailable, SyncUnavailable
+from worker.errors import REFUSED, Refused, RequestError, Unconfirmed
+from worker.gate import Counts
+from worker.generation import Generation
 from worker.group import Change, Group, Outcome
 from worker.observer import Observer
 from worker.tracing import Spans, Steps
@@ -20,27 +22,6 @@ from worker.tracing import Spans, Steps
 _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 _QUICK_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
-
-
-class Position(Protocol):
-    """The answer to a sync; see `worker.litestream.Position`."""
-
-    @property
-    def txid(self) -> int: ...  # noqa: D102  # the newest transaction in the database
-    @property
-    def replicated_txid(self) -> int: ...  # noqa: D102  # the newest one in the bucket
-
-
-class Replica(Protocol):
-    """What is asked for syncs."""
-
-    async def sync(self, *, timeout: int) -> Position: ...  # noqa: D102  # see `worker.replication.Replica`
-
-
-class Ownership(Protocol):
-    """What is asked whether the lease is ours."""
-
-    async def verify(self) -> None: ...  # noqa: D102  # see `worker.replication.Ownership`
 
 
 class Histogram:
@@ -77,8 +58,10 @@ class Metrics(Observer):
         self.failures: Counter[str] = Counter({"database": 0, "drill": 0, "litestream": 0})
         """Looks of a scrape that failed, by what was looked at."""
         self.group_sizes = Histogram(_SIZES)
-        self.commit, self.sync, self.lease_read = (Histogram(_QUICK_SECONDS) for _ in range(3))
-        self.ack, self.pause = Histogram(_SECONDS), Histogram(_SECONDS)
+        self.commit, self.confirm = Histogram(_QUICK_SECONDS), Histogram(_QUICK_SECONDS)
+        self.ack = Histogram(_SECONDS)
+        self.bucket = Counts()
+        """What has passed the gate; its thread counts it."""
         self.restored: tuple[float, int] | None = None
         """How many seconds the restore at start took, and the bytes it wrote; None where nothing was restored."""
         self.rejections: Mapping[str, int] | None = None
@@ -151,44 +134,31 @@ class Metrics(Observer):
 
     # What others tell, seldom.
 
-    def rolled_over(self, seconds: float) -> None:
-        """The writer moved to a new generation; messages waited for so long."""
-        self.pause.add(seconds)
-
     def restored_in(self, seconds: float, size: int) -> None:
         """The live generation was restored at start: how long that took, and the bytes it wrote."""
         self.restored = (seconds, size)
 
-    def synced(self, position: Position) -> None:
-        """A sync was answered."""
-        if position.replicated_txid == position.txid > 0:
-            self.replicated = (position.txid, self.clock())
+    def stored(self, transaction: int) -> None:
+        """A confirmation came: everything up to this transaction is in the bucket."""
+        self.replicated = (transaction, self.clock())
 
 
-class TimedReplica:
-    """A replica whose syncs are measured."""
+class TimedConfirmation:
+    """A generation's confirmations, measured."""
 
-    def __init__(self, replica: Replica, metrics: Metrics) -> None:
-        self._replica, self._metrics = replica, metrics
+    def __init__(self, generation: Generation, metrics: Metrics) -> None:
+        self._generation, self._metrics = generation, metrics
 
-    async def sync(self, *, timeout: int) -> Position:
-        """See `worker.replication.Replica`."""
-        with _timed(self._metrics.sync, SyncUnavailable):
-            position = await self._replica.sync(timeout=timeout)
-        self._metrics.synced(position)
-        return position
+    @property
+    def ready_at(self) -> float:
+        """See `worker.replication.Confirmation`."""
+        return self._generation.ready_at
 
-
-class TimedLease:
-    """A lease whose reads are measured."""
-
-    def __init__(self, lease: Ownership, metrics: Metrics) -> None:
-        self._lease, self._metrics = lease, metrics
-
-    async def verify(self) -> None:
-        """See `worker.replication.Ownership`."""
-        with _timed(self._metrics.lease_read, StoreUnavailable):
-            await self._lease.verify()
+    async def confirm(self) -> None:
+        """See `worker.replication.Confirmation`."""
+        with _timed(self._metrics.confirm, Unconfirmed):
+            await self._generation.confirm()
+        self._metrics.stored(self._generation.stored)
 
 
 @contextlib.contextmanager

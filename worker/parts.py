@@ -5,7 +5,6 @@ import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from worker import database, litestream
@@ -88,14 +87,13 @@ class Parts:
         return litestream.Options(
             binary=litestream.find_binary(settings.litestream_bin),
             config=settings.litestream_config,
-            bucket=settings.bucket,
             database=settings.database_path.resolve(),
             metrics_address=settings.litestream_metrics_address,
             log_level="warn" if settings.log_level != "debug" else "info",
             start_seconds=settings.litestream_start_seconds,
             starts_max=settings.litestream_starts_max,
             silent_max=settings.litestream_silent_max,
-            fetch=self._fetch,
+            retention_days=settings.retention_days,
         )
 
     def _succession(self, holder: str) -> Succession:
@@ -114,14 +112,9 @@ class Parts:
             ttl=settings.lease_ttl_seconds,
             renew=settings.lease_renew_seconds,
             poll=settings.lease_poll_seconds,
-            spacing=settings.lease_write_spacing_seconds,
             timeout=settings.lease_read_timeout_seconds,
         )
         return Lease(self.store, holder=holder, revision=settings.revision, timing=timing, waiting=self.succession)
-
-    async def _fetch(self, replica_path: str, directory: Path) -> None:
-        name = replica_path.removeprefix(f"{self.settings.prefix}/")
-        await self.store.fetch(name, directory, timeout=self.settings.fetch_timeout_seconds)
 
 
 @dataclass(slots=True)

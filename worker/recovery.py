@@ -1,7 +1,7 @@
 """`worker recover`: makes an earlier state the live one, safely beside a running service.
 
     plan      restore the newest state and the wanted one, and compare their receipts: what lies between is undone
-    recover   lease → restore both again → a new generation from the wanted one → live → release
+    recover   lease → restore both again → seal what was live → a new generation from the wanted one → live → release
 
 The lease is what makes it safe: the running instance hands over and exits as it would to a new revision, and whoever comes
 next restores the new generation. What was live is not touched; it stays restorable until its retention ends. Dying before
@@ -11,6 +11,8 @@ counts what the first has undone, so its replay brings back all of it.
 
 import asyncio
 import contextlib
+import functools
+import itertools
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,11 +25,13 @@ from worker.background import plain, running
 from worker.comparison import Undone, undone
 from worker.config import Settings
 from worker.errors import LeaseLost, NotInReplica, RestoreFailed, StoreMissing
-from worker.generation import Generations, Limits
+from worker.generation import Generation, insist, seal, unchanging_after
+from worker.layout import slot_name
 from worker.litestream import find_binary
 from worker.parts import Parts
-from worker.replica import survey
-from worker.restore_commands import Restored, Wanted, restore
+from worker.replica import contents, survey
+from worker.restore_commands import Restored, restore
+from worker.restoring import Wanted
 from worker.succession import Succession
 
 REVISION: Final = "recover"
@@ -108,16 +112,34 @@ class Recovery:
                 async with (
                     asyncio.TaskGroup() as side,
                     running(side, "lease renewal", lease.keep()),
-                    self._generations(parts, side) as generations,
+                    Generation(lease, parts.store, parts.options, parts.settings, side=side) as generation,
                 ):
-                    lease.on_loss = generations.abandon
-                    plan = await self._compare(parts, scratch)
+                    lease.on_loss = generation.abandon
+                    plan = await self._sealed_plan(parts, scratch)
                     self._say("uploading the whole database as a new generation")
                     wanted = plan.wanted
-                    await generations.begin_from(Path(wanted.file), base=wanted.generation, base_txid=wanted.txid)
+                    await generation.begin_from(Path(wanted.file), base=wanted.generation, base_txid=wanted.txid)
                     live = lease.live
             assert live is not None  # begin_from named it
             return Recovered(plan, live)
+
+    async def _sealed_plan(self, parts: Parts, scratch: Path) -> Plan:
+        """Compare, and seal the live generation where the newest state ends: nothing after it can be acknowledged."""
+        live = parts.lease.live
+        assert live is not None, "what is compared is live"
+        for number in itertools.count():
+            folder = scratch / str(number)
+            folder.mkdir()
+            plan = await self._compare(parts, folder)
+            file, txid = Path(plan.wanted.file), 0 if plan.newest is None else plan.newest.txid
+            if plan.newest is None:  # what it holds is not known, but where it ends is
+                txid = (await contents(parts.store, live, timeout=_LIST_SECONDS)).transactions
+            data = unchanging_after(txid, file, epoch=parts.lease.epoch)
+            sealing = functools.partial(seal, parts.store, slot_name(live, txid + 1), data)
+            if await insist(sealing, seconds=self._settings.first_sync_timeout_seconds):
+                return plan
+            self._say(f"{live} has gone on meanwhile; comparing again")
+        raise AssertionError("it returns or raises")
 
     async def _compare(self, parts: Parts, scratch: Path) -> Plan:
         wanted = await self._restore(parts, Wanted(at=self._at), scratch / "wanted.db")
@@ -147,7 +169,8 @@ class Recovery:
         for generation in (await survey(parts.store, timeout=_LIST_SECONDS)).replaced_since(wanted.generation):
             epoch = generation.manifest.epoch
             try:
-                restored.append(await self._restore(parts, Wanted(epoch=epoch), scratch / f"replaced-{epoch}.db"))
+                wanted_too = Wanted(path=generation.path)
+                restored.append(await self._restore(parts, wanted_too, scratch / f"replaced-{epoch}.db"))
             except (RestoreFailed, NotInReplica, StoreMissing) as error:
                 self._say(f"what an earlier recovery has undone of epoch {epoch} is not known: {error}")
         return restored
@@ -158,22 +181,10 @@ class Recovery:
             wanted,
             output,
             binary=find_binary(self._settings.litestream_bin),
-            now=datetime.now(UTC),
-            request_seconds=_LIST_SECONDS,
-            fetch_seconds=self._settings.fetch_timeout_seconds,
+            seconds=self._settings.restore_timeout_seconds,
+            request_seconds=self._settings.fetch_timeout_seconds,
             say=self._say,
         )
-
-    def _generations(self, parts: Parts, side: asyncio.TaskGroup) -> Generations:
-        settings = self._settings
-        limits = Limits(
-            integrity_check=settings.restore_integrity_check,
-            restore_seconds=settings.restore_timeout_seconds,
-            busy_timeout_seconds=settings.busy_timeout_seconds,
-            first_sync_seconds=settings.first_sync_timeout_seconds,
-            transactions_max=settings.generation_transactions_max,
-        )
-        return Generations(parts.lease, parts.store, parts.options, prefix=settings.prefix, limits=limits, side=side)
 
     @contextlib.contextmanager
     def _parts(self) -> Iterator[tuple[Parts, Path]]:

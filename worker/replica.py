@@ -1,20 +1,23 @@
-"""What is in the bucket: the generations, the files of each, and which of them holds a moment. It changes nothing.
+"""What is in the bucket: the generations, which of them holds a moment, and the files of one. It changes nothing.
 
-A generation covers the time from its own first file until the next one that was live began. Which ones were live follows
+A generation covers the time from its beginning until the next one that was live began. Which ones were live follows
 from the manifests: the live one, what it replaced, what that one replaced, and so on. A generation beside that line was
 begun by a process that died before it could make it live; nothing in it was ever acknowledged.
 """
 
+import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol
 
 from worker.errors import NotInReplica
 from worker.layout import MANIFEST, ROOT, File, Manifest, StoredObject, files, read_manifest
 from worker.lease_record import Record, Store, look
 from worker.wording import rfc3339
+
+_READ_AT_ONCE: Final = 16
 
 
 class Objects(Store, Protocol):
@@ -23,27 +26,36 @@ class Objects(Store, Protocol):
     async def objects(self, name_prefix: str, *, timeout: float) -> list[StoredObject]:
         """The objects below a prefix, in order of their names."""
 
+    async def folders(self, name_prefix: str, *, timeout: float) -> list[str]:
+        """The folders right below a prefix, in order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One writer life's replica."""
+    """One writer life's replica. `ended` is when the next one began."""
 
     path: str
     manifest: Manifest
-    files: Sequence[File]
-    bytes: int
-    objects: int
     live: bool
     ended: datetime | None
 
     @property
-    def began(self) -> datetime | None:
-        """When its first transaction was committed; None while there is no file."""
-        return min((file.time for file in self.files), default=None)
+    def began(self) -> datetime:
+        """When it began: after the one before was sealed."""
+        return self.manifest.started_at
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a generation holds."""
+
+    files: Sequence[File]
+    bytes: int
+    objects: int
 
     @property
     def transactions(self) -> int:
-        """The newest transaction's number."""
+        """The newest transaction's number; 0 while there is no file."""
         return max((file.last for file in self.files), default=0)
 
 
@@ -76,11 +88,12 @@ class Survey:
             raise NotInReplica(f"{rfc3339(moment)} is in the future: it is {rfc3339(now)} now")
         found = None
         for generation in self.history:
-            if generation.began is not None and generation.began <= moment:
+            if generation.began <= moment:
                 found = generation
         if found is None:
-            began = [generation.began for generation in self.history if generation.began is not None]
-            oldest = f"the oldest state kept is of {rfc3339(began[0])}" if began else "the store is empty"
+            oldest = (
+                f"the oldest state kept is of {rfc3339(self.history[0].began)}" if self.history else "the store is empty"
+            )
             raise NotInReplica(f"nothing is kept of {rfc3339(moment)}: {oldest}; `worker replica` lists what there is")
         return found
 
@@ -93,7 +106,7 @@ class Survey:
 
 
 async def survey(store: Objects, *, timeout: float) -> Survey:
-    """Look at the lease record and at every generation.
+    """Look at the lease record and at every generation's manifest; `timeout` is for each request.
 
     Raises:
         StoreMissing: There is no store.
@@ -101,33 +114,36 @@ async def survey(store: Objects, *, timeout: float) -> Survey:
         StoreError: The bucket did not answer, or refused.
     """
     record, _ = await look(store, timeout=timeout)
-    by_path: dict[str, list[StoredObject]] = {}
-    for stored in await store.objects(ROOT, timeout=timeout):
-        folder, _, _ = stored.name.removeprefix(ROOT).partition("/")
-        by_path.setdefault(f"{ROOT}{folder}", []).append(stored)
+    paths = [f"{ROOT}{folder}" for folder in await store.folders(ROOT, timeout=timeout)]
     manifests: dict[str, Manifest] = {}
-    for path in by_path:
+
+    async def read(path: str) -> None:
         found = await store.read(f"{path}/{MANIFEST}", timeout=timeout)
-        if found is not None:
+        if found is not None:  # else what is left of a pruned one: its seal
             manifests[path] = read_manifest(found[0], path)
+
+    for some in (paths[at : at + _READ_AT_ONCE] for at in range(0, len(paths), _READ_AT_ONCE)):
+        await asyncio.gather(*map(read, some))
     line = lineage(manifests, record.live)
-    ends = _ends(line, by_path)
-
-    def generation(path: str) -> Generation:
-        stored = by_path[path]
-        return Generation(
-            path,
-            manifests[path],
-            files(path, stored),
-            sum(each.bytes for each in stored),
-            len(stored),
-            live=path == record.live,
-            ended=ends.get(path),
-        )
-
+    ends = {path: manifests[successor].started_at for path, successor in itertools.pairwise(line)}
+    generations = {
+        path: Generation(path, manifests[path], live=path == record.live, ended=ends.get(path)) for path in sorted(manifests)
+    }
     return Survey(
-        record, [generation(path) for path in line], [generation(path) for path in sorted(manifests) if path not in line]
+        record,
+        [generations[path] for path in line],
+        [generation for path, generation in generations.items() if path not in line],
     )
+
+
+async def contents(store: Objects, path: str, *, timeout: float) -> Contents:
+    """List one generation. What is moved up a level meanwhile is found: the levels are listed from the lowest.
+
+    Raises:
+        StoreError: The bucket did not answer, or refused.
+    """
+    stored = await store.objects(f"{path}/", timeout=timeout)
+    return Contents(files(path, stored), sum(each.bytes for each in stored), len(stored))
 
 
 def lineage(manifests: Mapping[str, Manifest], live: str | None) -> list[str]:
@@ -140,13 +156,3 @@ def lineage(manifests: Mapping[str, Manifest], live: str | None) -> list[str]:
         line.append(path)
         path = manifests[path].replaced or manifests[path].base
     return line[::-1]
-
-
-def _ends(line: Sequence[str], by_path: Mapping[str, Sequence[StoredObject]]) -> dict[str, datetime]:
-    """When each generation but the last was left: when the next one's first file was committed."""
-    ends = {}
-    for path, successor in itertools.pairwise(line):
-        times = [file.time for file in files(successor, by_path[successor])]
-        if times:
-            ends[path] = min(times)
-    return ends

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,10 +12,13 @@ from rich.console import Console
 from worker.config import Settings
 from worker.errors import ConfigError, RestoreFailed
 from worker.gcs import Bucket
+from worker.layout import path_of
 from worker.litestream import find_binary
-from worker.replica import Generation, Survey, survey
-from worker.restore_commands import Restored, Wanted, restore
+from worker.replica import Contents, Generation, Survey, contents, survey
+from worker.restore_commands import Restored, restore
+from worker.restoring import Verified, Wanted, verify
 from worker.tables import moment, pairs, table
+from worker.wording import counted
 
 _LIST_SECONDS: Final = 60.0
 """Longest a listing of the whole store may take."""
@@ -27,6 +29,16 @@ RETENTION_DAYS. Nothing is changed, and no lease is needed.
 
   python -m worker replica               the generations
   python -m worker replica ls 7          the files of epoch 7
+  python -m worker replica verify        whether each file of the live generation is whole
+"""
+_VERIFY: Final = """\
+Read every file of a generation and check that it is whole. A file that is not is named, with what depends on it: nothing,
+where other files hold the same transactions; otherwise these transactions cannot be restored.
+
+Exit code 0: every file is whole. 1: one is not.
+
+  python -m worker replica verify        the live generation
+  python -m worker replica verify 7      the generation of epoch 7
 """
 _RESTORE: Final = """\
 Restore a state from the bucket into a new file: the newest, or what it was at a time, or a generation up to a transaction.
@@ -50,6 +62,10 @@ def add(verbs: Any) -> None:
     ls.add_argument("epoch", metavar="EPOCH", type=int)
     ls.add_argument("--json", action="store_true", help="print JSON")
     ls.set_defaults(command=_ls)
+    verify = inner.add_parser("verify", help="whether each file is whole", description=_VERIFY, formatter_class=raw)
+    verify.add_argument("epoch", metavar="EPOCH", type=int, nargs="?", help="the live one if not given")
+    verify.add_argument("--json", action="store_true", help="print JSON")
+    verify.set_defaults(command=_verify)
     restoring = verbs.add_parser(
         "restore", help="a state from the bucket, into a file", description=_RESTORE, formatter_class=raw
     )
@@ -63,8 +79,15 @@ def add(verbs: Any) -> None:
 
 
 def _replica(settings: Settings, options: argparse.Namespace) -> int:
-    found = _survey(settings)
-    rows = [_row(generation, found) for generation in sorted((*found.history, *found.others), key=_epoch, reverse=True)]
+    async def look(store: Bucket) -> list[dict[str, Any]]:
+        found = await survey(store, timeout=_LIST_SECONDS)
+        generations = sorted((*found.history, *found.others), key=_epoch, reverse=True)
+        return [
+            _row(generation, found, await contents(store, generation.path, timeout=_LIST_SECONDS))
+            for generation in generations
+        ]
+
+    rows = _with_bucket(settings, look)
     if options.json:
         print(msgspec.json.encode(rows).decode())
     elif rows:
@@ -75,13 +98,17 @@ def _replica(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _ls(settings: Settings, options: argparse.Namespace) -> int:
-    generation = _survey(settings).of_epoch(options.epoch)
+    async def look(store: Bucket) -> Contents:
+        generation = (await survey(store, timeout=_LIST_SECONDS)).of_epoch(options.epoch)
+        return await contents(store, generation.path, timeout=_LIST_SECONDS)
+
+    found = _with_bucket(settings, look)
     if options.json:
-        print(msgspec.json.encode(generation.files).decode())
+        print(msgspec.json.encode(found.files).decode())
     else:
         rows = [
             (f"gs://{settings.bucket}/{settings.prefix}/{file.name}", file.first, file.last, file.time, file.bytes)
-            for file in generation.files
+            for file in found.files
         ]
         table(("file", "first", "last", "time", "bytes"), rows)
     return 0
@@ -90,7 +117,7 @@ def _ls(settings: Settings, options: argparse.Namespace) -> int:
 def _restore(settings: Settings, options: argparse.Namespace) -> int:
     if options.txid is not None and options.epoch is None:
         raise ConfigError("--txid counts within one generation: give its --epoch as well")
-    wanted = Wanted(options.at, options.epoch, options.txid)
+    wanted = Wanted(options.at, None if options.epoch is None else path_of(options.epoch), options.txid)
     console = Console(stderr=True)
 
     async def run(store: Bucket) -> Restored:
@@ -100,9 +127,8 @@ def _restore(settings: Settings, options: argparse.Namespace) -> int:
                 wanted,
                 options.output,
                 binary=find_binary(settings.litestream_bin),
-                now=datetime.now(UTC),
-                request_seconds=_LIST_SECONDS,
-                fetch_seconds=settings.fetch_timeout_seconds,
+                seconds=settings.restore_timeout_seconds,
+                request_seconds=settings.fetch_timeout_seconds,
                 say=lambda line: print(line, file=sys.stderr),
             )
 
@@ -119,15 +145,31 @@ def _restore(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
-def _survey(settings: Settings) -> Survey:
-    found: Survey = _with_bucket(settings, lambda store: survey(store, timeout=_LIST_SECONDS))
-    return found
+def _verify(settings: Settings, options: argparse.Namespace) -> int:
+    async def look(store: Bucket) -> Verified:
+        path = (
+            path_of(options.epoch) if options.epoch is not None else await Wanted().generation(store, timeout=_LIST_SECONDS)
+        )
+        return await verify(store, path, request_seconds=settings.fetch_timeout_seconds)
+
+    found: Verified = _with_bucket(settings, look)
+    if options.json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        print(f"{found.generation}: {counted(found.files, 'file')}, {found.bytes:,} bytes, transactions 1 to {found.txid}")
+        if found.damaged:
+            table(
+                ("not whole", "why", "depends on it"),
+                [(each.name, each.why, each.lost or "nothing") for each in found.damaged],
+            )
+        print(found.verdict)
+    return 0 if found.sound else 1
 
 
 def _with_bucket(settings: Settings, use: Any) -> Any:
     store = Bucket(settings.bucket, settings.prefix)
     try:
-        return asyncio.run(use(store))
+        return asyncio.run(use(store.patient(settings.restore_timeout_seconds)))
     finally:
         store.close()
 
@@ -136,7 +178,7 @@ def _epoch(generation: Generation) -> int:
     return generation.manifest.epoch
 
 
-def _row(generation: Generation, found: Survey) -> dict[str, Any]:
+def _row(generation: Generation, found: Survey, held: Contents) -> dict[str, Any]:
     manifest = generation.manifest
     state = "live" if generation.live else "was live" if generation in found.history else "never live"
     return {
@@ -145,8 +187,8 @@ def _row(generation: Generation, found: Survey) -> dict[str, Any]:
         "began": generation.began,
         "ended": generation.ended,
         "base": None if manifest.base is None else f"{manifest.base.rpartition('/')[2].lstrip('0')}@{manifest.base_txid}",
-        "transactions": generation.transactions,
-        "objects": generation.objects,
-        "bytes": generation.bytes,
+        "transactions": held.transactions,
+        "objects": held.objects,
+        "bytes": held.bytes,
         "revision": manifest.revision,
     }

@@ -1,5 +1,8 @@
 """Retention: generations that ended long ago are deleted by the holder of the lease, and by nobody else.
 
+The last slot of each stays: it is the seal. A process that was frozen before the generation was sealed may wake at any
+time, and as long as that name is taken it cannot store a slot there, and so acknowledges nothing.
+
 What may go follows from the record and the manifests alone (`expired`): never the live generation, never the one it was
 restored from, never one newer than the live one. A process that has slept through the loss of its lease in the middle of
 a deletion can harm nothing with it: what it may delete is older than the generation that was live under it, and a later
@@ -105,8 +108,10 @@ async def prune(store: Objects, lease: Lease, retention: timedelta) -> list[str]
     gone = expired(manifests, live=lease.live or "", retention=retention, now=datetime.now(UTC))
     for path in gone:
         await lease.verify()
-        for name in await store.names(f"{path}/", timeout=_TIMEOUT_SECONDS):
-            if not name.endswith(MANIFEST):
+        names = await store.names(f"{path}/", timeout=_TIMEOUT_SECONDS)
+        seal = max((name for name in names if name.startswith(f"{path}/ltx/0/")), default=None)
+        for name in names:
+            if not name.endswith(MANIFEST) and name != seal:
                 await store.delete(name, timeout=_TIMEOUT_SECONDS)
         await store.delete(f"{path}/{MANIFEST}", timeout=_TIMEOUT_SECONDS)  # last: until then it is found again
         log.info("deleted %s", path, extra={"action": "retention.pruned"})

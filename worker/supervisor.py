@@ -1,12 +1,12 @@
 """The life of a process, top to bottom; leaving it is the mirror. Start reading at `run`, then `_life`.
 
-    listen → lease → restore, migrate → litestream → first sync, live → replicator, writer → serve
-    serve → (signal | successor | lost lease | dead task)
-          → drain → writer, replicator → last sync, litestream → release → exit
+    listen → lease → restore, seal, migrate → gate, litestream → full copy, live → replicator, writer → serve
+    serve → (signal | successor | lost lease | sealed | dead task)
+          → drain → writer, replicator → gate, litestream → release → exit
 
 It listens first, so that the platform's probe passes while the instance stands by, and stops listening last, so that what
-it holds gets an answer. When anything goes wrong the nest is left by an exception: then Litestream is killed, not
-stopped, because what was acknowledged is in the bucket already and what was not must not be.
+it holds gets an answer. However the nest is left, the gate is fenced and Litestream killed: what was acknowledged is in the
+bucket already, and what was not comes again.
 """
 
 import asyncio
@@ -28,13 +28,12 @@ from worker.background import plain, running
 from worker.config import Settings
 from worker.errors import ConfigError, LeaseLost, StoreUnavailable, WorkerError
 from worker.expiry import Expiry
-from worker.generation import Generations, Limits
+from worker.generation import Generation
 from worker.heads import Protocol
 from worker.intake import State
-from worker.lease import Lease
-from worker.metrics import TimedLease, TimedReplica
+from worker.metrics import TimedConfirmation
 from worker.parts import Parts
-from worker.replication import LitestreamConfirmation, Replicator
+from worker.replication import Replicator
 from worker.writer import Writer
 
 _CLOSE_SECONDS: Final = 1
@@ -131,35 +130,25 @@ async def _live_until(stop: asyncio.Event, server: "asyncio.Task[None]", parts: 
 async def _life(stop: asyncio.Event, parts: Parts) -> None:
     settings, lease_ = parts.settings, parts.lease
     async with lease_.held(release_seconds=settings.release_seconds), asyncio.TaskGroup() as side:
-        limits = Limits(
-            integrity_check=settings.restore_integrity_check,
-            restore_seconds=settings.restore_timeout_seconds,
-            busy_timeout_seconds=settings.busy_timeout_seconds,
-            first_sync_seconds=settings.first_sync_timeout_seconds,
-            transactions_max=settings.generation_transactions_max,
-        )
         async with (
             running(side, "lease renewal", lease_.keep()),
-            Generations(lease_, parts.store, parts.options, prefix=settings.prefix, limits=limits, side=side) as generations,
+            Generation(lease_, parts.store, parts.options, settings, side=side, counts=parts.metrics.bucket) as generation,
         ):
-            lease_.on_loss = generations.abandon
-            generations.on_restored, generations.on_rolled_over = parts.metrics.restored_in, parts.metrics.rolled_over
-            await generations.begin()
-            await _serve(stop, parts, side, generations)
+            lease_.on_loss = generation.abandon
+            generation.on_restored = parts.metrics.restored_in
+            await generation.begin()
+            await _serve(stop, parts, side, generation)
 
 
-async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, generations: Generations) -> None:
+async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, generation: Generation) -> None:
     settings, lease_ = parts.settings, parts.lease
     metrics = parts.metrics
-    confirmation = LitestreamConfirmation(
-        TimedReplica(generations, metrics), TimedLease(lease_, metrics), sync_timeout=settings.sync_timeout_seconds
-    )
     connection = database.connect(parts.options.database, busy_timeout_seconds=settings.busy_timeout_seconds)
     retention = timedelta(days=settings.retention_days)
     expiry = Expiry(settings.receipt_days, settings.rejection_days, settings.prune_step_rows)
     leave = asyncio.Event()
     async with (
-        Replicator(confirmation, metrics) as replicator,
+        Replicator(TimedConfirmation(generation, metrics), metrics) as replicator,
         running(side, "replicator", replicator.run()),
         Writer(
             connection,
@@ -170,7 +159,6 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
             observer=metrics,
         ) as writer,
         running(side, "writer", writer.run()),
-        running(side, "roll-over", generations.roll_over_when_long(lambda: _quiet(writer, replicator, lease_))),
         running(side, "retention", retention_.prune_every(settings.prune_interval_seconds, parts.store, lease_, retention)),
         running(side, "checkpoints", _checkpoints(parts)),
         running(side, "expiry", expiry.run(parts.tables, interval_seconds=settings.prune_interval_seconds)),
@@ -185,7 +173,7 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
             await leave.wait()
             log.info("draining", extra={"action": "worker.draining"})
             parts.intake.drain()
-            replicator.drain()
+            replicator.stop_batching()
             if not await parts.intake.emptied(timeout=settings.drain_seconds):
                 log.warning(
                     "%d messages were not confirmed in time and will come again",
@@ -202,15 +190,6 @@ async def _checkpoints(parts: Parts) -> None:
     if settings.checkpoint_hours:
         queue = pubsub.Queue(pubsub.subscription_name(settings.subscription, settings.project))
         await checkpointing.take_every(settings.checkpoint_hours, queue, parts.store)
-
-
-@contextlib.asynccontextmanager
-async def _quiet(writer: Writer, replicator: Replicator, lease_: Lease) -> AsyncIterator[None]:
-    """Nothing is being committed and everything committed is answered, while the block changes the generation."""
-    async with writer.paused():
-        await replicator.settled()
-        yield
-        writer.epoch = lease_.epoch
 
 
 async def _then(something: Coroutine[Any, Any, object], event: asyncio.Event) -> None:

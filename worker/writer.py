@@ -14,7 +14,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol
 
@@ -69,14 +69,13 @@ class Writer:
         self._database = database
         self._committed = committed
         self.epoch = epoch
-        """The writer life, kept in each receipt; changed only while `paused`."""
+        """The writer life, kept in each receipt."""
         self._group_max, self._gather_seconds = group_max, gather_seconds
         self._wall_clock = wall_clock
         self._observer = observer or Observer()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._pending: deque[Entry | Change] = deque()
         self._wake = asyncio.Event()
-        self._committing = asyncio.Lock()  # held from taking a group to handing it over
 
     def __repr__(self) -> str:
         return f"<Writer at epoch {self.epoch}, {len(self._pending)} pending>"
@@ -108,14 +107,7 @@ class Writer:
         while True:
             await self._wake.wait()
             await self._gather()
-            async with self._committing:
-                await self._commit_next()
-
-    @contextlib.asynccontextmanager
-    async def paused(self) -> AsyncIterator[None]:
-        """Nothing is committed, or on its way to the replicator, while the block runs; what comes in waits."""
-        async with self._committing:
-            yield
+            await self._commit_next()
 
     async def _commit_next(self) -> None:
         entries = [entry for entry in self._take() if not entry.done.done()]
