@@ -88,8 +88,8 @@ class Generation:
         self._stored = asyncio.Event()  # set when the gate has stored a slot
         self._ready_at = 0.0
         self._patience = settings.first_sync_timeout_seconds
-        """Seconds for one sync: all that a full copy may take, then SYNC_TIMEOUT_SECONDS, and longer after each that failed: an
-        upload in several parts begins anew when its time is over."""
+        """Seconds for one sync: all that a full copy may take, then SYNC_TIMEOUT_SECONDS, and longer after each that failed,
+        because an upload in several parts begins anew when its time is over."""
         self.on_restored: Callable[[float, int], None] = lambda seconds, size: None
         """Called with what a restore took and wrote."""
 
