@@ -10,6 +10,7 @@ action that matches decides. Faults strike after the request was read and before
 | hang   | not done | nothing, until the rule is removed; then a closed connection |
 | drop   | done | a closed connection, no answer |
 | refuse | not done | a closed connection |
+| rate   | not done if the same name was hit less than `seconds` before | 429 |
 
 A chunk of a resumable upload is the exception: it is struck before its bytes are read. Starting a session and each of
 its chunks are one `insert` request each.
@@ -33,7 +34,7 @@ from local.gcs_errors import ClientGoneError, GcsError, SeveredError, injected, 
 from local.gcs_http import Reply, Request, json_reply
 
 Verb = Literal["insert", "get", "download", "list", "delete", "patch", "bucket"]
-Action = Literal["delay", "error", "hang", "drop", "refuse"]
+Action = Literal["delay", "error", "hang", "drop", "refuse", "rate"]
 VERBS: tuple[Verb, ...] = get_args(Verb)
 
 
@@ -44,7 +45,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         action: See the module's table.
         verb: What the request does; `*` for anything.
         name: Prefix of the object's name (of a listing: of its prefix), or a pattern if it has one of `*?[`.
-        seconds: How long a delay lasts.
+        seconds: How long a delay lasts; how far apart two requests for one name must be under a rate.
         status: What an error answers.
         share: Part of the matching requests that is hit, 0 to 1.
         times: How many requests are hit before the rule expires.
@@ -84,10 +85,14 @@ class _Active:
         self.hits = 0
         self.removed = asyncio.Event()
         self._random = random.Random(rule.seed)
+        self._passed: dict[str, float] = {}  # when a request for each name was let through last
 
     def strikes(self, verb: Verb, name: str) -> bool:
         rule = self.rule
         if not rule.fits(verb, name) or (rule.times is not None and self.hits >= rule.times):
+            return False
+        if rule.action == "rate" and time.monotonic() - self._passed.get(name, -rule.seconds) >= rule.seconds:
+            self._passed[name] = time.monotonic()
             return False
         if rule.share < 1 and self._random.random() >= rule.share:
             return False
@@ -135,8 +140,8 @@ class FaultPlan:
 
     async def _strike(self, request: Request, active: _Active) -> None:
         action = active.rule.action
-        if action == "error":
-            raise injected(active.rule.status)
+        if action in ("error", "rate"):
+            raise injected(429 if action == "rate" else active.rule.status)
         if action == "drop":
             request.answer_dropped = True
             return

@@ -126,8 +126,8 @@ def cover(path: str, files: Collection[File], end: int) -> list[File]:
         if best is None or best.last <= reached:
             after = min((file.first for file in usable if file.first > reached + 1), default=end + 1)
             raise NotInReplica(
-                f"the transactions {reached + 1} to {after - 1} of {path} are in no whole file of the bucket that ends by {end}; "
-                f"`worker replica verify` says which are damaged, and `worker replica ls` which there are"
+                f"the transactions {reached + 1} to {after - 1} of {path} are in no whole file that ends by {end}; "
+                "`worker replica verify` says which files are damaged, and `worker replica ls` which there are"
             )
         chosen.append(best)
         reached = best.last
