@@ -2,9 +2,13 @@
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from typing import Any, Final
+
+_BEAT_SECONDS: Final = 1.0
+_STDERR: Final = 2
 
 log = logging.getLogger(__name__)
 
@@ -38,3 +42,25 @@ async def running(group: asyncio.TaskGroup, name: str, work: Coroutine[Any, Any,
         task.cancel()
         await asyncio.wait({task})
         work.close()  # a task that is cancelled before its first step never awaits it
+
+
+@contextlib.asynccontextmanager
+async def ended_when_stuck(seconds: float) -> AsyncIterator[None]:
+    """End the process, with the stack of each thread on its standard error, if the event loop stands still for so long.
+
+    A loop that stands still renews no lease and answers no probe, but keeps the database and the port. The timer is the
+    standard library's: it needs neither the loop nor the interpreter's lock. A process that was frozen for so long ends
+    when it goes on: its lease may be another's by then.
+    """
+
+    async def beat() -> None:
+        while True:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)
+            await asyncio.sleep(_BEAT_SECONDS)
+
+    beating = asyncio.create_task(beat(), name="beat")
+    try:
+        yield
+    finally:
+        beating.cancel()
+        faulthandler.cancel_dump_traceback_later()

@@ -17,6 +17,7 @@ import msgspec
 import uvloop
 
 from worker import config, lease_commands, lease_record, supervisor, telemetry
+from worker.background import ended_when_stuck
 from worker.config import Settings
 from worker.errors import LeaseLost, StoreUnavailable, WorkerError
 from worker.gcs import Bucket
@@ -41,6 +42,9 @@ _OTHER_VERBS: Final = (
 
 INTERRUPTED: Final = 130
 """The exit code after Ctrl-C, as shells have it."""
+
+_STUCK_SECONDS_MIN: Final = 10.0
+"""With a short LEASE_TTL_SECONDS a busy machine would look like a loop that stands still."""
 
 log = logging.getLogger("worker")
 
@@ -239,4 +243,5 @@ async def _until_signal(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    await supervisor.run(settings, stop)
+    async with ended_when_stuck(max(settings.lease_ttl_seconds, _STUCK_SECONDS_MIN)):
+        await supervisor.run(settings, stop)

@@ -6,6 +6,7 @@ Litestream starts.
 """
 
 import errno
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ could keep as many bytes as a group may have (INV-7). Preparing one again costs 
 T = TypeVar("T")
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_ROOM: Final = 3
+"""A restore needs the database's room once and its compressed files', and a copy that was moved aside must not take it."""
 SIDE_FILES: Final = ("-wal", "-shm", "-journal")
 
 
@@ -89,7 +92,15 @@ def clear(path: Path) -> bool:
         file = path.with_name(path.name + suffix)
         if file.exists():
             file.replace(previous.with_name(previous.name + suffix))
+    if shutil.disk_usage(path.parent).free < _ROOM * previous.stat().st_size:
+        remove_previous(path)
     return True
+
+
+def remove_previous(path: Path) -> None:
+    """Delete the database that `clear` has kept."""
+    for suffix in ("", *SIDE_FILES):
+        path.with_name(f"{path.name}.previous{suffix}").unlink(missing_ok=True)
 
 
 def close_journal(path: Path) -> None:

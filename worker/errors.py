@@ -14,6 +14,7 @@
     │   └── RecordInvalid     the lease record is not one this version can read               exit 1
     ├── Unconfirmed           whether everything committed is safe is not known           retried
     ├── LeaseLost             another instance owns the store now; nothing may be written     exit 0
+    ├── DiskFull              the database's disk is full; a new process begins on a clean one  exit 1
     ├── LeaseHeld             the holder is alive, so its lease is not broken                exit 1
     ├── LitestreamError       the child does not start, sync, restore or stay alive           exit 1
     │   ├── SyncUnavailable   this sync is not known to have reached the bucket               retried
@@ -123,6 +124,10 @@ class Unconfirmed(WorkerError):
     def __init__(self, message: str, *, committed_in: int = 0, stored: int = 0) -> None:
         super().__init__(message)
         self.committed_in, self.stored = committed_in, stored
+
+
+class DiskFull(WorkerError):
+    """The database's disk is full, and what could be freed was freed."""
 
 
 class LitestreamError(WorkerError):

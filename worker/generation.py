@@ -17,6 +17,7 @@ import contextlib
 import functools
 import logging
 import math
+import shutil
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ from worker import database, erasure, ltx
 from worker.background import running
 from worker.config import Settings
 from worker.errors import (
+    DiskFull,
     LeaseLost,
     LitestreamError,
     Mismatch,
@@ -52,6 +54,13 @@ _LOOK_SECONDS: Final = 10.0
 """Pause between two looks at the lease for the gate's rule G8; slots are kept for five minutes anyway."""
 _ASKED_AT_ONCE: Final = 3
 """A checkpoint of Litestream's may add a transaction between a sync's upload and its answer: asking again settles it."""
+
+_DISK_SECONDS: Final = 1.0
+_SLOTS_BYTES_MAX: Final = 32_000_000
+"""So many bytes of slots are kept on this disk. Those of a heavy load that were trimmed, a merge reads from the bucket."""
+_FREE_BYTES_MIN: Final = 4_000_000
+"""Room for a few groups. With less than that SQLite or Litestream is about to fail."""
+_STUCK_SECONDS: Final = 10.0
 
 T = TypeVar("T")
 
@@ -276,6 +285,7 @@ class Generation:
             ("litestream", child.watch()),
             ("seal", self._until_sealed()),
             ("deletions", self._allow_deletions(self._gate)),
+            ("disk", self._bound_disk(self._gate, child.slots)),
         ):
             await self._life.enter_async_context(running(self._side, name, work))
         await self._insist(self._whole)
@@ -315,8 +325,44 @@ class Generation:
                     await self._lease.verify()
                     gate.deletable = stored
 
+    async def _bound_disk(self, gate: Gate, slots: Path) -> None:
+        """Keep few slots on this disk, and end this life where the disk is full and nothing can be stored any more (INV-7).
+
+        Raises:
+            DiskFull: The next life begins on a clean disk, from what is in the bucket.
+        """
+        file, stuck, stored = self._options.database, 0.0, gate.stored
+        while True:
+            await asyncio.sleep(_DISK_SECONDS)
+            await asyncio.to_thread(trim, slots, below=gate.stored, most=_SLOTS_BYTES_MAX)
+            free = shutil.disk_usage(file.parent).free
+            stuck = stuck + _DISK_SECONDS if free < _FREE_BYTES_MIN and gate.stored == stored else 0.0
+            stored = gate.stored
+            if free < _FREE_BYTES_MIN:
+                await asyncio.to_thread(trim, slots, below=gate.stored, most=0)
+                database.remove_previous(file)
+                text = (
+                    f"the disk of {file} is full: {free:,} bytes are free of {_FREE_BYTES_MIN:,} needed; give it more room"
+                )
+                log.error("%s", text, extra={"action": "disk.full"})
+                if stuck >= _STUCK_SECONDS:
+                    raise DiskFull(f"{text}. This process ends, and the next one begins from the bucket")
+
     async def _insist(self, attempt: Callable[[], Awaitable[T]]) -> T:
         return await insist(attempt, seconds=self._settings.first_sync_timeout_seconds)
+
+
+def trim(slots: Path, *, below: int, most: int) -> None:
+    """Delete the oldest slots that are below a transaction until the rest have at most so many bytes.
+
+    Litestream reads from the bucket what it does not find here when it merges files.
+    """
+    size = 0
+    for file in sorted(slots.glob("*.ltx"), reverse=True):
+        with contextlib.suppress(FileNotFoundError):  # Litestream deletes them as well
+            size += file.stat().st_size
+            if size > most and int(file.stem.rpartition("-")[2], 16) < below:
+                file.unlink()
 
 
 async def seal(store: Store, name: str, data: bytes) -> bool:

@@ -65,6 +65,11 @@ class Group:
         """When the first of them must be answered."""
         return min(entry.deadline for entry in self.entries)
 
+    @property
+    def bytes(self) -> int:
+        """The bytes of its messages' data."""
+        return sum(len(entry.delivery.data) for entry in self.entries if isinstance(entry, Entry))
+
     def is_in(self, committed_in: int, stored: int) -> bool:
         """Note that the group is in the transaction `committed_in` or before; whether `stored` has reached what is known."""
         self.committed_in = self.committed_in or committed_in

@@ -14,9 +14,11 @@ import http.client
 import json
 import logging
 import os
+import secrets
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +38,9 @@ _RESTART_PAUSE_SECONDS: Final = 0.2
 _PROBE_PAUSE_SECONDS: Final = 0.02
 _ANSWER_SLACK_SECONDS: Final = 0.5
 """How much longer than the sync's own timeout we wait for Litestream to say that it timed out."""
+
+_SOCKET_PATH_MAX: Final = 107
+"""Bytes that a unix socket's path may have (unix(7))."""
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +92,7 @@ class Litestream:
         self._options, self._address, self._epoch = options, address, epoch
         directory = options.database.parent
         self._meta = directory / f".litestream-{epoch}"
-        # Short on purpose: a unix socket's path ends at 107 bytes.
-        self._socket = directory / f"ls-{epoch}.sock"
+        self._socket = _socket_in(directory)
         self._process: Child | None = None
         self._ready = asyncio.Event()
         self._silent = 0  # syncs in a row that got no answer at all
@@ -102,6 +106,11 @@ class Litestream:
     def pid(self) -> int | None:
         """The child's process id while it runs."""
         return self._process.pid if self._process is not None and self._process.code is None else None
+
+    @property
+    def slots(self) -> Path:
+        """The folder of the slots that are kept on this disk; Litestream itself needs the newest one."""
+        return self._meta / "ltx" / "0"
 
     async def __aenter__(self) -> Self:
         directory = self._options.database.parent  # lives that were killed have left theirs here
@@ -244,6 +253,13 @@ class Litestream:
         # They go between the double quotes of a YAML file, where a string is written as in JSON.
         quoted = {name: json.dumps(value, ensure_ascii=False)[1:-1] for name, value in values.items()}
         return {**_environment_without_ours(), **quoted, "STORAGE_EMULATOR_HOST": self._address}
+
+
+def _socket_in(directory: Path) -> Path:
+    """A path for the control socket that no other process knows: only the own child is believed."""
+    name = f"ls-{secrets.token_hex(8)}.sock"
+    socket_file = directory / name
+    return socket_file if len(os.fsencode(socket_file)) <= _SOCKET_PATH_MAX else Path(tempfile.gettempdir()) / name
 
 
 class _Control(http.client.HTTPConnection):

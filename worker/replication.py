@@ -53,8 +53,20 @@ class Confirmation(Protocol):
 class Replicator:
     """Confirms committed groups and answers their senders. Only the event loop touches its state."""
 
-    def __init__(self, confirmation: Confirmation, observer: Observer | None = None, pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        confirmation: Confirmation,
+        observer: Observer | None = None,
+        pace: Pace | None = None,
+        *,
+        max_messages: int = 2000,
+        max_bytes: int = 64_000_000,
+    ) -> None:
         self._confirmation, self._observer, self._pace = confirmation, observer or Observer(), pace or Pace()
+        self._max_messages, self._max_bytes = max_messages, max_bytes
+        self._messages = self._bytes = 0  # committed and not confirmed, answered 503 or not
+        self._room = asyncio.Event()  # set while these are below their bounds
+        self._room.set()
         self._groups: list[Group] = []  # committed, and not in the confirmation under way
         self._confirming: list[Group] = []  # committed before the confirmation under way began
         self._wake = asyncio.Event()  # set while there are groups to confirm
@@ -82,9 +94,17 @@ class Replicator:
     def add(self, group: Group) -> None:
         """Take over a group whose COMMIT has returned."""
         self._groups.append(group)
+        self._count([group], 1)
         self._pace.came(len(group.entries), asyncio.get_running_loop().time())
         self._wake.set()
         self._added.set()
+
+    async def room(self) -> None:
+        """Wait until one more group may be committed.
+
+        What is committed and not confirmed is bounded (INV-7), or an outage of the bucket would fill the disk.
+        """
+        await self._room.wait()
 
     def stop_batching(self) -> None:
         """From now on confirm at once: the service drains, and no new messages will arrive."""
@@ -130,13 +150,14 @@ class Replicator:
         except Unconfirmed as doubt:
             self._answer([group for group in self._confirming if group.is_in(doubt.committed_in, doubt.stored)], asked)
             self._groups, self._confirming = self._confirming + self._groups, []
-            if self._groups:
-                self._wake.set()
+            self._wake.set()
             await self._wait_out(doubt)
         else:
             self._pace.uploaded(loop.time() - began)
             count = sum(len(group.entries) for group in self._confirming)
             self._answer(self._confirming, asked)
+            self._messages = self._bytes = 0
+            self._count(self._groups, 1)  # and what was answered 503 is confirmed as well
             self._pace.answered(count, loop.time())
             self._pause = _RETRY_PAUSE_SECONDS
 
@@ -146,6 +167,7 @@ class Replicator:
         for group in groups:
             group.succeed()
         self._observer.acknowledged(groups, asked)
+        self._count(groups, -1)
         self._confirming = [group for group in self._confirming if group not in groups]
 
     async def _wait_out(self, doubt: Unconfirmed) -> None:
@@ -167,5 +189,11 @@ class Replicator:
                 doubt,
                 extra={"action": "replication.gave_up"},
             )
-        if not self._groups:
-            self._wake.clear()
+
+    def _count(self, groups: list[Group], sign: int) -> None:
+        self._messages += sign * sum(len(group.entries) for group in groups)
+        self._bytes += sign * sum(group.bytes for group in groups)
+        if self._messages < self._max_messages and self._bytes < self._max_bytes:
+            self._room.set()
+        else:
+            self._room.clear()

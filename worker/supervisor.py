@@ -148,7 +148,12 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
     expiry = Expiry(settings.receipt_days, settings.rejection_days, settings.prune_step_rows)
     leave = asyncio.Event()
     async with (
-        Replicator(TimedConfirmation(generation, metrics), metrics) as replicator,
+        Replicator(
+            TimedConfirmation(generation, metrics),
+            metrics,
+            max_messages=settings.queue_max_messages,
+            max_bytes=settings.queue_max_bytes,
+        ) as replicator,
         running(side, "replicator", replicator.run()),
         Writer(
             connection,

@@ -51,6 +51,9 @@ class Committed(Protocol):
     def add(self, group: Group) -> None:
         """Take over a committed group; from here on it is not the writer's to answer."""
 
+    async def room(self) -> None:
+        """Wait until one more group may be committed."""
+
 
 class Writer:
     """Commits what is submitted. `_pending` and `_wake` belong to the event loop, the connection to the one thread."""
@@ -107,6 +110,7 @@ class Writer:
         while True:
             await self._wake.wait()
             await self._gather()
+            await self._committed.room()
             await self._commit_next()
 
     async def _commit_next(self) -> None:
