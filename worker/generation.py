@@ -175,7 +175,8 @@ class Generation:
         try:
             for _ in range(_ASKED_AT_ONCE):
                 committed_in = await self._litestream.sync(timeout=self._patience)
-                if 0 < committed_in <= self._gate.stored or committed_in <= await self._gate.settle(committed_in):
+                stored = self._gate.stored
+                if committed_in > 0 and (stored >= committed_in or await self._gate.settle(committed_in) >= committed_in):
                     self._patience = self._settings.sync_timeout_seconds
                     return
         except SyncUnavailable as doubt:
