@@ -94,6 +94,7 @@ async def _examine(quick: bool, environ: Mapping[str, str]) -> list[Finding]:
             *await _litestream(settings, store),
             *doctor_quick.machine(settings, size),
             *await doctor_store.examine(store, timeout=request, spacing=_WRITE_SPACING_SECONDS),
+            *await doctor_store.generation(store, timeout=settings.fetch_timeout_seconds),
         ]
     finally:
         store.close()

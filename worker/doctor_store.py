@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from worker import lease_commands, lease_record
+from worker import lease_commands, lease_record, restoring
 from worker.doctor import Finding, note, ok, refused, warning
 from worker.errors import Mismatch, RecordInvalid, StoreError, StoreMissing, StoreUnavailable
 from worker.layout import StoredObject
-from worker.wording import rfc3339
+from worker.wording import counted, rfc3339
 
 SCRATCH: Final = "doctor/"
 """Below the store's prefix: everything the doctor writes."""
@@ -90,6 +90,25 @@ async def lease(store: Bucket, *, timeout: float) -> Finding:
     renewed = rfc3339(status.last_renewal) if status.last_renewal else "-"
     holder = f"held by {status.holder} ({status.revision}) at epoch {status.epoch}, last renewed {renewed}"
     return ok("store", f"{holder}; live is {live}")
+
+
+async def generation(store: restoring.Bucket, *, timeout: float) -> list[Finding]:
+    """Whether every file of the live generation is whole; nothing while there is none."""
+    check = "replica"
+    try:
+        record, _ = await lease_record.look(store, timeout=timeout)
+        if record.live is None:
+            return []
+        found = await restoring.verify(store, record.live, request_seconds=timeout)
+    except StoreError as error:
+        return [trouble(check, error)]
+    seen = f"{found.generation}: {counted(found.files, 'file')}, {found.bytes:,} bytes, transactions 1 to {found.txid}"
+    if found.sound:
+        return [ok(check, f"{seen}; {found.verdict}")]
+    step = "`python -m worker replica verify` names the files; do not stop the service"
+    if found.gap:
+        return [refused(check, f"{seen}; {found.verdict}", f"{step}: its own database is whole")]
+    return [warning(check, f"{seen}; {found.verdict}", "`python -m worker replica verify` names the files")]
 
 
 async def database_bytes(store: Listing, *, timeout: float, list_timeout: float) -> int:

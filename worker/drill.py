@@ -53,6 +53,8 @@ class Copy(msgspec.Struct, frozen=True, kw_only=True):
     txid: int
     time: datetime
     counts: Counts
+    left_out: list[str] = []
+    """Files that are not whole, whose transactions others hold."""
 
 
 class Drill(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +75,7 @@ class Drill(msgspec.Struct, frozen=True, kw_only=True):
     age_seconds: float | None = None
     before: ServiceCounts | None = None
     restored: Counts | None = None
+    left_out: list[str] = []
     after: ServiceCounts | None = None
 
 
@@ -104,6 +107,9 @@ def judge(
     if oldest is not None and copy.time < oldest:
         age = f"its last transaction is of {_second(copy.time)}, older than --max-age allows"
         return "failed", f"{age}; if nothing was published since, allow more"
+    if copy.left_out:
+        damaged = f"{len(copy.left_out)} damaged files were left out, and others hold what they held"
+        return "proved", f"{_PROVED}; {damaged}: `worker replica verify` names them"
     return "proved", _PROVED
 
 

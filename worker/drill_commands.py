@@ -90,6 +90,7 @@ class Finding:
             time=self.copy.time,
             age_seconds=round((at - self.copy.time).total_seconds(), 3),
             restored=self.copy.counts,
+            left_out=self.copy.left_out,
         )
 
 
@@ -196,7 +197,13 @@ class Driller:
             counted = await asyncio.to_thread(reader.read, partial(counts.count, since=cutoff))
             last = None if before is None else before.last_message
             has_last = last is None or await asyncio.to_thread(reader.read, partial(counts.has_receipt, message_id=last))
-        copy = Copy(generation=restored.generation, txid=restored.txid, time=restored.time, counts=counted)
+        copy = Copy(
+            generation=restored.generation,
+            txid=restored.txid,
+            time=restored.time,
+            counts=counted,
+            left_out=restored.left_out,
+        )
         return copy, has_last
 
 

@@ -236,6 +236,13 @@ async def verify(store: Bucket, path: str, *, request_seconds: float) -> Verifie
         NotInReplica: The generation holds no file.
         StoreError: The bucket did not answer, or refused.
     """
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(StoreMissing):  # a file was compacted away meanwhile
+            return await _verify(store, path, request_seconds)
+    return await _verify(store, path, request_seconds)
+
+
+async def _verify(store: Bucket, path: str, request_seconds: float) -> Verified:
     found = await contents(store, path, timeout=request_seconds)
     if not found.files:
         raise NotInReplica(f"{path} holds no file; `worker replica` lists what there is")
