@@ -121,7 +121,7 @@ def _count(text: str) -> int:
 
 
 def _with_bucket(settings: Settings, use: Callable[[Bucket], Awaitable[T]]) -> T:
-    store = Bucket(settings.bucket, settings.prefix)
+    store = Bucket(settings.bucket, settings.prefix).patient(settings.restore_timeout_seconds)
 
     async def run() -> T:
         return await use(store)

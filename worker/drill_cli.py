@@ -88,7 +88,7 @@ async def _run(settings: Settings, options: argparse.Namespace, scratch: Path) -
     # Cancelled, it removes its scratch; by default SIGTERM, a scheduler's way to end it, would leave that behind.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     url = options.url or os.environ.get("SERVICE_URL") or f"http://127.0.0.1:{settings.port or 8080}"
-    store = Bucket(settings.bucket, settings.prefix)
+    store = Bucket(settings.bucket, settings.prefix).patient(settings.restore_timeout_seconds)
     try:
         async with CountedService(url, os.environ.get("IDENTITY_TOKEN", "")) as service:
             drill = await Driller(
@@ -111,7 +111,7 @@ async def _run(settings: Settings, options: argparse.Namespace, scratch: Path) -
 
 
 def _show(settings: Settings, options: argparse.Namespace) -> int:
-    store = Bucket(settings.bucket, settings.prefix)
+    store = Bucket(settings.bucket, settings.prefix).patient(settings.restore_timeout_seconds)
     try:
         drill = asyncio.run(drill_commands.latest(store, timeout=_REQUEST_SECONDS))
     finally:

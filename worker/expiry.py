@@ -7,7 +7,7 @@ walk; only the deletions go through the writer, confirmed like everything else.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
@@ -46,11 +46,14 @@ class Expiry:
     step_rows: int
     wall_clock: Callable[[], float] = time.time
 
-    async def run(self, database: Database, *, interval_seconds: float) -> None:
-        """Delete what is past its time now and every `interval_seconds`, until cancelled."""
+    async def run(
+        self, database: Database, *, interval_seconds: float, may: Callable[[], Awaitable[bool]] | None = None
+    ) -> None:
+        """Delete what is past its time now and every `interval_seconds`, if `may` then says so, until cancelled."""
         while True:
             try:
-                await self.once(database)
+                if may is None or await may():
+                    await self.once(database)
             except RequestError as error:
                 log.warning("expiry is put off: %s", error, extra={"action": "expiry.retry"})
             await asyncio.sleep(interval_seconds)

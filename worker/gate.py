@@ -51,7 +51,7 @@ from aiohttp import web
 from yarl import URL
 
 from worker import ltx
-from worker.errors import SyncUnavailable
+from worker.errors import LitestreamError, SyncUnavailable
 
 BUCKET: Final = "bucket"
 PATH: Final = "replica"
@@ -72,6 +72,8 @@ _BYTES_A_SECOND: Final = 500_000
 _COVERED_SECONDS: Final = 30.0
 """Longest a file above level 0 waits for its slots (G7); then the child makes it again at its next interval."""
 _START_SECONDS: Final = 10.0
+_IDLE_SECONDS: Final = 120.0
+"""An idle connection is kept so long: a store with a message a minute need not greet the bucket each time."""
 _PASSED_ON: Final = ("content-type", "content-range", "range", "accept-encoding", "x-upload-content-type")
 """Request headers that mean something to the bucket, beside those that begin with x-goog- and x-guploader-."""
 _NOT_PASSED_BACK: Final = ("connection", "keep-alive", "transfer-encoding", "location", "server", "date", "alt-svc")
@@ -262,7 +264,8 @@ class Gate:
 
     async def __aenter__(self) -> Self:
         self._thread.start()
-        await asyncio.to_thread(self._started.wait, _START_SECONDS)
+        if not await asyncio.to_thread(self._started.wait, _START_SECONDS):
+            raise LitestreamError("the gate did not start; the log above may say why. Start the worker again")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -294,7 +297,7 @@ class Gate:
         self._one_large, self._authorizing = asyncio.Lock(), asyncio.Lock()
         tls = ssl.create_default_context(cafile=certifi.where())
         self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=tls),
+            connector=aiohttp.TCPConnector(limit=0, ssl=tls, keepalive_timeout=_IDLE_SECONDS),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_REQUEST_SECONDS),
             auto_decompress=False,
             skip_auto_headers=("accept-encoding",),  # only the child says what it can decode
@@ -491,7 +494,10 @@ class Gate:
         await asyncio.sleep(self._next_slot - self._loop.time())
         self._next_slot = self._loop.time() + self._spacing
         self._sent[name.last] = digest
-        answer = await send()
+        try:
+            answer = await send()
+        except aiohttp.ServerDisconnectedError:  # an idle connection that the bucket has closed; creating is safe to repeat
+            answer = await send()
         if answer.status == HTTPStatus.PRECONDITION_FAILED:
             return await self._settle_or_seal(name) or answer
         if answer.finished and name.last == self.stored + 1:

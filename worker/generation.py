@@ -34,7 +34,9 @@ from worker.errors import (
     LeaseLost,
     LitestreamError,
     Mismatch,
+    NotInReplica,
     RestoreFailed,
+    StoreMissing,
     StoreUnavailable,
     SyncUnavailable,
     Unconfirmed,
@@ -237,8 +239,11 @@ class Generation:
                 request_seconds=self._settings.fetch_timeout_seconds,
                 say=lambda line: log.info("%s", line, extra={"action": "restore.progress"}),
             )
-        except LitestreamError as error:
-            raise RestoreFailed(f"the live generation could not be restored: {error}. Nothing was served") from error
+        except (LitestreamError, NotInReplica, StoreMissing) as error:
+            raise RestoreFailed(
+                f"the live generation could not be restored: {error}. Nothing was served; `worker replica verify` says which "
+                "files are damaged, `worker recover` makes an earlier state the live one; do not run init again"
+            ) from error
         size, seconds = output.stat().st_size, loop.time() - began
         self.on_restored(seconds, size)
         log.info(

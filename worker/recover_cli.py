@@ -190,7 +190,7 @@ def _replayed(
 
 async def _point(settings: Settings, plan: Plan, queue: Queue) -> datetime | str | None:
     assert plan.undone is not None  # only a blind recovery does without
-    store = Bucket(settings.bucket, settings.prefix)
+    store = Bucket(settings.bucket, settings.prefix).patient(settings.restore_timeout_seconds)
     try:
         found = await survey(store, timeout=_LIST_SECONDS)
         known = await checkpoints.listed(queue, store, timeout=_LIST_SECONDS)

@@ -133,7 +133,7 @@ class Recovery:
             plan = await self._compare(parts, folder)
             file, txid = Path(plan.wanted.file), 0 if plan.newest is None else plan.newest.txid
             if plan.newest is None:  # what it holds is not known, but where it ends is
-                txid = (await contents(parts.store, live, timeout=_LIST_SECONDS)).transactions
+                txid = (await contents(parts.store.patient(_LIST_SECONDS), live, timeout=_LIST_SECONDS)).transactions
             data = unchanging_after(txid, file, epoch=parts.lease.epoch)
             sealing = functools.partial(seal, parts.store, slot_name(live, txid + 1), data)
             if await insist(sealing, seconds=self._settings.first_sync_timeout_seconds):
@@ -166,7 +166,9 @@ class Recovery:
         What they had is undone as well, so a recovery that broke off before its replay can simply be made again.
         """
         restored = []
-        for generation in (await survey(parts.store, timeout=_LIST_SECONDS)).replaced_since(wanted.generation):
+        for generation in (await survey(parts.store.patient(_LIST_SECONDS), timeout=_LIST_SECONDS)).replaced_since(
+            wanted.generation
+        ):
             epoch = generation.manifest.epoch
             try:
                 wanted_too = Wanted(path=generation.path)

@@ -166,7 +166,7 @@ async def _target(settings: Settings, options: argparse.Namespace) -> datetime |
         return options.since  # type: ignore[no-any-return]  # argparse's
     if "/" in options.snapshot:
         return str(options.snapshot)
-    store = Bucket(settings.bucket, settings.prefix)
+    store = Bucket(settings.bucket, settings.prefix).patient(settings.restore_timeout_seconds)
     try:
         return (await checkpoints.find(store, options.snapshot, timeout=_REQUEST_SECONDS)).snapshot
     finally:

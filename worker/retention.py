@@ -21,12 +21,15 @@ import msgspec
 from worker.errors import StoreError, StoreUnavailable
 from worker.layout import MANIFEST, Manifest
 from worker.lease import Lease
+from worker.lease_record import RECORD
 
 log = logging.getLogger(__name__)
 
 _ROOT = "generations/"
 _TIMEOUT_SECONDS = 10.0
 _RETRY_SECONDS = 30.0
+_APART_SECONDS_MAX = 300.0
+"""The record is seconds old while the lease is held, and machines' clocks are seconds apart."""
 
 
 class Objects(Protocol):
@@ -43,6 +46,13 @@ class Objects(Protocol):
 
     async def delete(self, name: str, *, timeout: float) -> None:
         """Delete an object; one that is not there is fine."""
+
+
+class Clock(Protocol):
+    """What tells the bucket's time."""
+
+    async def updated(self, name: str, *, timeout: float) -> datetime | None:
+        """When an object was written last, by the bucket's clock."""
 
 
 def expired(manifests: Mapping[str, Manifest], *, live: str, retention: timedelta, now: datetime) -> list[str]:
@@ -63,12 +73,39 @@ def expired(manifests: Mapping[str, Manifest], *, live: str, retention: timedelt
     ]
 
 
+async def clock_agrees(store: Clock) -> bool:
+    """Whether this machine's clock is within minutes of the bucket's, which the record just renewed tells.
+
+    What is deleted by age is deleted only then: one start with a wrong clock would delete everything. Does not raise for a
+    bucket that cannot be asked: then it is not known, and nothing is deleted.
+    """
+    try:
+        updated = await store.updated(RECORD, timeout=_TIMEOUT_SECONDS)
+    except StoreError as error:
+        log.warning("the bucket's clock cannot be read: %s", error, extra={"action": "retention.retry"})
+        return False
+    apart = abs((datetime.now(UTC) - updated).total_seconds()) if updated is not None else 0.0
+    if apart <= _APART_SECONDS_MAX:
+        return True
+    log.error(
+        "nothing is deleted by age: this machine's clock and the bucket's are %d s apart; set the clock",
+        apart,
+        extra={"action": "retention.clock"},
+    )
+    return False
+
+
+async def _always() -> bool:
+    return True
+
+
 async def prune_every(
     interval_seconds: float,
     store: Objects,
     lease: Lease,
     retention: timedelta,
     *,
+    may: Callable[[], Awaitable[bool]] = _always,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> None:
     """Prune now and every `interval_seconds`, until cancelled. The bucket's refusals are logged and outlived.
@@ -79,7 +116,8 @@ async def prune_every(
     while True:
         pause = interval_seconds
         try:
-            await prune(store, lease, retention)
+            if await may():
+                await prune(store, lease, retention)
         except StoreError as error:
             if isinstance(error, StoreUnavailable):
                 pause = min(interval_seconds, _RETRY_SECONDS)

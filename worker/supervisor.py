@@ -11,6 +11,7 @@ bucket already, and what was not comes again.
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -146,6 +147,7 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
     connection = database.connect(parts.options.database, busy_timeout_seconds=settings.busy_timeout_seconds)
     retention = timedelta(days=settings.retention_days)
     expiry = Expiry(settings.receipt_days, settings.rejection_days, settings.prune_step_rows)
+    clock_agrees = functools.partial(retention_.clock_agrees, parts.store)
     leave = asyncio.Event()
     async with (
         Replicator(
@@ -164,9 +166,15 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
             observer=metrics,
         ) as writer,
         running(side, "writer", writer.run()),
-        running(side, "retention", retention_.prune_every(settings.prune_interval_seconds, parts.store, lease_, retention)),
+        running(
+            side,
+            "retention",
+            retention_.prune_every(settings.prune_interval_seconds, parts.store, lease_, retention, may=clock_agrees),
+        ),
         running(side, "checkpoints", _checkpoints(parts)),
-        running(side, "expiry", expiry.run(parts.tables, interval_seconds=settings.prune_interval_seconds)),
+        running(
+            side, "expiry", expiry.run(parts.tables, interval_seconds=settings.prune_interval_seconds, may=clock_agrees)
+        ),
         running(side, "succession", _then(parts.succession.requested(lambda: lease_.epoch), leave)),
         running(side, "stop", _then(stop.wait(), leave)),
     ):
