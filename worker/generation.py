@@ -60,6 +60,8 @@ _ASKED_AT_ONCE: Final = 3
 _DISK_SECONDS: Final = 1.0
 _SLOTS_BYTES_MAX: Final = 32_000_000
 """So many bytes of slots are kept on this disk. Those of a heavy load that were trimmed, a merge reads from the bucket."""
+_SLOTS_MAX: Final = 512
+"""Litestream lists their folder several times in each sync. At 12 uploads a second these are more than one merge of 30 s needs."""
 _FREE_BYTES_MIN: Final = 4_000_000
 """Room for a few groups. With less than that SQLite or Litestream is about to fail."""
 _STUCK_SECONDS: Final = 10.0
@@ -241,8 +243,8 @@ class Generation:
             )
         except (LitestreamError, NotInReplica, StoreMissing) as error:
             raise RestoreFailed(
-                f"the live generation could not be restored: {error}. Nothing was served; `worker replica verify` says which "
-                "files are damaged, `worker recover` makes an earlier state the live one; do not run init again"
+                f"the live generation could not be restored: {error}. Nothing was served. `worker replica verify` tells which "
+                "files are damaged, and `worker recover` makes an earlier state live; do not run init"
             ) from error
         size, seconds = output.stat().st_size, loop.time() - began
         self.on_restored(seconds, size)
@@ -359,15 +361,15 @@ class Generation:
 
 
 def trim(slots: Path, *, below: int, most: int) -> None:
-    """Delete the oldest slots that are below a transaction until the rest have at most so many bytes.
+    """Delete the oldest slots that are below a transaction until the rest have at most so many bytes, and are 512 at most.
 
     Litestream reads from the bucket what it does not find here when it merges files.
     """
     size = 0
-    for file in sorted(slots.glob("*.ltx"), reverse=True):
+    for number, file in enumerate(sorted(slots.glob("*.ltx"), reverse=True)):
         with contextlib.suppress(FileNotFoundError):  # Litestream deletes them as well
             size += file.stat().st_size
-            if size > most and int(file.stem.rpartition("-")[2], 16) < below:
+            if (size > most or number >= _SLOTS_MAX) and int(file.stem.rpartition("-")[2], 16) < below:
                 file.unlink()
 
 
