@@ -61,7 +61,7 @@ _DISK_SECONDS: Final = 1.0
 _SLOTS_BYTES_MAX: Final = 32_000_000
 """So many bytes of slots are kept on this disk. Those of a heavy load that were trimmed, a merge reads from the bucket."""
 _SLOTS_MAX: Final = 512
-"""Litestream lists their folder several times in each sync. At 12 uploads a second these are more than one merge of 30 s needs."""
+"""Litestream lists their folder in each sync. At 12 uploads a second these are more than one merge of 30 s needs."""
 _FREE_BYTES_MIN: Final = 4_000_000
 """Room for a few groups. With less than that SQLite or Litestream is about to fail."""
 _STUCK_SECONDS: Final = 10.0
