@@ -4,21 +4,20 @@ Litestream 0.5.17's Cloud Storage client finalizes what it had sent of a file th
 file where it means all from a transaction on, and uploads without a precondition. The child is started with its storage
 endpoint set to this gate, which forwards its requests to the bucket under these rules:
 
-G1 scope       Only files below this life's own generation. The child is not told where that is: the gate names it.
-G2 listing     A listing whose prefix ends in a transaction begins there instead.
-G3 create-only A file is created where there is none. The same bytes that are there already are a success: our own answer was
-               lost. Other bytes in a slot (a file of level 0) are another life's seal: this life is over.
-G4 whole       A file is finalized only if it is a whole LTX file of the transactions in its name. G5 fence       Once the
-gate is fenced no request goes out, and those under way are broken off. G6 spacing     Two slots are begun at least
-UPLOAD_SPACING_SECONDS apart. G7 covering    A file above level 0 is finalized only when all its slots are stored by this
-life: it never holds what a restore
-               from the slots would not.
-G8 deletion    A slot is deleted only if the lease was found ours after it was stored. Otherwise a slot could be stored and
-               deleted between the look and the seal of a life that takes over, and that life would seal a name that was in
-               use.
+G1 scope        Only files below this life's own generation. The child is not told where that is: the gate names it.
+G2 listing      A listing whose prefix ends in a transaction begins there instead.
+G3 create-only  A file is created where there is none. The same bytes that are there already are a success: our own answer
+                was lost. Other bytes in a slot (a file of level 0) are another life's seal: this life is over.
+G4 whole        A file is finalized only if it is a whole LTX file of the transactions in its name.
+G5 fence        Once the gate is fenced no request goes out, and those under way are broken off.
+G6 spacing      Two slots are begun at least UPLOAD_SPACING_SECONDS apart.
+G7 covering     A file above level 0 is finalized only when all its slots are stored by this life: it never holds what a
+                restore from the slots would not.
+G8 deletion     A slot is deleted only if the lease was found ours after it was stored. Otherwise a slot could be stored and
+                deleted between the look and the seal of a life that takes over, and that life would seal a name that was in
+                use.
 
-`stored` is what acknowledgements rest on (INV-1): every slot up to it was created by this gate, or holds the bytes that this
-gate sent. It never goes by a listing, and never past a slot whose answer was lost until that slot has been looked at.
+slots.py decides G3, G6, G7 and G8, and says what is stored. This file is the rest: HTTP on both sides.
 
 The gate knows nothing of leases or messages. Its state belongs to its own thread's event loop; `stored` and `counts` are
 read from elsewhere. It holds at most one part of a file above level 0 and one of a slot at a time, 16 MiB each (INV-7).
@@ -46,12 +45,12 @@ import aiohttp
 import certifi
 import google.auth.exceptions
 import google.auth.transport.requests
-import msgspec
 from aiohttp import web
 from yarl import URL
 
 from worker import ltx
 from worker.errors import LitestreamError, SyncUnavailable
+from worker.slots import Answer, Digest, Name, Refused, Slots
 
 BUCKET: Final = "bucket"
 PATH: Final = "replica"
@@ -69,8 +68,6 @@ _SESSIONS_MAX: Final = 16
 _REQUEST_SECONDS: Final = 10.0
 _BYTES_A_SECOND: Final = 500_000
 """Longest one request to the bucket may take: so long, and what its bytes take at this speed; 44 s for a part of 16 MiB."""
-_COVERED_SECONDS: Final = 30.0
-"""Longest a file above level 0 waits for its slots (G7); then the child makes it again at its next interval."""
 _START_SECONDS: Final = 10.0
 _IDLE_SECONDS: Final = 120.0
 """An idle connection is kept so long: a store with a message a minute need not greet the bucket each time."""
@@ -115,48 +112,17 @@ class Counts:
     """Uploads under way when the gate was fenced, or whose file turned out not to be whole."""
 
 
-class _Refused(Exception):
-    """A request that is not forwarded, or whose answer is not passed on."""
-
-    def __init__(self, status: HTTPStatus, rule: str, text: str) -> None:
-        super().__init__(text)
-        self.status, self.rule = status, rule
-
-
-@dataclass(frozen=True, slots=True)
-class _Name:
-    """A file by its name: level, first and last transaction."""
-
-    key: str
-    level: int
-    first: int
-    last: int
-
-    @classmethod
-    def read(cls, name: str) -> Self:
-        match = _FILE.fullmatch(name)
-        if match is None:
-            raise _Refused(HTTPStatus.FORBIDDEN, "G1", f"{name!r} is not a file of the generation")
-        return cls(match[1], int(match[2]), int(match[3], 16), int(match[4], 16))
-
-
-@dataclass(frozen=True, slots=True)
-class _Digest:
-    """What bytes are the same. MD5 because the bucket keeps it of every object, and the other side is no attacker."""
-
-    size: int
-    md5: str
-
-    @classmethod
-    def read(cls, resource: bytes) -> Self:
-        found = msgspec.json.decode(resource, type=dict[str, Any])
-        return cls(int(found.get("size", -1)), str(found.get("md5Hash", "")))
+def _read_name(name: str) -> Name:
+    match = _FILE.fullmatch(name)
+    if match is None or (match[2] == "0" and match[3] != match[4]):  # each slot holds one transaction
+        raise Refused(HTTPStatus.FORBIDDEN, "G1", f"{name!r} is not a file of the generation")
+    return Name(match[1], int(match[2]), int(match[3], 16), int(match[4], 16))
 
 
 class _Check:
     """Checks one file as it passes (G4), and takes its digest."""
 
-    def __init__(self, name: _Name) -> None:
+    def __init__(self, name: Name) -> None:
         self.name = name
         self.size = 0
         self._scan, self._md5 = ltx.Scan(), hashlib.md5(usedforsecurity=False)
@@ -172,17 +138,17 @@ class _Check:
             self.size += len(piece)
             await asyncio.sleep(0)
 
-    def end(self) -> _Digest:
+    def end(self) -> Digest:
         try:
             header = self._scan.end()
         except ltx.NotWholeError as error:
             raise self._refusal(str(error)) from None
         if (header.first, header.last) != (self.name.first, self.name.last):
             raise self._refusal(f"it holds the transactions {header.first} to {header.last}")
-        return _Digest(self.size, b64encode(self._md5.digest()).decode())
+        return Digest(self.size, b64encode(self._md5.digest()).decode())
 
-    def _refusal(self, why: str) -> _Refused:
-        return _Refused(HTTPStatus.BAD_REQUEST, "G4", f"{self.name.key} is not finalized: {why}")
+    def _refusal(self, why: str) -> Refused:
+        return Refused(HTTPStatus.BAD_REQUEST, "G4", f"{self.name.key} is not finalized: {why}")
 
 
 @dataclass(slots=True)
@@ -191,20 +157,6 @@ class _Session:
 
     check: _Check
     url: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """The bucket's answer to an upload, whole."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def finished(self) -> bool:
-        """Whether the object is there; a part of an upload that goes on is answered 308, or so in a header."""
-        return self.status == HTTPStatus.OK and "x-http-status-code-override" not in self.headers
 
 
 class Gate:
@@ -226,20 +178,11 @@ class Gate:
         on_sealed: Callable[[str], None] = lambda reason: None,
         counts: Counts | None = None,
     ) -> None:
-        self._place, self._spacing = place, spacing_seconds
-        self._on_stored, self._on_sealed = on_stored, on_sealed
+        self._place, self._on_sealed = place, on_sealed
         self.counts = counts or Counts()
-        self.stored = 0
-        """Every slot up to this transaction is in the bucket with the bytes that this gate sent."""
-        self.deletable = 0
-        """Slots up to this transaction may be deleted (G8)."""
         self.sealed = False
         """Whether another life has sealed the generation."""
-        self._sent: dict[int, _Digest] = {}  # slots above `stored` that were sent, whatever came of it
-        self._last: tuple[int, _Digest, _Answer] | None = None  # the newest stored slot, and its answer
-        self._slots: dict[int, asyncio.Task[_Answer]] = {}  # uploads of slots under way
-        self._grown: asyncio.Event  # replaced whenever `stored` has grown
-        self._next_slot = 0.0  # when the next upload of a slot may begin, on the gate's clock
+        self._slots = Slots(self._look, spacing_seconds=spacing_seconds, on_stored=on_stored, on_sealed=self._seal)
         self._sessions: dict[str, _Session] = {}
         self._fenced = False
         self._thread = threading.Thread(target=self._run, name="gate", daemon=True)
@@ -255,6 +198,20 @@ class Gate:
 
     def __repr__(self) -> str:
         return f"<Gate to gs://{self._place.bucket}/{self._place.path}, stored {self.stored}>"
+
+    @property
+    def stored(self) -> int:
+        """See `Slots.stored`."""
+        return self._slots.stored
+
+    @property
+    def deletable(self) -> int:
+        """See `Slots.deletable`."""
+        return self._slots.deletable
+
+    @deletable.setter
+    def deletable(self, transaction: int) -> None:
+        self._slots.deletable = transaction
 
     @property
     def address(self) -> str:
@@ -285,7 +242,7 @@ class Gate:
         Raises:
             SyncUnavailable: The bucket gave no answer.
         """
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._settled(transaction), self._loop))
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._slots.settle(transaction), self._loop))
 
     # The thread.
 
@@ -293,13 +250,14 @@ class Gate:
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        self._loop, self._ending, self._grown = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
         self._one_large, self._authorizing = asyncio.Lock(), asyncio.Lock()
         tls = ssl.create_default_context(cafile=certifi.where())
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=tls, keepalive_timeout=_IDLE_SECONDS),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_REQUEST_SECONDS),
             auto_decompress=False,
+            skip_auto_headers=("accept-encoding",),  # only the child says what it can decode
             skip_auto_headers=("accept-encoding",),  # only the child says what it can decode
             trust_env=True,
         )
@@ -316,8 +274,8 @@ class Gate:
             await runner.cleanup()
 
     def _break_off(self) -> None:
-        self.counts.broken_off += sum(not task.done() for task in self._slots.values())
-        for task in (*self._tasks, *self._slots.values()):
+        self.counts.broken_off += self._slots.break_off()
+        for task in self._tasks:
             task.cancel()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -326,13 +284,13 @@ class Gate:
         self._tasks.add(task)
         try:
             if self._fenced:
-                raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "G5", "this life is over")
+                raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "G5", "this life is over")
             return await self._route(request)
-        except _Refused as refusal:
+        except Refused as refusal:
             self.counts.refused[refusal.rule] += 1
             log.warning("the gate refused %s: %s", request.method, refusal, extra={"action": "gate.refused"})
             return _error(refusal.status, str(refusal))
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, OSError, SyncUnavailable) as error:
             return _error(HTTPStatus.BAD_GATEWAY, f"the bucket gave no answer: {type(error).__name__}: {error}")
         except google.auth.exceptions.GoogleAuthError as error:
             return _error(HTTPStatus.BAD_GATEWAY, f"no token for the bucket: {error}")
@@ -348,19 +306,19 @@ class Gate:
             case "GET", ["storage", "v1", "b", bucket, "o"] if bucket == BUCKET:
                 return await self._list(request, query)
             case "DELETE", ["storage", "v1", "b", bucket, "o", name] if bucket == BUCKET:
-                return await self._delete(request, _Name.read(name))
+                return await self._delete(request, _read_name(name))
             case "GET", [bucket, *names] if bucket == BUCKET:
-                file = _Name.read("/".join(names))
+                file = _read_name("/".join(names))
                 place = quote(f"{self._place.bucket}/{self._place.path}/{file.key}")
                 return await self._pass(request, f"/{place}", ("read", str(file.level)))
-        raise _Refused(HTTPStatus.FORBIDDEN, "G1", f"{request.method} {url.path} is nothing that Litestream needs")
+        raise Refused(HTTPStatus.FORBIDDEN, "G1", f"{request.method} {url.path} is nothing that Litestream needs")
 
     # Reads, listings, deletions.
 
     async def _list(self, request: web.BaseRequest, query: dict[str, str]) -> web.StreamResponse:
         prefix = query.get("prefix", "")
         if not prefix.startswith(f"{PATH}/"):
-            raise _Refused(HTTPStatus.FORBIDDEN, "G1", f"a listing of {prefix!r} reaches beyond the generation")
+            raise Refused(HTTPStatus.FORBIDDEN, "G1", f"a listing of {prefix!r} reaches beyond the generation")
         key = prefix.removeprefix(f"{PATH}/")
         query["prefix"] = f"{self._place.path}/{key}"
         if _FROM.fullmatch(key):
@@ -368,9 +326,8 @@ class Gate:
             query["prefix"] = query["prefix"].rpartition("/")[0] + "/"
         return await self._pass(request, f"{self._objects}?{urlencode(query)}", ("list", key[4:5] or "all"))
 
-    async def _delete(self, request: web.BaseRequest, name: _Name) -> web.StreamResponse:
-        if name.level == 0 and name.last > self.deletable:
-            raise _Refused(HTTPStatus.CONFLICT, "G8", f"{name.key} is kept until the lease is found ours once more")
+    async def _delete(self, request: web.BaseRequest, name: Name) -> web.StreamResponse:
+        self._slots.check_deletion(name)
         return await self._pass(request, f"{self._objects}/{self._quoted(name)}", ("delete", str(name.level)))
 
     async def _pass(self, request: web.BaseRequest, path: str, kind: tuple[str, str]) -> web.StreamResponse:
@@ -394,9 +351,9 @@ class Gate:
             return await self._begin(request, query)
         if query.get("uploadType") == "multipart":
             return _response(await self._multipart(request, query))
-        raise _Refused(HTTPStatus.FORBIDDEN, "G1", "an upload that is neither multipart nor resumable")
+        raise Refused(HTTPStatus.FORBIDDEN, "G1", "an upload that is neither multipart nor resumable")
 
-    async def _multipart(self, request: web.BaseRequest, query: dict[str, str]) -> _Answer:
+    async def _multipart(self, request: web.BaseRequest, query: dict[str, str]) -> Answer:
         """A file of one part."""
         body = await _read(request)
         boundary, resource, start, end = _parts(request.headers.get("content-type", ""), body)
@@ -409,7 +366,7 @@ class Gate:
         pieces = (head % (boundary, json.dumps(resource).encode(), boundary), media, b"\r\n--%b--\r\n" % boundary)
         headers = {"content-type": f"multipart/related; boundary={boundary.decode()}"}
         path = f"/upload{self._objects}?{urlencode(query)}"
-        return await self._finalize(name, digest, lambda: self._put("POST", path, headers, pieces, name))
+        return await self._slots.create(name, digest, lambda: self._put("POST", path, headers, pieces, name))
 
     async def _begin(self, request: web.BaseRequest, query: dict[str, str]) -> web.Response:
         """A file of several parts: its session."""
@@ -419,7 +376,7 @@ class Gate:
         path = f"/upload{self._objects}?{urlencode(query)}"
         answer = await self._put("POST", path, headers, (json.dumps(resource).encode(),), name)
         if answer.status == HTTPStatus.PRECONDITION_FAILED and name.level == 0:
-            await self._settle_or_seal(name)
+            await self._slots.taken(name)
         response = _response(answer)
         if location := answer.headers.get("location"):
             while len(self._sessions) >= _SESSIONS_MAX:
@@ -430,133 +387,54 @@ class Gate:
             response.headers["location"] = f"http://{self.address}{path}"
         return response
 
-    async def _continue(self, request: web.BaseRequest, upload_id: str) -> _Answer:
+    async def _continue(self, request: web.BaseRequest, upload_id: str) -> Answer:
         """A part of a file of several parts; the last one finalizes it."""
         session = self._sessions.get(upload_id)
         if session is None:
-            raise _Refused(HTTPStatus.NOT_FOUND, "G1", "an upload that was not begun here, or was given up")
+            raise Refused(HTTPStatus.NOT_FOUND, "G1", "an upload that was not begun here, or was given up")
         async with contextlib.AsyncExitStack() as stack:
             if session.check.name.level:
                 await stack.enter_async_context(self._one_large)
             return await self._part(request, session, await _read(request), upload_id)
 
-    async def _part(self, request: web.BaseRequest, session: _Session, body: bytearray, upload_id: str) -> _Answer:
+    async def _part(self, request: web.BaseRequest, session: _Session, body: bytearray, upload_id: str) -> Answer:
         check = session.check
         match = _RANGE.fullmatch(request.headers.get("content-range", ""))
         if match is None or (match[1] is not None and int(match[1]) > check.size):
-            raise _Refused(HTTPStatus.BAD_REQUEST, "G4", "a part that does not say where it belongs, or leaves a gap")
+            raise Refused(HTTPStatus.BAD_REQUEST, "G4", "a part that does not say where it belongs, or leaves a gap")
         try:
             if match[1] is not None:
                 await check.feed(memoryview(body)[check.size - int(match[1]) :])  # the rest was sent before
             last = match[2] != "*" and int(match[2]) == check.size
             digest = check.end() if last else None
-        except _Refused:
+        except Refused:
             self.counts.broken_off += 1
             del self._sessions[upload_id]
             await self._put("DELETE", session.url, {}, (), check.name)
             raise
 
-        def send() -> Awaitable[_Answer]:
+        def send() -> Awaitable[Answer]:
             return self._put(request.method, session.url, _headers(request), (body,), check.name)
 
         if digest is None:
             return await send()
-        answer = await self._finalize(check.name, digest, send)
+        answer = await self._slots.create(check.name, digest, send)
         if answer.finished:
             self._sessions.pop(upload_id, None)
         return answer
 
-    async def _finalize(self, name: _Name, digest: _Digest, send: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        """Create the file, whose bytes have all been checked; the bucket's answer, or what stands for it."""
-        if name.level:
-            await self._covered(name)
-            answer = await send()
-            if answer.status != HTTPStatus.PRECONDITION_FAILED:
-                return answer
-            return await self._stat(name) or answer  # the same name holds the same transactions, and is whole (G4, G7)
-        if self._last is not None and self._last[:2] == (name.last, digest):
-            return self._last[2]  # the child did not hear of it
-        under_way = self._slots.get(name.last)
-        if under_way is None:
-            # A child that loses patience does not end it: what the bucket has been sent may well be stored.
-            under_way = self._slots[name.last] = asyncio.create_task(self._store(name, digest, send))
-            under_way.add_done_callback(lambda task: self._slots.pop(name.last, None) and None)
-            under_way.add_done_callback(_note)
-        return await asyncio.shield(under_way)
-
-    async def _store(self, name: _Name, digest: _Digest, send: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        """Create a slot."""
-        if before := [task for slot, task in self._slots.items() if slot < name.first]:
-            await asyncio.wait(before)
-        if await self._settled(name.first - 1) < name.first - 1:
-            text = f"slot {self.stored + 1} is not known to be stored, and {name.key} comes after it"
-            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "G3", text)
-        await asyncio.sleep(self._next_slot - self._loop.time())
-        self._next_slot = self._loop.time() + self._spacing
-        self._sent[name.last] = digest
-        try:
-            answer = await send()
-        except aiohttp.ServerDisconnectedError:  # an idle connection that the bucket has closed; creating is safe to repeat
-            answer = await send()
-        if answer.status == HTTPStatus.PRECONDITION_FAILED:
-            return await self._settle_or_seal(name) or answer
-        if answer.finished and name.last == self.stored + 1:
-            self._last = (name.last, digest, answer)
-            self._grow(name.last)
-        return answer
-
-    async def _settle_or_seal(self, name: _Name) -> _Answer | None:
-        """What is in a slot that is there already: ours, and then what was said of it; else this life is over."""
-        found = await self._stat(name)
-        if found is None:
-            return None
-        if name.last > self.stored and self._sent.get(name.last) != _Digest.read(found.body):
-            self._seal(name)
-        elif name.last == self.stored + 1:
-            self._grow(name.last)
-        return found
-
-    async def _settled(self, transaction: int) -> int:
-        """Look at the slots after `stored`, one after the other, as long as they hold what was sent."""
-        while self.stored < transaction:
-            slot = self.stored + 1
-            name = _Name(f"ltx/0/{slot:016x}-{slot:016x}.ltx", 0, slot, slot)
-            if slot in self._slots and self._slots[slot] is not asyncio.current_task():
-                break  # it will tell
-            try:
-                found = await self._stat(name)
-            except (aiohttp.ClientError, OSError, google.auth.exceptions.GoogleAuthError, _Refused) as error:
-                raise SyncUnavailable(f"slot {slot} could not be looked at: {error}") from error
-            if found is None:
-                break
-            if self._sent.get(slot) != _Digest.read(found.body):
-                self._seal(name)
-                break
-            self._grow(slot)
-        return self.stored
-
-    def _seal(self, name: _Name) -> None:
+    def _seal(self, reason: str) -> None:
         self.sealed = True
         self.fence()
-        self._on_sealed(f"another instance has sealed this generation at transaction {name.last}")
+        self._on_sealed(reason)
 
-    def _grow(self, transaction: int) -> None:
-        self.stored = transaction
-        self._sent.pop(transaction, None)
-        self._grown.set()
-        self._grown = asyncio.Event()
-        self._on_stored()
-
-    async def _covered(self, name: _Name) -> None:
+    async def _look(self, name: Name) -> Answer | None:
         try:
-            async with asyncio.timeout(_COVERED_SECONDS):
-                while self.stored < name.last:
-                    await self._grown.wait()
-        except TimeoutError:
-            text = f"{name.key} holds transactions that are not stored as slots yet"
-            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "G7", text) from None
+            return await self._stat(name)
+        except (aiohttp.ClientError, OSError, google.auth.exceptions.GoogleAuthError) as error:
+            raise SyncUnavailable(f"{name.key} could not be looked at: {type(error).__name__}: {error}") from error
 
-    async def _stat(self, name: _Name) -> _Answer | None:
+    async def _stat(self, name: Name) -> Answer | None:
         answer = await self._put("GET", f"{self._objects}/{self._quoted(name)}", {}, (), name, kind="read")
         if answer.status == HTTPStatus.NOT_FOUND:
             return None
@@ -570,12 +448,12 @@ class Gate:
     def _objects(self) -> str:
         return f"/storage/v1/b/{quote(self._place.bucket)}/o"
 
-    def _quoted(self, name: _Name) -> str:
+    def _quoted(self, name: Name) -> str:
         return quote(f"{self._place.path}/{name.key}", safe="")
 
-    def _rename(self, resource: dict[str, Any], query: dict[str, str]) -> _Name:
+    def _rename(self, resource: dict[str, Any], query: dict[str, str]) -> Name:
         """The file's name; from here on both say where it really belongs, and that nothing may be there (G1, G3)."""
-        name = _Name.read(str(query.get("name") or resource.get("name")))
+        name = _read_name(str(query.get("name") or resource.get("name")))
         resource.pop("bucket", None)
         resource["name"] = query["name"] = f"{self._place.path}/{name.key}"
         query["ifGenerationMatch"] = "0"
@@ -587,17 +465,22 @@ class Gate:
         path: str,
         headers: dict[str, str],
         pieces: tuple[bytes | bytearray | memoryview, ...],
-        name: _Name,
+        name: Name,
         kind: str = "upload",
-    ) -> _Answer:
+    ) -> Answer:
         began, size = self._loop.time(), sum(map(len, pieces))
         async with asyncio.timeout(_REQUEST_SECONDS + size / _BYTES_A_SECOND):
             headers = {**headers, "content-length": str(size)}
-            async with await self._send(method, path, headers, _stream(pieces) if size else None) as answer:
+            try:
+                answer = await self._send(method, path, headers, _stream(pieces) if size else None)
+            except aiohttp.ServerDisconnectedError:
+                # An idle connection that the bucket has closed. All of these are safe to repeat: files are created once.
+                answer = await self._send(method, path, headers, _stream(pieces) if size else None)
+            async with answer:
                 body = await answer.read()
         self.counts.bytes[kind, str(name.level)] += size or len(body)
         self._count((kind, str(name.level)), began)
-        return _Answer(answer.status, {key.lower(): value for key, value in answer.headers.items()}, body)
+        return Answer(answer.status, {key.lower(): value for key, value in answer.headers.items()}, body)
 
     async def _send(
         self, method: str, path: str, headers: dict[str, str], data: AsyncIterator[bytes] | None
@@ -605,7 +488,7 @@ class Gate:
         endpoint = await self._authorize(headers)
         url = path if path.startswith("http") else endpoint + path
         if self._fenced:
-            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "G5", "this life is over")
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "G5", "this life is over")
         return await self._http.request(method, URL(url, encoded=True), headers=headers, data=data)
 
     async def _authorize(self, headers: dict[str, str]) -> str:
@@ -635,7 +518,7 @@ async def _read(request: web.BaseRequest) -> bytearray:
     async for piece in request.content.iter_any():
         body += piece
         if len(body) > _PART_BYTES:
-            raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "G4", f"a part of more than {_PART_BYTES:,} bytes")
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "G4", f"a part of more than {_PART_BYTES:,} bytes")
     return body
 
 
@@ -648,7 +531,7 @@ def _parts(content_type: str, body: bytearray) -> tuple[bytes, dict[str, Any], i
     start = body.find(b"\r\n\r\n", second) + 4
     end = body.rfind(b"\r\n--" + boundary + b"--")
     if not boundary or min(first, second, start - 4) < 0 or end < start:
-        raise _Refused(HTTPStatus.BAD_REQUEST, "G4", "a multipart body that does not end, or has no parts")
+        raise Refused(HTTPStatus.BAD_REQUEST, "G4", "a multipart body that does not end, or has no parts")
     resource: dict[str, Any] = json.loads(bytes(body[first + 4 : second]))
     return boundary, resource, start, end
 
@@ -665,7 +548,7 @@ def _passed_back(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.lower() not in _NOT_PASSED_BACK}
 
 
-def _response(answer: _Answer) -> web.Response:
+def _response(answer: Answer) -> web.Response:
     headers = {name: value for name, value in _passed_back(answer.headers).items() if name != "content-length"}
     return web.Response(status=answer.status, headers=headers, body=answer.body)
 
@@ -673,9 +556,3 @@ def _response(answer: _Answer) -> web.Response:
 def _error(status: HTTPStatus, text: str) -> web.Response:
     document = {"error": {"code": status.value, "message": text, "errors": [{"message": text, "reason": "gate"}]}}
     return web.json_response(document, status=status)
-
-
-def _note(task: "asyncio.Task[_Answer]") -> None:
-    """Look at what came of an upload, so that one that nobody waits for any more ends without a complaint."""
-    if not task.cancelled():
-        task.exception()

@@ -243,8 +243,8 @@ class Generation:
             )
         except (LitestreamError, NotInReplica, StoreMissing) as error:
             raise RestoreFailed(
-                f"the live generation could not be restored: {error}. Nothing was served. `worker replica verify` tells which "
-                "files are damaged, and `worker recover` makes an earlier state live; do not run init"
+                f"the live generation could not be restored: {error}. Nothing was served. `worker replica verify` names the "
+                "damaged files, and `worker recover` makes an earlier state live; do not run init"
             ) from error
         size, seconds = output.stat().st_size, loop.time() - began
         self.on_restored(seconds, size)
