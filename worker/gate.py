@@ -258,7 +258,6 @@ class Gate:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_REQUEST_SECONDS),
             auto_decompress=False,
             skip_auto_headers=("accept-encoding",),  # only the child says what it can decode
-            skip_auto_headers=("accept-encoding",),  # only the child says what it can decode
             trust_env=True,
         )
         server = web.Server(self._answer, handler_cancellation=True, access_log=None, keepalive_timeout=3600)
