@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Self
 
-from worker.errors import Mismatch, StoreUnavailable
+from worker.errors import Mismatch, StoreThrottled, StoreUnavailable
 
 
 @dataclass
@@ -31,7 +32,7 @@ class MemoryStore:
     """Objects with generations and compare-and-swap, as the bucket has them.
 
     `faults` maps an operation ("read", "write") to what happens to its next calls: "refuse" (not done, no answer), "lose"
-    (done, no answer) or "ok".
+    (done, no answer), "throttle" (429, not done) or "ok".
     """
 
     objects: dict[str, tuple[bytes, int]] = field(default_factory=dict)
@@ -53,6 +54,8 @@ class MemoryStore:
         fault = self._fault("write")
         if fault == "refuse":
             raise StoreUnavailable("write: no answer")
+        if fault == "throttle":
+            raise StoreThrottled("write: 429")
         if self.objects.get(name, (b"", 0))[1] != if_generation:
             raise Mismatch("412")
         self.put(name, data)
@@ -65,6 +68,15 @@ class MemoryStore:
         if self._fault("names") != "ok":
             raise StoreUnavailable("names: no answer")
         return sorted(name for name in self.objects if name.startswith(name_prefix))
+
+    async def folders(self, name_prefix: str, *, timeout: float) -> list[str]:
+        """See `worker.gcs.Bucket`."""
+        below = [name.removeprefix(name_prefix) for name in self.objects if name.startswith(name_prefix)]
+        return sorted({name.split("/")[0] for name in below if "/" in name})
+
+    def patient(self, seconds: float) -> Self:
+        """See `worker.gcs.Bucket`."""
+        return self
 
     def put(self, name: str, data: bytes) -> None:
         """Write as somebody else, unconditionally."""

@@ -145,9 +145,6 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
     settings, lease_ = parts.settings, parts.lease
     metrics = parts.metrics
     connection = database.connect(parts.options.database, busy_timeout_seconds=settings.busy_timeout_seconds)
-    retention = timedelta(days=settings.retention_days)
-    expiry = Expiry(settings.receipt_days, settings.rejection_days, settings.prune_step_rows)
-    clock_agrees = functools.partial(retention_.clock_agrees, parts.store)
     leave = asyncio.Event()
     async with (
         Replicator(
@@ -166,15 +163,7 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
             observer=metrics,
         ) as writer,
         running(side, "writer", writer.run()),
-        running(
-            side,
-            "retention",
-            retention_.prune_every(settings.prune_interval_seconds, parts.store, lease_, retention, may=clock_agrees),
-        ),
-        running(side, "checkpoints", _checkpoints(parts)),
-        running(
-            side, "expiry", expiry.run(parts.tables, interval_seconds=settings.prune_interval_seconds, may=clock_agrees)
-        ),
+        _housekeeping(parts, side),
         running(side, "succession", _then(parts.succession.requested(lambda: lease_.epoch), leave)),
         running(side, "stop", _then(stop.wait(), leave)),
     ):
@@ -196,6 +185,21 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
         finally:
             parts.tables.open = False
             parts.intake.drain()
+
+
+@contextlib.asynccontextmanager
+async def _housekeeping(parts: Parts, side: asyncio.TaskGroup) -> AsyncIterator[None]:
+    """Delete what is past its time, and take checkpoints, beside the block."""
+    settings, interval = parts.settings, parts.settings.prune_interval_seconds
+    clock_agrees = functools.partial(retention_.clock_agrees, parts.store)
+    retention = timedelta(days=settings.retention_days)
+    expiry = Expiry(settings.receipt_days, settings.rejection_days, settings.prune_step_rows)
+    async with (
+        running(side, "retention", retention_.prune_every(interval, parts.store, parts.lease, retention, may=clock_agrees)),
+        running(side, "expiry", expiry.run(parts.tables, interval_seconds=interval, may=clock_agrees)),
+        running(side, "checkpoints", _checkpoints(parts)),
+    ):
+        yield
 
 
 async def _checkpoints(parts: Parts) -> None:

@@ -52,6 +52,11 @@ class Bucket:
         names = sorted(name for name in self.content if name.startswith(name_prefix))
         return [StoredObject(name, len(self.content[name]), NOW, {}) for name in names]
 
+    async def folders(self, name_prefix: str, *, timeout: float) -> list[str]:
+        """See `worker.replica.Objects`."""
+        below = [name.removeprefix(name_prefix) for name in self.content if name.startswith(name_prefix)]
+        return sorted({name.split("/")[0] for name in below})
+
     async def delete(self, name: str, *, timeout: float) -> None:
         """See `worker.checkpoints.Store`."""
         self.content.pop(name, None)

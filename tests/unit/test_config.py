@@ -45,11 +45,10 @@ READ: dict[str, tuple[str, str, object]] = {
     "LEASE_RENEW_SECONDS": ("2.5", "lease_renew_seconds", 2.5),
     "LEASE_POLL_SECONDS": ("0.5", "lease_poll_seconds", 0.5),
     "LEASE_READ_TIMEOUT_SECONDS": ("1.5", "lease_read_timeout_seconds", 1.5),
-    "LEASE_WRITE_SPACING_SECONDS": ("1.25", "lease_write_spacing_seconds", 1.25),
     "SUCCESSOR_POLL_SECONDS": ("0.5", "successor_poll_seconds", 0.5),
     "SUCCESSOR_FRESH_SECONDS": ("10", "successor_fresh_seconds", 10.0),
     "TENURE_MIN_SECONDS": ("0", "tenure_min_seconds", 0.0),
-    "GENERATION_TRANSACTIONS_MAX": ("10", "generation_transactions_max", 10),
+    "UPLOAD_SPACING_SECONDS": ("0.25", "upload_spacing_seconds", 0.25),
     "RETENTION_DAYS": ("0.5", "retention_days", 0.5),
     "RECEIPT_DAYS": ("40", "receipt_days", 40.0),
     "REJECTION_DAYS": ("31", "rejection_days", 31.0),
@@ -107,12 +106,11 @@ WRONG: list[tuple[str, str, str]] = [
     ("LEASE_POLL_SECONDS", "0", "at least 0.1"),
     ("LEASE_POLL_SECONDS", "inf", "a finite number"),
     ("LEASE_READ_TIMEOUT_SECONDS", "0", "at least 0.1"),
-    ("LEASE_WRITE_SPACING_SECONDS", "0.9", "at least 1"),
     ("SUCCESSOR_POLL_SECONDS", "0", "at least 0.1"),
     ("SUCCESSOR_FRESH_SECONDS", "2", "at least 2.5"),
     ("TENURE_MIN_SECONDS", "-1", "at least 0"),
     ("TENURE_MIN_SECONDS", "inf", "a finite number"),
-    ("GENERATION_TRANSACTIONS_MAX", "9", "at least 10"),
+    ("UPLOAD_SPACING_SECONDS", "5.1", "between 0 and 5"),
     ("RETENTION_DAYS", "-1", "at least 0"),
     ("RECEIPT_DAYS", "30", "at least 31"),
     ("REJECTION_DAYS", "30", "at least 31"),
@@ -233,23 +231,23 @@ def test_one_process_may_be_asked_for(count: str) -> None:
     ("variables", "sentence"),
     [
         (
-            {"SYNC_TIMEOUT_SECONDS": "40"},
-            "BUSY_TIMEOUT_SECONDS + SYNC_TIMEOUT_SECONDS + LEASE_READ_TIMEOUT_SECONDS is 48 and must be less than "
+            {"SYNC_TIMEOUT_SECONDS": "43"},
+            "BUSY_TIMEOUT_SECONDS + SYNC_TIMEOUT_SECONDS + UPLOAD_SPACING_SECONDS is 48 and must be less than "
             "HOLD_LIMIT_SECONDS, 48: ",
         ),
         (
-            {"BUSY_TIMEOUT_SECONDS": "41"},
-            "BUSY_TIMEOUT_SECONDS + SYNC_TIMEOUT_SECONDS + LEASE_READ_TIMEOUT_SECONDS is 49 and must be less than "
+            {"BUSY_TIMEOUT_SECONDS": "44"},
+            "BUSY_TIMEOUT_SECONDS + SYNC_TIMEOUT_SECONDS + UPLOAD_SPACING_SECONDS is 49 and must be less than "
             "HOLD_LIMIT_SECONDS, 48: ",
         ),
         (
-            {"LEASE_READ_TIMEOUT_SECONDS": "38"},
-            "BUSY_TIMEOUT_SECONDS + SYNC_TIMEOUT_SECONDS + LEASE_READ_TIMEOUT_SECONDS is 48 and must be less than "
+            {"UPLOAD_SPACING_SECONDS": "3", "SYNC_TIMEOUT_SECONDS": "40"},
+            "BUSY_TIMEOUT_SECONDS + SYNC_TIMEOUT_SECONDS + UPLOAD_SPACING_SECONDS is 48 and must be less than "
             "HOLD_LIMIT_SECONDS, 48: ",
         ),
         (
             {"ACK_DEADLINE_SECONDS": "10"},
-            "BUSY_TIMEOUT_SECONDS + SYNC_TIMEOUT_SECONDS + LEASE_READ_TIMEOUT_SECONDS is 13 and must be less than "
+            "BUSY_TIMEOUT_SECONDS + SYNC_TIMEOUT_SECONDS + UPLOAD_SPACING_SECONDS is 10 and must be less than "
             "HOLD_LIMIT_SECONDS, 8: ",
         ),
         (
@@ -291,10 +289,6 @@ def test_one_process_may_be_asked_for(count: str) -> None:
             {"BODY_MAX_BYTES": "64000001"},
             "BODY_MAX_BYTES is 64000001 and must not exceed QUEUE_MAX_BYTES, 64000000",
         ),
-        (
-            {"LEASE_WRITE_SPACING_SECONDS": "4.5"},
-            "LEASE_WRITE_SPACING_SECONDS is 4.5 and must not exceed LEASE_RENEW_SECONDS, 4",
-        ),
     ],
 )
 def test_limits_that_do_not_nest_are_refused(variables: dict[str, str], sentence: str) -> None:
@@ -310,7 +304,7 @@ def test_limits_that_do_not_nest_are_refused(variables: dict[str, str], sentence
         {"HOLD_LIMIT_SECONDS": "59.9"},
         {"LEASE_RENEW_SECONDS": "4.9"},
         {"DRAIN_SECONDS": "5.4"},
-        {"LEASE_WRITE_SPACING_SECONDS": "4"},
+        {"UPLOAD_SPACING_SECONDS": "5"},
         {"BODY_MAX_BYTES": "64000000"},
         {"ACK_DEADLINE_SECONDS": "10", "SYNC_TIMEOUT_SECONDS": "1", "LEASE_READ_TIMEOUT_SECONDS": "1"},
         {"LEASE_TTL_SECONDS": "3.1", "LEASE_RENEW_SECONDS": "1"},

@@ -188,7 +188,7 @@ class World:
             binary=Path("litestream"),
             oldest=None,
             request_seconds=1,
-            fetch_seconds=1,
+            restore_seconds=1,
             say=self.said.append,
         )
         found = asyncio.run(driller.run())

@@ -1,4 +1,4 @@
-"""The acknowledgement: nobody is answered before a confirmation that began after their COMMIT returned."""
+"""The acknowledgement: no sender is answered before a confirmation that began after its COMMIT returned."""
 
 import asyncio
 import contextlib
@@ -8,30 +8,23 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.entries import entry, turns, until
-from worker.errors import LeaseLost, RecordInvalid, Refused, StoreUnavailable, SyncUnavailable, Unconfirmed, WorkerError
+from worker.errors import LeaseLost, RecordInvalid, Refused, Unconfirmed
 from worker.group import Entry, Group
 from worker.pace import Pace
-from worker.replication import LitestreamConfirmation, Replicator
+from worker.replication import Replicator
 
 
 @dataclass
 class Scripted:
-    """A confirmation whose every upload is answered by the test, and with `by_hand` every lease read as well."""
+    """A confirmation that is answered by the test."""
 
     asked: "list[asyncio.Future[None]]" = field(default_factory=list)
-    by_hand: bool = False
-    reads: "list[asyncio.Future[None]]" = field(default_factory=list)
+    ready_at: float = 0.0
 
-    async def upload(self) -> None:
+    async def confirm(self) -> None:
         """See `worker.replication.Confirmation`."""
         self.asked.append(asyncio.get_running_loop().create_future())
         await self.asked[-1]
-
-    async def verify(self) -> None:
-        """See `worker.replication.Confirmation`."""
-        if self.by_hand:
-            self.reads.append(asyncio.get_running_loop().create_future())
-            await self.reads[-1]
 
     def yes(self) -> None:
         """Confirm what was asked last."""
@@ -44,10 +37,10 @@ class Scripted:
 
 @contextlib.asynccontextmanager
 async def replicating(
-    scripted: Scripted, pace: Pace | None = None
+    scripted: Scripted, pace: Pace | None = None, **bounds: int
 ) -> "AsyncIterator[tuple[Replicator, asyncio.Task[None]]]":
     """A running replicator and its task."""
-    async with Replicator(scripted, pace=pace) as replicator:
+    async with Replicator(scripted, pace=pace, **bounds) as replicator:
         task = asyncio.create_task(replicator.run())
         try:
             yield replicator, task
@@ -66,7 +59,7 @@ def slow(pace: Pace, *, upload: float = 60.0, answered: int = 0) -> None:
     """Uploads take so long, by default a minute, and so far everything else took no time."""
     pace.uploaded(upload)
     pace.uploaded(upload)
-    pace.answered(answered, 0.0, asyncio.get_running_loop().time())
+    pace.answered(answered, asyncio.get_running_loop().time())
 
 
 def answered(*groups: Group) -> list[bool]:
@@ -200,28 +193,6 @@ def test_an_overdue_group_is_refused_and_forgotten() -> None:
     asyncio.run(body())
 
 
-def test_when_all_are_overdue_nothing_is_asked_any_more() -> None:
-    """An outage leaves no work behind: the next question comes with the next group."""
-
-    async def body() -> None:
-        scripted = Scripted()
-        async with replicating(scripted) as (replicator, _):
-            overdue = group(entry(deadline=asyncio.get_running_loop().time()))
-            replicator.add(overdue)
-            await asked(scripted, 1)
-            scripted.no(Unconfirmed("the bucket is away"))
-            await until(replicator.idle.is_set)
-            later = group()
-            replicator.add(later)
-            await asked(scripted, 2)
-            scripted.yes()
-            await until(lambda: answered(later) == [True])
-            await turns()
-            assert len(scripted.asked) == 2
-
-    asyncio.run(body())
-
-
 def test_a_late_confirmation_still_answers() -> None:
     """A deadline that passes during a confirmation that succeeds is no reason to refuse."""
 
@@ -308,88 +279,20 @@ def test_idle_is_clear_exactly_while_confirming() -> None:
     asyncio.run(body())
 
 
-def test_settled_waits_for_the_last_answer() -> None:
-    """A generation is left only when nobody waits for its confirmation, whether confirmed or given up."""
+def test_an_upload_waits_for_the_senders_just_answered() -> None:
+    """Where that is worth it: a crowd of senders is answered once in an upload, and not once in two."""
 
     async def body() -> None:
-        scripted = Scripted()
-        async with replicating(scripted) as (replicator, _):
-            await replicator.settled()
-            now = asyncio.get_running_loop().time()
-            replicator.add(group())
-            replicator.add(group(entry(deadline=now)))
-            settled = asyncio.create_task(replicator.settled())
-            await asked(scripted, 1)
-            scripted.no(Unconfirmed("the bucket is away"))
-            await asked(scripted, 2)
-            assert not settled.done()
-            scripted.yes()
-            await settled
-            replicator.add(group(entry(deadline=now)))
-            settled = asyncio.create_task(replicator.settled())
-            await asked(scripted, 3)
-            assert not settled.done()
-            scripted.no(Unconfirmed("the bucket is away"))
-            await settled
-
-    asyncio.run(body())
-
-
-def test_the_next_upload_does_not_wait_for_the_lease_read() -> None:
-    """Each step has one request under way: nobody is answered by an upload alone, nor by another group's lease read."""
-
-    async def body() -> None:
-        scripted = Scripted(by_hand=True)
-        async with replicating(scripted) as (replicator, _):
-            first, second = group(), group()
-            replicator.add(first)
-            await asked(scripted, 1)
-            scripted.yes()
-            await until(lambda: scripted.reads)
-            replicator.add(second)
-            await asked(scripted, 2)
-            scripted.yes()
-            await turns()
-            assert answered(first, second) == [False, False]
-            assert len(scripted.reads) == 1  # the second's has to wait for its turn
-            assert repr(replicator) == "<Replicator confirming, 2 groups unanswered>"
-            scripted.reads[0].set_result(None)
-            await until(lambda: answered(first) == [True])
-            await until(lambda: len(scripted.reads) == 2)
-            assert answered(second) == [False]
-            scripted.reads[1].set_result(None)
-            await until(lambda: answered(second) == [True])
-            await replicator.settled()
-
-    asyncio.run(body())
-
-
-def test_an_upload_waits_for_those_about_to_be_answered_and_for_their_next() -> None:
-    """Where that is worth it; the few that came in meanwhile are uploaded with them, and nobody waits for ever."""
-
-    async def body() -> None:
-        scripted, pace = Scripted(by_hand=True), Pace()
+        scripted, pace = Scripted(), Pace()
         async with replicating(scripted, pace) as (replicator, _):
-            crowd, straggler, back = group(*(entry() for _ in range(10))), group(), group(*(entry() for _ in range(9)))
-            replicator.add(crowd)
+            slow(pace, answered=10)
+            replicator.add(group())
+            await turns()
+            assert scripted.asked == []
+            assert not replicator.idle.is_set()  # the writer goes on gathering
+            replicator.add(group(*(entry() for _ in range(8))))
             await asked(scripted, 1)
             scripted.yes()
-            await until(lambda: scripted.reads)
-            slow(pace)
-            replicator.add(straggler)
-            await turns()
-            assert len(scripted.asked) == 1
-            scripted.reads[0].set_result(None)
-            await until(lambda: answered(crowd) == [True])
-            await turns()
-            assert len(scripted.asked) == 1
-            assert not replicator.idle.is_set()  # the writer goes on gathering
-            replicator.add(back)
-            await asked(scripted, 2)
-            scripted.yes()
-            await until(lambda: len(scripted.reads) == 2)
-            scripted.reads[1].set_result(None)
-            await until(lambda: answered(straggler, back) == [True, True])
 
     asyncio.run(body())
 
@@ -426,37 +329,18 @@ async def waiting_for_others(
         yield replicator, task, left
 
 
-def test_a_service_that_drains_waits_for_nobody_to_come_back() -> None:
+def test_a_service_that_drains_waits_for_no_sender() -> None:
     """INV-8: they are refused now, and the time to drain is for what is committed."""
 
     async def body() -> None:
         scripted = Scripted()
         async with waiting_for_others(scripted, Pace()) as (replicator, _, left):
-            replicator.drain()
+            replicator.stop_batching()
             await asked(scripted, 1)
             replicator.add(group())
             scripted.yes()
             await asked(scripted, 2)
             assert answered(left) == [True]
-
-    asyncio.run(body())
-
-
-def test_a_paused_writer_lets_nobody_come_back() -> None:
-    """A generation that is to be left is settled at once; after it they are waited for again."""
-
-    async def body() -> None:
-        scripted, pace = Scripted(), Pace()
-        async with waiting_for_others(scripted, pace) as (replicator, _, left):
-            settled = asyncio.create_task(replicator.settled())
-            await asked(scripted, 1)
-            scripted.yes()
-            await settled
-            assert answered(left) == [True]
-            slow(pace, answered=10)
-            replicator.add(group())
-            await turns()
-            assert len(scripted.asked) == 1
 
     asyncio.run(body())
 
@@ -474,213 +358,96 @@ def test_ended_while_others_are_waited_for_it_is_idle() -> None:
     asyncio.run(body())
 
 
-def test_nothing_is_uploaded_when_what_was_to_be_is_given_up_first() -> None:
-    """The lease read that an upload waits for may fail, and all that it was for be overdue."""
+def test_slots_are_spaced_by_what_the_confirmation_says() -> None:
+    """UPLOAD_SPACING_SECONDS: what comes until the next one may begin is in it, and the wait ends when draining begins."""
 
     async def body() -> None:
-        scripted, pace = Scripted(by_hand=True), Pace()
-        async with replicating(scripted, pace) as (replicator, _):
-            now = asyncio.get_running_loop().time()
-            first, second = group(entry(deadline=now)), group(entry(deadline=now))
+        scripted = Scripted()
+        async with replicating(scripted) as (replicator, _):
+            loop = asyncio.get_running_loop()
+            scripted.ready_at = loop.time() + 0.05
+            first, second = group(), group()
             replicator.add(first)
-            await asked(scripted, 1)
-            scripted.yes()
-            await until(lambda: scripted.reads)
-            slow(pace, upload=0.05)
-            replicator.add(second)
             await turns()
-            scripted.reads[0].set_exception(Unconfirmed("no answer"))
-            await replicator.settled()
-            await until(replicator.idle.is_set)
-            assert answered(first, second) == [True, True]
-            assert len(scripted.asked) == 1
-            last = group()
-            replicator.add(last)
-            await asked(scripted, 2)
+            assert scripted.asked == []
+            replicator.add(second)
+            await asked(scripted, 1)
+            assert loop.time() >= scripted.ready_at
+            scripted.ready_at = loop.time() + 3600
             scripted.yes()
-            await until(lambda: len(scripted.reads) == 2)
-            scripted.reads[1].set_result(None)
-            await until(lambda: answered(last) == [True])
+            await until(lambda: answered(first, second) == [True, True])
+            replicator.add(group())
+            await turns()
+            replicator.stop_batching()
+            await asked(scripted, 2)
 
     asyncio.run(body())
 
 
-def test_a_lease_read_without_an_answer_asks_both_again() -> None:
-    """The lease is read again only after another upload, and what came later is not answered any earlier for it."""
+def test_a_group_is_answered_by_its_own_transaction_however_slow_the_bucket_is() -> None:
+    """A doubt says which transaction covers what was committed, and how far the bucket is: no moving target."""
 
     async def body() -> None:
-        scripted = Scripted(by_hand=True)
+        scripted = Scripted()
         async with replicating(scripted) as (replicator, _):
-            first, second = group(), group()
+            first, second, third = group(), group(), group()
             replicator.add(first)
             await asked(scripted, 1)
-            scripted.yes()
-            await until(lambda: scripted.reads)
             replicator.add(second)
+            scripted.no(Unconfirmed("slow", committed_in=7, stored=6))
             await asked(scripted, 2)
-            scripted.reads[0].set_exception(Unconfirmed("no answer"))
-            await turns()
-            scripted.yes()
-            await until(lambda: len(scripted.reads) == 2)
-            scripted.reads[1].set_result(None)
-            await until(lambda: answered(second) == [True])
-            assert answered(first) == [False]
-            await asked(scripted, 3)
-            scripted.yes()
-            await until(lambda: len(scripted.reads) == 3)
-            scripted.reads[2].set_result(None)
+            replicator.add(third)
+            scripted.no(Unconfirmed("slow", committed_in=8, stored=7))
             await until(lambda: answered(first) == [True])
-            await replicator.settled()
-
-    asyncio.run(body())
-
-
-def test_a_group_given_up_makes_no_room_in_the_upload_under_way() -> None:
-    """INV-1: an upload covers the groups committed before it began, whatever becomes of others meanwhile."""
-
-    async def body() -> None:
-        scripted = Scripted(by_hand=True)
-        async with replicating(scripted) as (replicator, _):
-            overdue = group(entry(deadline=asyncio.get_running_loop().time()))
-            covered, late = group(), group()
-            replicator.add(overdue)
-            await asked(scripted, 1)
-            scripted.yes()
-            await until(lambda: scripted.reads)
-            replicator.add(covered)
-            await asked(scripted, 2)
-            replicator.add(late)
-            scripted.reads[0].set_exception(Unconfirmed("no answer"))
-            await until(lambda: answered(overdue) == [True])
-            assert isinstance(overdue.entries[0].done.exception(), Refused)
-            scripted.yes()
-            await until(lambda: len(scripted.reads) == 2)
-            scripted.reads[1].set_result(None)
-            await until(lambda: answered(covered) == [True])
-            assert answered(late) == [False]
+            assert first.entries[0].done.result() == "created"
+            assert answered(second, third) == [False, False]
             await asked(scripted, 3)
+            scripted.no(Unconfirmed("slow", committed_in=9, stored=8))
+            await until(lambda: answered(second) == [True])
+            assert answered(third) == [False]
+            await asked(scripted, 4)
+            scripted.yes()
+            await until(lambda: answered(third) == [True])
 
     asyncio.run(body())
 
 
-@pytest.mark.parametrize("error", [LeaseLost("another"), RuntimeError("a bug")], ids=repr)
-def test_a_definite_answer_to_the_lease_read_ends_it(error: Exception) -> None:
-    """INV-2: what was uploaded on a path that is no longer ours is not acknowledged, nor what is being uploaded."""
+def test_a_doubt_that_knows_no_transaction_answers_nothing() -> None:
+    """Whatever is stored: it is not known what it holds."""
 
     async def body() -> None:
-        scripted = Scripted(by_hand=True)
-        async with replicating(scripted) as (replicator, task):
-            first, second = group(), group()
-            replicator.add(first)
+        scripted = Scripted()
+        async with replicating(scripted) as (replicator, _):
+            one = group()
+            replicator.add(one)
             await asked(scripted, 1)
-            scripted.yes()
-            await until(lambda: scripted.reads)
-            replicator.add(second)
+            scripted.no(Unconfirmed("silent", committed_in=0, stored=10**9))
             await asked(scripted, 2)
-            scripted.reads[0].set_exception(error)
-            await asyncio.wait({task})
-            assert task.exception() is error
-            assert answered(first, second) == [False, False]
-        for one in (first, second):
-            assert isinstance(one.entries[0].done.exception(), Refused)
+            assert answered(one) == [False]
 
     asyncio.run(body())
 
 
-@dataclass(frozen=True)
-class At:
-    """Where a sync left things."""
+@pytest.mark.parametrize("bound", [{"max_messages": 4}, {"max_bytes": 40}], ids=["messages", "bytes"])
+def test_what_is_committed_and_not_confirmed_is_bounded(bound: dict[str, int]) -> None:
+    """INV-7: also what was answered 503 counts, until a confirmation covers it."""
 
-    txid: int
-    replicated_txid: int
+    async def body() -> None:
+        scripted = Scripted()
+        async with replicating(scripted, **bound) as (replicator, _):
+            await asyncio.wait_for(replicator.room(), 5)
+            overdue = [group(entry(deadline=asyncio.get_running_loop().time())) for _ in range(4)]
+            for one in overdue:
+                replicator.add(one)
+            full = asyncio.create_task(replicator.room())
+            await asked(scripted, 1)
+            scripted.no(Unconfirmed("the bucket is away"))
+            await until(lambda: answered(*overdue) == [True] * 4)
+            assert isinstance(overdue[0].entries[0].done.exception(), Refused)
+            await asked(scripted, 2)  # no sender waits for it any more
+            await turns()
+            assert not full.done()
+            scripted.yes()
+            await asyncio.wait_for(full, 5)
 
-
-@dataclass
-class World:
-    """Litestream and the lease, in one order of events; `first` is answered before `sync_answer`."""
-
-    sync_answer: At | WorkerError = At(4, 4)
-    first: list[At] = field(default_factory=list)
-    verify_answer: WorkerError | None = None
-    events: list[str] = field(default_factory=list)
-
-    async def sync(self, *, timeout: int) -> At:
-        """See `worker.replication.Replica`."""
-        self.events.append(f"sync within {timeout}")
-        await turns(3)
-        self.events.append("synced")
-        if self.first:
-            return self.first.pop(0)
-        if isinstance(self.sync_answer, WorkerError):
-            raise self.sync_answer
-        return self.sync_answer
-
-    async def verify(self) -> None:
-        """See `worker.replication.Ownership`."""
-        self.events.append("verify")
-        if self.verify_answer is not None:
-            raise self.verify_answer
-
-
-def confirm(world: World) -> None:
-    """Ask both questions once."""
-
-    async def both() -> None:
-        confirmation = LitestreamConfirmation(world, world, sync_timeout=7)
-        await confirmation.upload()
-        await confirmation.verify()
-
-    asyncio.run(both())
-
-
-def test_safe_is_synced_and_then_verified() -> None:
-    """INV-1: the lease record is read after the sync has answered, never before or beside it."""
-    world = World()
-    confirm(world)
-    assert world.events == ["sync within 7", "synced", "verify"]
-
-
-@pytest.mark.parametrize(
-    "position",
-    [At(4, 3), At(3, 4), At(0, 0), At(1, 0), At(0, 1), At(-1, -1)],
-    ids=["behind", "the replica is ahead", "nothing written", "nothing replicated", "only replicated", "nonsense"],
-)
-def test_a_200_is_not_enough(position: At) -> None:
-    """INV-1: only ids that agree and are not zero prove an upload; the lease is not even asked otherwise."""
-    world = World(sync_answer=position)
-    with pytest.raises(Unconfirmed, match=f"the bucket is at transaction {position.replicated_txid}, not {position.txid}"):
-        confirm(world)
-    assert "verify" not in world.events
-
-
-def test_ids_that_differ_for_an_instant_are_asked_again() -> None:
-    """Litestream's own monitor may add a transaction between an upload and its answer; the lease is read after the last."""
-    world = World(first=[At(5, 4)], sync_answer=At(5, 5))
-    confirm(world)
-    # The second time with what is left of SYNC_TIMEOUT_SECONDS, in whole seconds.
-    assert world.events == ["sync within 7", "synced", "sync within 6", "synced", "verify"]
-
-
-def test_ids_that_go_on_differing_are_a_doubt() -> None:
-    """INV-7: one confirmation asks a bounded number of times."""
-    world = World(first=[At(number + 1, number) for number in range(1, 50)])
-    with pytest.raises(Unconfirmed):
-        confirm(world)
-    assert len(world.first) > 40
-
-
-@pytest.mark.parametrize(
-    "world",
-    [World(sync_answer=SyncUnavailable("silent")), World(verify_answer=StoreUnavailable("silent"))],
-    ids=["sync", "verify"],
-)
-def test_silence_is_a_doubt(world: World) -> None:
-    """No answer to either question means asking both again, not a loss."""
-    with pytest.raises(Unconfirmed, match="silent"):
-        confirm(world)
-
-
-def test_a_lost_lease_is_no_doubt() -> None:
-    """The data is in the bucket, on a path that is no longer ours: that is not safe, and never will be."""
-    with pytest.raises(LeaseLost):
-        confirm(World(verify_answer=LeaseLost("another")))
+    asyncio.run(body())

@@ -10,7 +10,7 @@ import pytest
 from tests.fakes import Clock, MemoryStore
 from tests.unit.test_lease import acquired, record_in
 from worker.errors import LeaseLost, StoreUnavailable
-from worker.layout import Manifest, path_of
+from worker.layout import Manifest, path_of, slot_name
 from worker.retention import expired, prune, prune_every
 
 NOW = datetime(2024, 1, 31, tzinfo=UTC)
@@ -80,20 +80,25 @@ def store() -> Listing:
     made = Listing()
     for path, each in HISTORY.items():
         made.put(f"{path}/manifest.json", msgspec.json.encode(each))
-        made.put(f"{path}/ltx/0/1.ltx", b"x")
+        for transaction in (1, 2):
+            made.put(slot_name(path, transaction), b"x")
+        made.put(f"{path}/ltx/9/snapshot.ltx", b"x")
     return made
 
 
 def test_pruning_deletes_whole_generations_manifest_last(store: Listing) -> None:
-    """A deletion cut short is found again by its manifest."""
+    """A deletion cut short is found again by its manifest. The last slot stays: a frozen writer must never find it free."""
     held = acquired(store, Clock())
     asyncio.run(held.set_live(path_of(5)))
     assert asyncio.run(prune(store, held, WEEK)) == [path_of(1), path_of(2), path_of(3)]
-    assert sorted({name.split("/")[1] for name in store.objects if name.startswith("generations/")}) == [
-        f"{epoch:016x}" for epoch in (4, 5)
+    left = [name for name in store.objects if name.startswith("generations/")]
+    assert [name for name in left if int(name.split("/")[1], 16) < 4] == [
+        slot_name(path_of(epoch), 2) for epoch in (1, 2, 3)
     ]
+    assert sum(int(name.split("/")[1], 16) >= 4 for name in left) == 8
     deleted = [call for call in store.calls if call.startswith("delete")]
-    assert [call.endswith("manifest.json") for call in deleted] == [False, True] * 3
+    assert [call.endswith("manifest.json") for call in deleted] == [False, False, True] * 3
+    assert asyncio.run(prune(store, held, WEEK)) == []
 
 
 def test_a_pass_that_got_no_answer_goes_on_soon(store: Listing) -> None:
@@ -118,7 +123,8 @@ def test_a_pass_that_got_no_answer_goes_on_soon(store: Listing) -> None:
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(prune_every(3600, store, held, timedelta(0), sleep=clock.sleep))
     assert clock.slept == [30, 30, 3600]
-    assert not any(name.startswith(f"{path_of(epoch)}/") for name in store.objects for epoch in (1, 2, 3))
+    gone = [name for name in store.objects if name.startswith(tuple(f"{path_of(epoch)}/" for epoch in (1, 2, 3)))]
+    assert gone == [slot_name(path_of(epoch), 2) for epoch in (1, 2, 3)]
 
 
 def test_an_unreadable_manifest_costs_nothing(store: Listing) -> None:
@@ -127,7 +133,7 @@ def test_an_unreadable_manifest_costs_nothing(store: Listing) -> None:
     held = acquired(store, Clock())
     asyncio.run(held.set_live(path_of(5)))
     assert path_of(2) not in asyncio.run(prune(store, held, WEEK))
-    assert f"{path_of(2)}/ltx/0/1.ltx" in store.objects
+    assert slot_name(path_of(2), 1) in store.objects
 
 
 def test_a_lost_lease_prunes_nothing(store: Listing) -> None:

@@ -204,7 +204,7 @@ def test_who_asked_takes_the_release_at_once() -> None:
     waiting = succession(store, clock, "me")
     waiting.message_received()
     asyncio.run(waiting.ask(RELEASED))
-    timing = Timing(ttl=15, renew=4, poll=1, spacing=1, timeout=3)
+    timing = Timing(ttl=15, renew=4, poll=1, timeout=3)
     held = Lease(store, holder="me", revision="r2", timing=timing, waiting=waiting, clock=clock, sleep=clock.sleep)
     asyncio.run(held.acquire())
     assert clock.slept == []
