@@ -204,14 +204,14 @@ def _restored_by_worker(side: Side) -> float:
 
 @contextlib.contextmanager
 def _here(options: argparse.Namespace) -> Iterator[Side]:
-    with open_store() as store:
-        yield _served("this checkout", store, ROOT)
+    with _served("this checkout", ROOT) as side:
+        yield side
 
 
 @contextlib.contextmanager
 def _base(options: argparse.Namespace) -> Iterator[Side]:
-    with checked_out(options.base) as (folder, name), open_store() as store:
-        yield _served(f"the base, {name}", store, folder)
+    with checked_out(options.base) as (folder, _), _served(f"the base, {options.base}", folder) as side:
+        yield side
 
 
 @contextlib.contextmanager
@@ -220,22 +220,29 @@ def _litestream(options: argparse.Namespace) -> Iterator[Side]:
         yield Side("Litestream alone", store, litestream.send, lambda: f"{BUCKET_URL}/{plain.PATH}")
 
 
+@contextlib.contextmanager
+def _served(name: str, code: Path) -> Iterator[Side]:
+    """A worker of that code; at the end everything that it acknowledged must be in its bucket."""
+    with open_store() as store:
+        worker = store.worker("r1", code=code).start().wait_serving()
+        runs = iter(range(wrk.ROUNDS_MAX))
+        acknowledged = [0]
+
+        def send(count: int) -> None:
+            seconds = max(1, min(count // _UPLOADS_A_SECOND, _PUSH_SECONDS))
+            run = wrk.run(worker.url, connections=_IN_FLIGHT, seconds=seconds, number=next(runs))
+            acknowledged[0] += run.sound(name).acknowledged
+
+        yield Side(name, store, send, lambda: f"{BUCKET_URL}/{store.live()}", worker)
+        worker.stop()
+        store.check_count(acknowledged[0])
+
+
 SIDES: Final[Mapping[str, Callable[[argparse.Namespace], contextlib.AbstractContextManager[Side]]]] = {
     "here": _here,
     "base": _base,
     "litestream": _litestream,
 }
-
-
-def _served(name: str, store: Store, code: Path) -> Side:
-    worker = store.worker("r1", code=code).start().wait_serving()
-    runs = iter(range(wrk.ROUNDS_MAX))
-
-    def send(count: int) -> None:
-        seconds = max(1, min(count // _UPLOADS_A_SECOND, _PUSH_SECONDS))
-        wrk.run(worker.url, connections=_IN_FLIGHT, seconds=seconds, number=next(runs)).sound(name)
-
-    return Side(name, store, send, lambda: f"{BUCKET_URL}/{store.live()}", worker)
 
 
 def _uploads_counter(side: Side) -> Callable[[], int]:
