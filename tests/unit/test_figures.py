@@ -8,7 +8,7 @@ import pytest
 
 from bench import figures
 
-NAMES = ("generation", "snapshot", "oidc", "everything")
+NAMES = ("generation", "snapshot", "spacing", "oidc", "everything")
 
 
 @pytest.mark.parametrize("name", NAMES)
