@@ -81,8 +81,9 @@ class Assumptions:
 
     `message_bytes` is what Pub/Sub bills at least for one request. `upload_bytes` and `upload_bytes_per_message` are a
     line through what was seen (2.1 kB for one small message, 8.7 kB for seven), `merged_bytes` and
-    `merged_bytes_per_message` one through merged files (5.3 kB for 30 messages, 12.7 kB for 212); so are the bytes of a
-    receipt and a user. `starts_a_week` are new lives, each with `copies` full copies of the database: its first file at each level, and a snapshot.
+    `merged_bytes_per_message` one through merged files (5.3 kB for 30 messages, 12.7 kB for 212); so are
+    the bytes of a receipt and a user. `starts_a_week` are new lives, each with `copies` full copies of the database: its
+    first file at each level, and a snapshot.
     """
 
     put_seconds: float = 0.077
