@@ -32,5 +32,5 @@ ENV PATH=/venv/bin:$PATH \
 WORKDIR /app
 USER 10001:10001
 EXPOSE 8080
-# Without a shell: the process is PID 1 and gets SIGTERM itself, which is what the final sync and the release hang on.
+# Without a shell: the process is PID 1 and gets SIGTERM itself, which is what the last confirmation and the release hang on.
 CMD ["python", "-m", "worker", "serve"]

@@ -1,7 +1,8 @@
 """Everything that fits into a quarter of an hour, and one table of it in bench/README.md.
 
 The steady load of ten minutes (bench.soak), the profile of the hot path (bench.profile), two commits beside each other
-(bench.compare) and the longer measurements (bench.oidc, bench.rollover, bench.restore) are commands of their own.
+(bench.compare) and the longer measurements (bench.generation, bench.spacing, bench.oidc, bench.restore) are commands of
+their own.
 """
 
 from __future__ import annotations

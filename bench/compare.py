@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[_ROW] = []
     try:
         wrk.find()
-        with _checked_out(options.base) as (base, name):
+        with checked_out(options.base) as (base, name):
             for each in options.parts:
                 rows += PARTS[each]({HERE: ROOT, BASE: base}, options)
     except (WrkMissing, subprocess.CalledProcessError) as missing:
@@ -63,7 +63,7 @@ def _cells(name: str, values: dict[str, list[float]], form: str) -> tuple[str, .
 
 
 @contextlib.contextmanager
-def _checked_out(commit: str) -> Iterator[tuple[Path, str]]:
+def checked_out(commit: str) -> Iterator[tuple[Path, str]]:
     """The commit's files in a folder of their own, and its name; the folder is gone at the end."""
     with tempfile.TemporaryDirectory(prefix="solowriter-base-") as scratch:
         folder = Path(scratch) / "base"

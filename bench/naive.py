@@ -1,4 +1,4 @@
-"""Naive durability: one transaction, one confirmed sync and one read of the lease for each message, one after the other.
+"""Naive durability: one transaction and one confirmation for each message, one after the other.
 
 Everything else is the worker's: its settings, lease, generation, Litestream, tables, and the server around it. A message
 whose sender has gone is passed over, as it would otherwise be worked on in the next run.
@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Final
 
 import functions_framework.aio
 import uvloop
@@ -22,12 +21,10 @@ from bench import noop
 from publisher import message
 from worker import config, database, envelope
 from worker.background import running
-from worker.generation import Generations, Limits
+from worker.generation import Generation
 from worker.models import Connection, Receipt, User
 from worker.parts import Parts
-from worker.replication import LitestreamConfirmation
-
-_NEVER: Final = 10**9
+from worker.replication import Confirmation
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +32,7 @@ class Store:
     """What the one message under way has to itself."""
 
     connection: Connection
-    confirmation: LitestreamConfirmation
+    confirmation: Confirmation
     epoch: int
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -52,13 +49,13 @@ async def handle(request: Request) -> Response:
     async with store.turn:
         if await request.is_disconnected():
             return Response(status_code=499)
-        _write(store, delivery.message_id, delivery.publish_time, user)
-        await store.confirmation.upload()
-        await store.confirmation.verify()
+        write(store.connection, delivery.message_id, delivery.publish_time, user, epoch=store.epoch)
+        await store.confirmation.confirm()
     return Response(status_code=204)
 
 
-def _write(store: Store, message_id: str, published: int, user: message.UserCreated) -> None:
+def write(connection: Connection, message_id: str, published: int, user: message.UserCreated, *, epoch: int) -> None:
+    """Commit one message's user and receipt, in a transaction of their own."""
     now = round(time.time() * 1000)
     row = {
         "user_id": user.user_id,
@@ -73,11 +70,11 @@ def _write(store: Store, message_id: str, published: int, user: message.UserCrea
         "outcome": "created",
         "publish_time": published,
         "processed_at": now,
-        "epoch": store.epoch,
+        "epoch": epoch,
     }
-    with store.connection.atomic("IMMEDIATE"):
-        User.insert(row).execute(store.connection)
-        Receipt.insert(receipt).execute(store.connection)
+    with connection.atomic("IMMEDIATE"):
+        User.insert(row).execute(connection)
+        Receipt.insert(receipt).execute(connection)
 
 
 def main() -> int:
@@ -88,25 +85,17 @@ def main() -> int:
 
 async def _serve(settings: config.Settings) -> None:
     parts = Parts(settings)
-    limits = Limits(
-        integrity_check=settings.restore_integrity_check,
-        restore_seconds=settings.restore_timeout_seconds,
-        busy_timeout_seconds=settings.busy_timeout_seconds,
-        first_sync_seconds=settings.first_sync_timeout_seconds,
-        transactions_max=_NEVER,
-    )
     lease = parts.lease
     async with (
         lease.held(release_seconds=settings.release_seconds),
         asyncio.TaskGroup() as side,
         running(side, "lease renewal", lease.keep()),
-        Generations(lease, parts.store, parts.options, prefix=settings.prefix, limits=limits, side=side) as generations,
+        Generation(lease, parts.store, parts.options, settings, side=side) as generation,
     ):
-        await generations.begin()
+        await generation.begin()
         connection = database.connect(parts.options.database, busy_timeout_seconds=settings.busy_timeout_seconds)
-        confirmation = LitestreamConfirmation(generations, lease, sync_timeout=settings.sync_timeout_seconds)
         with connection.connection_context():
-            store = Store(connection, confirmation, lease.epoch)
+            store = Store(connection, generation, lease.epoch)
             await noop.serve(sys.modules[__name__], settings.port, store=store)
     parts.close()
 

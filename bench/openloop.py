@@ -25,12 +25,16 @@ _NO_CONTENT: Final = 204
 
 @dataclass(slots=True)
 class Answers:
-    """What came back. `seconds` are those of the messages that were acknowledged, in the order of their answers."""
+    """What came back. `seconds` are those of the messages that were acknowledged, in the order of their answers.
+
+    `moments` are when their answers came, on the monotonic clock.
+    """
 
     seconds: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     took: float = 0.0
     """Seconds from the first message's due time to the last answer."""
+    moments: list[float] = field(default_factory=list)
 
     def percentile(self, share: float) -> float:
         """The time within which that share of the messages was acknowledged, in seconds."""
@@ -120,7 +124,9 @@ class _Connection(asyncio.Protocol):
         status = int(head[9:12])
         self._answers.statuses[status] += 1
         if status == _NO_CONTENT:
-            self._answers.seconds.append(time.monotonic() - self._due)
+            now = time.monotonic()
+            self._answers.seconds.append(now - self._due)
+            self._answers.moments.append(now)
         self.busy = False
         self._idle.append(self)
 

@@ -77,8 +77,11 @@ def thread_seconds(pid: int) -> dict[int, float]:
 
 def children(pid: int) -> list[int]:
     """The processes it has started and that live."""
-    tasks = Path(f"/proc/{pid}/task")
-    return [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def rss_bytes(pid: int) -> int:

@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -28,11 +27,9 @@ from local.worker_process import WorkerProcess
 from worker.config import Settings
 from worker.gcs import Bucket
 from worker.litestream import find_binary
-from worker.restore_commands import Wanted, restore
+from worker.restore_commands import restore
+from worker.restoring import Wanted
 
-_NEVER: Final = 10**9
-"""Transactions after which a generation is left when it shall not be left."""
-_REQUEST_SECONDS: Final = 120.0
 PLAIN: Final = "plain litestream restore"
 FUNCTION: Final = "the worker's function"
 COMMAND: Final = "python -m worker restore"
@@ -69,7 +66,7 @@ def measure(megabytes: int, options: argparse.Namespace) -> list[Restores]:
     """Fill a store; restore a generation that was just begun, and one of many uploads, without and with latency."""
     found = []
     with open_store() as store, _sent_to(store):
-        worker = store.worker("r1", {"GENERATION_TRANSACTIONS_MAX": str(_NEVER)}).start().wait_serving()
+        worker = store.worker("r1").start().wait_serving()
         pushes = Pushes(worker.url)
         store.fill(pushes, megabytes)
         for kind, uploads in (("just begun", 0), (f"{options.uploads:,} uploads", options.uploads)):
@@ -120,9 +117,8 @@ async def _restore(store: Store, output: Path) -> None:
             Wanted(),
             output,
             binary=find_binary(settings.litestream_bin),
-            now=datetime.now(UTC),
-            request_seconds=_REQUEST_SECONDS,
-            fetch_seconds=settings.fetch_timeout_seconds,
+            seconds=settings.restore_timeout_seconds,
+            request_seconds=settings.fetch_timeout_seconds,
             say=lambda _: None,
         )
     finally:

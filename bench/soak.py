@@ -3,8 +3,8 @@
 Messages are pushed for so many minutes at half of what is taken at most, with the bucket's latency added; the resident
 memory of the worker and of its Litestream is read all the time, and the medians of the first and of the last half minute
 after a warm-up are compared. The warm-up begins with as many connections at once as the worker may hold requests: each takes
-some 16 KB that Python keeps for the next, and in a roll-over, which holds requests for a second, a steady load needs as many
-as it has messages in that second. What grows after that has no bound. Then comes a flood: four times as many requests at
+some 16 KB that Python keeps for the next, and while the bucket is slow for a second a steady load needs as many as it has
+messages in that second. What grows after that has no bound. Then comes a flood: four times as many requests at
 once as the worker may hold (QUEUE_MAX_MESSAGES). What is over that is refused with 503; memory may not grow from the flood's
 first half to its second. After it the worker must acknowledge as before. What the processes map of the database does not
 count: it lies in memory anyway, as a file.
@@ -63,7 +63,7 @@ class Memory:
                 child = sum(process.rss_bytes(child) for child in process.children(self.pid))
                 self.samples.append((time.monotonic(), process.rss_bytes(self.pid), child))
             except (FileNotFoundError, ProcessLookupError, KeyError):
-                continue  # Litestream is just being replaced: a roll-over
+                continue  # Litestream is just being started again
 
     def between(self, begin: float, end: float) -> tuple[list[float], list[float]]:
         """The megabytes of the two in a span of time."""

@@ -51,6 +51,7 @@ class Store:
     replica_url: str = f"{BUCKET_URL}/store"
     workers: list[WorkerProcess] = field(default_factory=list)
     _others: list[Store] = field(default_factory=list)
+    _latency: list[int] = field(default_factory=list)  # the rules that add it
 
     def worker(self, revision: str, settings: Mapping[str, str] = NO_SETTINGS, *, code: Path = ROOT) -> WorkerProcess:
         """A place for a worker of that version of the code, with a disk of its own; not started."""
@@ -96,17 +97,19 @@ class Store:
 
     def latency(self, *, put_ms: float, get_ms: float) -> None:
         """From now on every write of the bucket takes `put_ms` longer, and every read of an object `get_ms`."""
-        self.gcs.faults.clear()
+        faults = self.gcs.faults
+        while self._latency:
+            faults.remove(self._latency.pop())
         if put_ms:
-            self.gcs.faults.add(action="delay", verb="insert", seconds=put_ms / 1000)
+            self._latency.append(faults.add(action="delay", verb="insert", seconds=put_ms / 1000))
         if get_ms:
-            self.gcs.faults.add(action="delay", verb="get", seconds=get_ms / 1000)
-            self.gcs.faults.add(action="delay", verb="download", seconds=get_ms / 1000)
+            self._latency.append(faults.add(action="delay", verb="get", seconds=get_ms / 1000))
+            self._latency.append(faults.add(action="delay", verb="download", seconds=get_ms / 1000))
 
     def generations(self) -> dict[str, list[Stored]]:
         """The objects of each generation, oldest generation first; its path under the bucket is the key."""
         found: dict[str, list[Stored]] = {}
-        for stored in self._objects(f"{self.prefix}/generations/"):
+        for stored in self.objects(f"{self.prefix}/generations/"):
             found.setdefault("/".join(stored.name.split("/")[:3]), []).append(stored)
         return found
 
@@ -160,7 +163,8 @@ class Store:
         if proof.users != proof.receipts or not proof.holds:
             raise Worthless(f"{proof.receipts} messages made {proof.users} users: they were not distinct")
 
-    def _objects(self, prefix: str) -> Iterator[Stored]:
+    def objects(self, prefix: str) -> Iterator[Stored]:
+        """The objects of the bucket whose names begin so, in order."""
         parameters = {"prefix": prefix}
         while True:
             url = f"{self.gcs.url}/storage/v1/b/{_BUCKET}/o"

@@ -73,6 +73,7 @@ def parts() -> dict[str, Callable[[], str]]:
         "prices": cost.prices_table,
         "loads": cost.loads_table,
         "database sizes": cost.sizes_table,
+        "spacings": cost.spacings_table,
     }
 
 

@@ -155,12 +155,10 @@ WORKER: Final[Mapping[str, Mapping[str, Text]]] = {
             "Longest the full copy at the start of a generation may take.",
             "Room for the upload of a large database; a small one takes less than a second.",
         ),
-        "GENERATION_TRANSACTIONS_MAX": Text(
-            "uploads",
-            "Uploads after which the writer moves to a new generation.",
-            "Litestream does not compact on Cloud Storage, so the time of a restore grows with the number of uploads; "
-            "each new generation begins with full copies of the database, which are kept for `RETENTION_DAYS`. See "
-            "[bench](../bench/README.md).",
+        "UPLOAD_SPACING_SECONDS": Text(
+            "seconds",
+            "Least time between the beginnings of two uploads. Fewer uploads cost less, and acknowledgements wait longer.",
+            "An upload for each confirmation: the shortest wait. See [cost](cost.md#cost-against-latency).",
         ),
         "RETENTION_DAYS": Text(
             "days",
@@ -228,11 +226,6 @@ WORKER: Final[Mapping[str, Mapping[str, Text]]] = {
             "seconds",
             "Longest one request for the lease record may take.",
             "Ten times a slow answer.",
-        ),
-        "LEASE_WRITE_SPACING_SECONDS": Text(
-            "seconds",
-            "Least time between two writes of the record.",
-            "Cloud Storage takes one write a second for each object name.",
         ),
         "SUCCESSOR_POLL_SECONDS": Text(
             "seconds",

@@ -49,3 +49,13 @@ def test_a_commit_beside_itself() -> None:
     assert "| msg/s at 80/40 ms |" in printed
     worktrees = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "solowriter-base-" not in worktrees
+
+
+def test_a_long_generation_beside_a_commit_and_litestream_alone() -> None:
+    """Each side gets its uploads and is restored; what was acknowledged is in the bucket, or it would end with 1."""
+    small = ("--uploads", "30", "--settle", "0", "--runs", "1", "--snapshot-mb", "0")
+    printed = bench("bench.generation", "--base", "HEAD", *small)
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")][2:]
+    assert [row[0].strip("| ").partition(",")[0] for row in rows] == ["this checkout", "the base", "Litestream alone"]
+    assert all(int(row[1]) >= 30 and int(row[2]) >= 30 for row in rows)
+    assert "cannot" not in printed

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import figures, rollover
-from bench.store import Stored
+from bench import figures
 
-NAMES = ("rollover", "oidc", "everything")
+NAMES = ("generation", "snapshot", "spacing", "oidc", "everything")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -25,27 +24,14 @@ def test_only_the_own_block_is_rewritten(tmp_path: Path) -> None:
     (begin, end), (other, other_end) = map(figures.markers, NAMES[:2])
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{begin}\nold\n{end}\n{other}\nkept\n{other_end}\nafter\n")
-    figures.rewrite(readme, "rollover", "new")
+    figures.rewrite(readme, "generation", "new")
     assert readme.read_text() == f"before\n{begin}\nnew\n{end}\n{other}\nkept\n{other_end}\nafter\n"
     readme.write_text("nothing")
     with pytest.raises(RuntimeError, match="has lost its markers"):
-        figures.rewrite(readme, "rollover", "new")
+        figures.rewrite(readme, "generation", "new")
 
 
 def test_a_table_is_aligned_and_a_spread_is_three_figures() -> None:
     """Text on the left, figures on the right."""
     assert figures.table(("a", "b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
     assert figures.spread([3, 1, 2]) == "1.00 / 2.00 / 3.00"
-
-
-def test_copies_of_the_whole_database_are_told_from_transactions() -> None:
-    """Each level's object that begins at transaction 1 is a copy; of these only level 0's is waited for."""
-    one, three = "0" * 15 + "1", "0" * 15 + "3"
-    objects = [
-        Stored(f"store/generations/{one}/ltx/0/{one}-{one}.ltx", 100, 0),
-        Stored(f"store/generations/{one}/ltx/0/{three}-{three}.ltx", 1, 0),
-        Stored(f"store/generations/{one}/ltx/9/{one}-{three}.ltx", 101, 0),
-        Stored(f"store/generations/{one}/manifest.json", 5, 0),
-    ]
-    assert rollover._copies(objects) == (100, 101)
-    assert rollover.transactions(objects) == 2
