@@ -84,8 +84,6 @@ TRACE_FLUSH_SECONDS: Final = 1.0
 GATEWAY_KEEP_ALIVE_SECONDS: Final = 620
 """How long the gateway keeps an idle connection, in seconds: longer than Google's front ends (600 s), so that they close
 it and no request meets a connection that is being closed."""
-GATEWAY_BACKLOG: Final = 2048
-"""Most connections that wait to be accepted by the gateway."""
 GATEWAY_RETRY_AFTER_SECONDS: Final = 2
 """When a sender that the gateway could not serve shall try again (Retry-After), in whole seconds: most outages of an
 instance are shorter, and a longer pause makes the senders' own queues grow."""
