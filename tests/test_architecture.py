@@ -32,6 +32,7 @@ VALUES = {
     "worker.ltx",
     "worker.observer",
     "worker.wording",
+    "worker.places",
 }
 """What every layer of the worker may import: values, formats, errors, what a message does, and two pieces of asyncio."""
 ADAPTERS = {
@@ -97,7 +98,7 @@ WIRING = {
 }
 """Only these see everything; nobody imports them but each other."""
 
-SHARED = {"publisher.message", "publisher.connections", "publisher.listening"}
+SHARED = {"publisher.message", "publisher.connections", "publisher.listening", "publisher.values"}
 """What the worker takes from the publisher: the message format, and the server's side of a connection with its socket."""
 
 PURE: dict[str, set[str]] = {
@@ -126,7 +127,9 @@ PURE: dict[str, set[str]] = {
     "worker.background": set(),
     "worker.tally": set(),
     "worker.pubsub": {"worker.errors"},
-    "worker.config": {"worker.errors"},
+    "worker.config": {"worker.errors", "worker.places", "publisher.values"},
+    "worker.places": {"publisher.values"},
+    "publisher.values": set(),
     "worker.telemetry": {"worker.trace_context"},
     "worker.trace_context": set(),
     "worker.litestream_log": set(),
