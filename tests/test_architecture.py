@@ -46,6 +46,7 @@ ADAPTERS = {
     "worker.litestream",
     "worker.gcs",
     "worker.sender",
+    "worker.claim",
 }
 """Each knows one foreign thing. They do not import one another."""
 DECIDERS = {"worker.lease", "worker.replica", "worker.replication", "worker.succession"}

@@ -24,7 +24,7 @@ import uvicorn
 
 from publisher.connections import SPARE_CONNECTIONS, Bounds, Connections
 from publisher.listening import listen, spare_files
-from worker import app, checkpointing, database, doctor_quick, lease_record, pubsub, telemetry, tracing
+from worker import app, checkpointing, claim, database, doctor_quick, lease_record, pubsub, telemetry, tracing
 from worker import retention as retention_
 from worker.background import plain, running
 from worker.config import Settings
@@ -73,10 +73,11 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
         parts.metrics.spans = _spans(parts)
         with contextlib.suppress(StoreUnavailable):  # an outage is waited out while standing by
             await lease_record.look(parts.store, timeout=settings.lease_read_timeout_seconds)  # a mistyped URL ends here
-        async with _listening(settings, parts) as (port, server):
-            listening(port)
-            log.info("listening on port %d", port, extra={"action": "worker.listening"})
-            await _live_until(stop, server, parts)
+        with claim.held(settings.database_path):
+            async with _listening(settings, parts) as (port, server):
+                listening(port)
+                log.info("listening on port %d", port, extra={"action": "worker.listening"})
+                await _live_until(stop, server, parts)
     finally:
         if parts.metrics.spans is not None:
             await parts.metrics.spans.close(settings.trace_flush_seconds)
