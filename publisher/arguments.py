@@ -31,11 +31,13 @@ _LOAD: Final = """Publish many users from a file, or from standard input (-).
 
 JSON Lines: one message per line, {"user_id": 5, "email_address": "a@example.com"}.
 CSV: the first line names the columns, user_id and any of email_address, settings, created_at;
-an empty cell is null. Blank lines are skipped. The file is read as a stream, whatever its size.
+an empty cell is null. Blank lines are skipped, also above the header; other columns are ignored. Cells
+are divided by commas, semicolons or tabs, whichever makes a header. The text is UTF-8.
+The file is read as a stream, whatever its size.
 
 A line that is no valid message is reported with its number and does not stop the others. With
 --rejects FILE, every line that was not accepted is written there as it stood (for CSV below the
-header), so that it can be mended and loaded again.
+header), so that it can be corrected and loaded again. A file that holds something is never overwritten.
 
 examples:
   python -m publisher load users.jsonl
@@ -109,6 +111,12 @@ def _add_load(load: argparse.ArgumentParser) -> None:
     load.add_argument(
         "--format", choices=("auto", "jsonl", "csv"), default="auto", help="default: auto, by the name or the content"
     )
+    load.add_argument(
+        "--delimiter",
+        type=_delimiter,
+        metavar="C",
+        help="what divides the cells of a CSV: one character, or tab (default: found out)",
+    )
     load.add_argument("--dry-run", action="store_true", help="check every line, send nothing")
     load.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     load.add_argument("--rejects", type=values.path, metavar="FILE", help="write what was not accepted there")
@@ -166,3 +174,10 @@ def _add_target(command: argparse.ArgumentParser, give_up_after: float) -> None:
         metavar="SECONDS",
         help="how long one message is retried (default: %(default)g)",
     )
+
+
+def _delimiter(text: str) -> str:
+    found = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if len(found) != 1 or found in '"\r\n' or found.isalnum() or not (found.isprintable() or found == "\t"):
+        raise values.Wrong("must be one character that is no letter, digit, quote or line end, or the word tab")
+    return found

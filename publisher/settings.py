@@ -52,8 +52,8 @@ PUSH_ATTEMPT_SECONDS: Final = 60.0
 """Longest wait for one push request's answer, in seconds: stands for the subscription's ack deadline."""
 PUSH_REFUSALS: Final = 5
 """Attempts after which a 4xx answer is final: Pub/Sub would go on, but a person is waiting for the reason."""
-MAX_LINE_BYTES: Final = 16 * 1024 * 1024
-"""Longest line of an input file, in bytes: the largest message, with room for JSON's escapes."""
+MAX_LINE_BYTES: Final = 64 * 1024 * 1024
+"""Longest line of an input file, in bytes: the largest message if each of its bytes is escaped, as \\u0041."""
 INTERRUPT_SECONDS: Final = 10.0
 """How long Ctrl-C waits for what is in flight, in seconds; a second one does not wait."""
 

@@ -34,7 +34,7 @@ def held(database: Path) -> Iterator[None]:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)  # no child keeps it
     except OSError as error:
         raise Unfit(
-            f"{database}: the folder cannot be written ({error.strerror}); set DATABASE_PATH to a file of a folder of one's own"
+            f"{database}: the folder cannot be written ({error.strerror}); set DATABASE_PATH to a file in another one"
         ) from None
     try:
         _lock(descriptor, database)
