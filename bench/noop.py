@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import contextlib
 import signal
-import socket
 import sys
 from typing import Any, Final
 
@@ -19,10 +18,11 @@ import uvloop
 from starlette.requests import Request
 from starlette.responses import Response
 
-from worker.heads import Protocol
+from publisher.connections import Bounds, Connections
+from publisher.listening import listen
 
 _CLOSE_SECONDS: Final = 1
-_BACKLOG: Final = 2048
+_BOUNDS: Final = Bounds(connections=3000, body_max_bytes=14_000_000, body_seconds=20)
 
 
 @functions_framework.aio.http
@@ -47,24 +47,24 @@ async def serve(module: Any, port: int, **state: object) -> None:
     )
     for name, value in state.items():
         setattr(application.state, name, value)
+    doors = Connections(_BOUNDS)
     # The keywords are those of worker/supervisor.py; tests/unit/test_bench.py holds them together.
     server = _Server(
         uvicorn.Config(
             application,
-            http=Protocol,
+            http=doors,  # type: ignore[arg-type]  # uvicorn only calls it
             ws="none",
             lifespan="off",
             access_log=False,
             proxy_headers=False,
             server_header=False,
             log_config=None,
-            backlog=_BACKLOG,
             timeout_keep_alive=620,
             timeout_graceful_shutdown=_CLOSE_SECONDS,
         )
     )
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.handle_exit, signal.SIGTERM, None)
-    listener = socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
+    listener = listen("127.0.0.1", port)
     await server.serve(sockets=[listener])
 
 

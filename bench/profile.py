@@ -30,7 +30,13 @@ from local.worker_process import ROOT
 
 STAGES: Final[Mapping[str, Sequence[str]]] = {
     "event loop: poll, read, call back": ("uvloop/", "asyncio/"),
-    "server: parse the request": ("worker/heads.py", "uvicorn/", "httptools/", "functions_framework/", "starlette/"),
+    "server: parse the request": (
+        "publisher/connections.py",
+        "uvicorn/",
+        "httptools/",
+        "functions_framework/",
+        "starlette/",
+    ),
     "server: write the answer": (
         "uvicorn/protocols/http/httptools_impl.py:RequestResponseCycle.send",
         "uvicorn/protocols/http/httptools_impl.py:HttpToolsProtocol.on_response_complete",

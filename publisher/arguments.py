@@ -1,10 +1,10 @@
 """The command line of `python -m publisher`: options, their limits, and help that teaches."""
 
 import argparse
-from pathlib import Path
 from typing import Final
 
-from publisher import settings
+from publisher import settings, values
+from publisher.message import MAX_CREATED_AT, MIN_CREATED_AT
 
 MAX_GIVE_UP_SECONDS: Final = 86_400.0
 """Longest --give-up-after, in seconds: a day."""
@@ -31,11 +31,13 @@ _LOAD: Final = """Publish many users from a file, or from standard input (-).
 
 JSON Lines: one message per line, {"user_id": 5, "email_address": "a@example.com"}.
 CSV: the first line names the columns, user_id and any of email_address, settings, created_at;
-an empty cell is null. Blank lines are skipped. The file is read as a stream, whatever its size.
+an empty cell is null. Blank lines are skipped, also above the header; other columns are ignored. Cells
+are divided by commas, semicolons or tabs, whichever makes a header. The text is UTF-8.
+The file is read as a stream, whatever its size.
 
 A line that is no valid message is reported with its number and does not stop the others. With
 --rejects FILE, every line that was not accepted is written there as it stood (for CSV below the
-header), so that it can be mended and loaded again.
+header), so that it can be corrected and loaded again. A file that holds something is never overwritten.
 
 examples:
   python -m publisher load users.jsonl
@@ -92,11 +94,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_create(create: argparse.ArgumentParser) -> None:
-    create.add_argument("--user-id", type=int, required=True, metavar="N", help="1 to 2^63-1")
+    create.add_argument("--user-id", type=values.user_id, required=True, metavar="N", help="1 to 2^63-1")
     create.add_argument("--email", metavar="TEXT", help="e-mail address (default: null)")
     create.add_argument("--settings", metavar="TEXT", help="any text (default: null)")
     create.add_argument(
-        "--created-at", type=int, metavar="SECONDS", help="seconds since 1970, UTC (default: when it is published)"
+        "--created-at",
+        type=values.whole(MIN_CREATED_AT, MAX_CREATED_AT),
+        metavar="SECONDS",
+        help="seconds since 1970, UTC (default: when it is published)",
     )
     create.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -106,35 +111,46 @@ def _add_load(load: argparse.ArgumentParser) -> None:
     load.add_argument(
         "--format", choices=("auto", "jsonl", "csv"), default="auto", help="default: auto, by the name or the content"
     )
+    load.add_argument(
+        "--delimiter",
+        type=_delimiter,
+        metavar="C",
+        help="what divides the cells of a CSV: one character, or tab (default: found out)",
+    )
     load.add_argument("--dry-run", action="store_true", help="check every line, send nothing")
     load.add_argument("--json", action="store_true", help="print the summary as one JSON object")
-    load.add_argument("--rejects", type=Path, metavar="FILE", help="write what was not accepted there")
+    load.add_argument("--rejects", type=values.path, metavar="FILE", help="write what was not accepted there")
     load.add_argument(
         "--accepted",
-        type=Path,
+        type=values.path,
         metavar="FILE",
         help='write {"line", "user_id", "message_id"} there for every accepted message',
     )
     load.add_argument(
         "--in-flight",
-        type=_Between(1, settings.MAX_IN_FLIGHT),
+        type=values.whole(1, settings.MAX_IN_FLIGHT),
         metavar="N",
         help=f"messages sent and not answered yet, at most (default: {settings.IN_FLIGHT_MESSAGES}; "
         f"with --push-to: {settings.PUSH_IN_FLIGHT})",
     )
     load.add_argument(
-        "--start-line", type=_Between(1, 2**63), default=1, metavar="N", help="pass over the lines before this one"
+        "--start-line", type=values.whole(1), default=1, metavar="N", help="pass over the lines before this one"
     )
 
 
 def _add_serve(serve: argparse.ArgumentParser) -> None:
-    serve.add_argument("--host", metavar="ADDRESS", help=f"overrides HOST (default: {settings.GATEWAY_HOST})")
     serve.add_argument(
-        "--port", type=_Between(0, settings.MAX_PORT), metavar="N", help=f"overrides PORT (default: {settings.GATEWAY_PORT})"
+        "--host", type=values.word, metavar="ADDRESS", help=f"overrides HOST (default: {settings.GATEWAY_HOST})"
+    )
+    serve.add_argument(
+        "--port",
+        type=values.whole(0, settings.MAX_PORT),
+        metavar="N",
+        help=f"overrides PORT (default: {settings.GATEWAY_PORT})",
     )
     serve.add_argument(
         "--in-flight",
-        type=_Between(1, settings.MAX_IN_FLIGHT),
+        type=values.whole(1, settings.MAX_IN_FLIGHT),
         default=settings.GATEWAY_IN_FLIGHT,
         metavar="N",
         help="users taken and not answered yet, at most; more are answered 503 (default: %(default)s)",
@@ -143,40 +159,25 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
 
 def _add_target(command: argparse.ArgumentParser, give_up_after: float) -> None:
     target = command.add_argument_group("where to")
-    target.add_argument("--topic", help="overrides TOPIC")
-    target.add_argument("--project", help="overrides GOOGLE_CLOUD_PROJECT")
-    target.add_argument("--push-to", metavar="URL", help="deliver to a worker as a push subscription would, without Pub/Sub")
+    target.add_argument("--topic", type=values.word, help="overrides TOPIC")
+    target.add_argument("--project", type=values.word, help="overrides GOOGLE_CLOUD_PROJECT")
+    target.add_argument(
+        "--push-to",
+        type=values.address,
+        metavar="URL",
+        help="deliver to a worker as a push subscription would, without Pub/Sub",
+    )
     target.add_argument(
         "--give-up-after",
-        type=_seconds,
+        type=values.seconds(MAX_GIVE_UP_SECONDS),
         default=give_up_after,
         metavar="SECONDS",
         help="how long one message is retried (default: %(default)g)",
     )
 
 
-class _Between:
-    """An argument type: an integer within limits."""
-
-    def __init__(self, low: int, high: int) -> None:
-        self._low = low
-        self._high = high
-
-    def __call__(self, text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = self._low - 1
-        if not self._low <= value <= self._high:
-            raise argparse.ArgumentTypeError(f"must be an integer between {self._low} and {self._high}")
-        return value
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= MAX_GIVE_UP_SECONDS:
-        raise argparse.ArgumentTypeError(f"must be more than 0 and at most {MAX_GIVE_UP_SECONDS:g} seconds")
-    return value
+def _delimiter(text: str) -> str:
+    found = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if len(found) != 1 or found in '"\r\n' or found.isalnum() or not (found.isprintable() or found == "\t"):
+        raise values.Wrong("must be one character that is no letter, digit, quote or line end, or the word tab")
+    return found

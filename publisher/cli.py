@@ -120,7 +120,7 @@ def _load(options: Namespace, environment: Mapping[str, str]) -> int:
         stream = stack.enter_context(_input(options.file))
         _refuse_to_overwrite(options)
         lines = Lines(stream)
-        reader = open_reader(stream, options.file, options.format, lines)
+        reader = open_reader(stream, options.file, options.format, lines, options.delimiter)
         traced = not options.dry_run and stack.enter_context(_tracing(environment)) is not None
         sink = None if options.dry_run else stack.enter_context(open_sink(options, environment, traced=traced))
         rejects = stack.enter_context(_output(options.rejects)) if options.rejects else None
@@ -192,7 +192,14 @@ def _input(name: str) -> Iterator[BinaryIO]:
 @contextmanager
 def _output(path: Path) -> Iterator[BinaryIO]:
     try:
-        stream = path.open("wb")
+        try:
+            stream = path.open("xb")
+        except FileExistsError:
+            if path.is_file() and path.stat().st_size:
+                raise UsageError(
+                    f"{path} is there already, and is not overwritten: name a new file, or move it away"
+                ) from None
+            stream = path.open("ab")  # an empty one, or a device
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
     try:

@@ -131,8 +131,8 @@ def encode(user: UserCreated) -> bytes:
     return data
 
 
-def decode(data: bytes, attributes: Mapping[str, str] = NO_ATTRIBUTES) -> UserCreated:
-    """Read a message's `data` and attributes.
+def decode(data: bytes, attributes: Mapping[str, str] = NO_ATTRIBUTES, *, limit: int = MAX_DATA_BYTES) -> UserCreated:
+    """Read a message's `data` and attributes; `limit` is the largest data, in bytes.
 
     Raises:
         MessageError: the message breaks the format; no other exception leaves this function.
@@ -140,7 +140,7 @@ def decode(data: bytes, attributes: Mapping[str, str] = NO_ATTRIBUTES) -> UserCr
     if attributes.get(EVENT_TYPE_ATTRIBUTE, EVENT_TYPE) != EVENT_TYPE:
         detail = f"attribute {EVENT_TYPE_ATTRIBUTE} must be {EVENT_TYPE} or absent"
         raise MessageError(Reason.UNKNOWN_EVENT, detail, EVENT_TYPE_ATTRIBUTE)
-    _check_size(data)
+    _check_size(data, limit)
     if not data:
         raise MessageError(Reason.NOT_JSON, "data is empty; it must be a JSON object")
     try:
@@ -192,9 +192,9 @@ def _rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _check_size(data: bytes) -> None:
-    if len(data) > MAX_DATA_BYTES:
-        raise MessageError(Reason.TOO_LARGE, f"data must be at most {MAX_DATA_BYTES} bytes; it has {len(data)}")
+def _check_size(data: bytes, limit: int = MAX_DATA_BYTES) -> None:
+    if len(data) > limit:
+        raise MessageError(Reason.TOO_LARGE, f"data must be at most {limit} bytes; it has {len(data)}")
 
 
 def _check_integer(field: str, value: object, low: int, high: int) -> None:

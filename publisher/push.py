@@ -17,8 +17,9 @@ from http import HTTPStatus
 from threading import BoundedSemaphore, Thread
 from typing import Final, NamedTuple, Self
 
-import httpx
+import aiohttp
 
+from publisher import values
 from publisher.errors import (
     DeliveryError,
     NotPermittedError,
@@ -143,8 +144,12 @@ class PushTarget:
 
     async def _run(self) -> None:
         # Environment proxies would stand between this machine and a worker on it.
-        connections = httpx.Limits(max_connections=self._limits.in_flight)
-        async with httpx.AsyncClient(limits=connections, timeout=None, trust_env=False) as self._http:
+        connector = aiohttp.TCPConnector(limit=self._limits.in_flight)
+        untimed = aiohttp.ClientTimeout(total=None, sock_connect=None)  # each attempt has its own
+        cookies = aiohttp.DummyCookieJar()
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=untimed, trust_env=False, cookie_jar=cookies
+        ) as self._http:
             await self._stop.wait()
             tasks = list(self._tasks)
             for task in tasks:
@@ -181,18 +186,18 @@ class PushTarget:
                 return await self._post(body)
         except TimeoutError:
             what = f"did not answer within {seconds:g} s: look at the worker's log"
-        except httpx.HTTPError as error:
+        except (aiohttp.ClientError, OSError) as error:
             what = f"gave no answer: check that a worker runs there ({type(error).__name__}: {error})"
         return _Failure(UnreachableError(f"{self._url} {what}"))
 
     async def _post(self, body: bytes) -> _Failure | None:
         headers = {"content-type": "application/json"}
-        async with self._http.stream("POST", self._url, content=body, headers=headers) as response:
-            if response.status_code in ACKNOWLEDGED:
-                await response.aread()  # or the connection could not be used again
+        async with self._http.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
+            if response.status in ACKNOWLEDGED:
+                await response.read()  # or the connection could not be used again
                 return None
-            answer = f"{self._url} answered {response.status_code} ({await _beginning(response)})"
-            return _judge(response.status_code, answer)
+            answer = f"{self._url} answered {response.status} ({await _beginning(response)})"
+            return _judge(response.status, answer)
 
 
 def _judge(status: int, answer: str) -> _Failure:
@@ -210,20 +215,17 @@ def _judge(status: int, answer: str) -> _Failure:
     return _Failure(UnreachableError(f"{answer}: is that the worker's address?"), final=True)
 
 
-async def _beginning(response: httpx.Response) -> str:
+async def _beginning(response: aiohttp.ClientResponse) -> str:
     text = b""
-    async for chunk in response.aiter_bytes():
+    async for chunk in response.content.iter_any():
         text += chunk
         if len(text) >= MAX_ERROR_TEXT_BYTES:
             break
     return text[:MAX_ERROR_TEXT_BYTES].decode(errors="replace").strip() or "no text"
 
 
-def _checked(url: str) -> httpx.URL:
+def _checked(url: str) -> str:
     try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise UsageError(f"{url!r} is no address: {error}") from None
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UsageError(f"{url!r} is no address to push to: give http://HOST:PORT/")
-    return parsed
+        return values.address(url)
+    except values.Wrong as error:
+        raise UsageError(f"{url!r} is no address to push to: it {error}; give http://HOST:PORT/") from None

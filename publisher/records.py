@@ -2,18 +2,19 @@
 
 A record that is wrong is a value too: it carries its line number, its bytes and what is wrong with it, and reading goes
 on behind it. CSV rules: the first line names the columns (`COLUMNS`, in any order; others are ignored); an empty cell
-is null; a quoted cell may hold line breaks.
+is null; a quote stands at both ends of a cell or nowhere in it; quoted settings may hold line breaks. Behind a wrong quote
+the next line is read as a row again, so that a quote that is not closed takes no good row with it.
 """
 
-import csv
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, Protocol
 
 from publisher.errors import UsageError
-from publisher.message import MAX_USER_ID, MessageError, Reason, UserCreated, decode
+from publisher.message import MAX_DATA_BYTES, MAX_USER_ID, MessageError, Reason, UserCreated, decode, encode
 from publisher.settings import MAX_LINE_BYTES
 
 COLUMNS: Final = ("user_id", "email_address", "settings", "created_at")
@@ -25,7 +26,27 @@ LINE_TOO_LONG: Final = "line_too_long"
 BAD_CSV: Final = "bad_csv"
 """Problem code: the row's quoting or its number of cells is wrong."""
 
+DELIMITERS: Final = (",", ";", "\t")
+"""What may stand between two cells, in the order in which it is tried."""
+
 _BOM: Final = b"\xef\xbb\xbf"
+_CELL_MAX_BYTES: Final = 2 * MAX_DATA_BYTES
+"""Longest row of several lines, in bytes: the largest settings if each of its bytes is a quote, which is written twice."""
+_LOOK_BYTES: Final = 4096
+_UTF16: Final = "UTF-16; convert it: iconv -f UTF-16 -t UTF-8 FILE, or save it as CSV UTF-8"
+_MAGIC: Final[Mapping[bytes, str]] = {
+    b"\x1f\x8b": "gzip; unpack it: zcat FILE | python -m publisher load -",
+    b"PK\x03\x04": "a zip archive, such as Excel's .xlsx; save it as CSV UTF-8, or unpack it",
+    b"\xd0\xcf\x11\xe0": "an old Excel file, .xls; save it as CSV UTF-8",
+    b"\xff\xfe": _UTF16,
+    b"\xfe\xff": _UTF16,
+    b"%PDF": "a PDF; export CSV or JSON Lines instead",
+    b"\x28\xb5\x2f\xfd": "zstd; unpack it: zstdcat FILE | python -m publisher load -",
+    b"BZh": "bzip2; unpack it: bzcat FILE | python -m publisher load -",
+    b"\xfd7zXZ": "xz; unpack it: xzcat FILE | python -m publisher load -",
+    b"SQLite format 3": "an SQLite database; export CSV or JSON Lines from it",
+}
+"""How files begin that are neither format, and what they are."""
 _INTEGER: Final = re.compile(r"([+-]?)0*([0-9]+)")
 _MAX_DIGITS: Final = len(str(MAX_USER_ID)) + 1
 
@@ -88,7 +109,9 @@ class Lines:
             while line and not line.endswith(b"\n"):
                 line = self._read()
             return None
-        return line.removeprefix(_BOM) if self.number == 1 else line
+        while self.number == 1 and line.startswith(_BOM):
+            line = line.removeprefix(_BOM)
+        return line
 
     def _read(self) -> bytes:
         line = self._stream.readline(self.limit + 1)
@@ -117,61 +140,115 @@ class JsonLines:
 
 
 class CsvRows:
-    """Records from CSV with a header line.
+    """Records from CSV with a header line; blank lines and Excel's `sep=;` may stand above it.
+
+    Args:
+        lines: the input.
+        delimiter: what stands between two cells; None: what `sep=` says, or the one of DELIMITERS that makes a header.
 
     Attributes:
         header: the header line as it stood there.
+        delimiter: what stands between two cells.
         ignored: columns that are not of the format.
 
     Raises:
-        UsageError: the first line is no header with a user_id, or names a column twice.
+        UsageError: there is no header with a user_id, its quoting is wrong, or it names a column of the format twice.
     """
 
-    def __init__(self, lines: Lines) -> None:
-        # The csv module keeps this limit for the whole process; its default of 128 KiB is below a message's.
-        csv.field_size_limit(2 * lines.limit)
-        self._feed = _CsvFeed(lines)
-        self._rows = csv.reader(self._feed, strict=True)
-        try:
-            names = [name.strip() for name in next(self._rows, [])]
-        except (csv.Error, _RowTooLongError):
-            names = []
-        self.header: Final = self._feed.raw
-        if "user_id" not in names:
-            raise UsageError(f"the CSV's first line must name its columns: user_id and any of {', '.join(COLUMNS[1:])}")
-        if len(set(names)) < len(names):
-            raise UsageError("the CSV's first line names a column twice")
-        self._names = names
-        self.ignored: Final = tuple(name for name in names if name not in COLUMNS)
+    def __init__(self, lines: Lines, delimiter: str | None = None) -> None:
+        self._lines = lines
+        self._again: deque[tuple[int, bytes | None]] = deque()  # lines behind a wrong quote, to be read as rows of their own
+        number, raw = self._first()
+        if raw.lower().startswith(b"sep=") and len(raw.rstrip()) <= len(b"sep=;"):
+            delimiter = delimiter or raw.decode("ascii", "replace")[4:5].strip("\r\n") or None
+            number, raw = self._first()
+        self.header: Final = raw
+        text = raw.decode("utf-8", "surrogateescape").rstrip("\r\n")
+        found = [_Cells(each).split(text) for each in ((delimiter,) if delimiter else DELIMITERS)]
+        readable = [names for names in found if names is not None and "user_id" in map(str.strip, names)]
+        if not readable:
+            if '"user_id"' in text:
+                raise UsageError(
+                    f"the quoting of line {number} is wrong: a quote begins a cell or ends it, without blanks around"
+                )
+            raise UsageError(
+                f"the CSV's first line must name its columns: user_id and any of {', '.join(COLUMNS[1:])}; "
+                "cells are divided by a comma, a semicolon or a tab, or by what --delimiter says"
+            )
+        self.delimiter: Final = delimiter or DELIMITERS[found.index(readable[0])]
+        self._cells = _Cells(self.delimiter)
+        self._names = [name.strip() for name in readable[0]]
+        known = [name for name in self._names if name in COLUMNS]
+        if len(set(known)) < len(known):
+            raise UsageError("the CSV's first line names a column of the format twice")
+        self.ignored: Final = tuple(
+            dict.fromkeys(
+                name.encode("utf-8", "backslashreplace").decode() for name in self._names if name and name not in COLUMNS
+            )
+        )
 
     def __iter__(self) -> Iterator[Record]:
-        feed = self._feed
-        while True:
-            feed.start()
-            content: UserCreated | Problem
-            try:
-                row = next(self._rows)
-                if not feed.overlong and not feed.raw.strip():
-                    continue
-                content = self._user(row)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                content = Problem(BAD_CSV, str(error))
-            except _RowTooLongError:
-                content = Problem(BAD_CSV, f"a quoted cell does not end within {feed.lines.limit} bytes")
-            if feed.overlong:
-                yield Record(feed.first_line, None, feed.lines.too_long())
-            else:
-                yield Record(feed.first_line, feed.raw, content)
+        while (line := self._next()) is not None:
+            number, raw = line
+            if raw is None:
+                yield Record(number, None, self._lines.too_long())
+            elif raw.strip():
+                yield self._record(number, raw)
 
-    def _user(self, row: list[str]) -> UserCreated | Problem:
+    def _first(self) -> tuple[int, bytes]:
+        while (line := self._next()) is not None:
+            if line[1] is None or line[1].strip():
+                return line[0], line[1] or b""
+        return 1, b""
+
+    def _next(self) -> tuple[int, bytes | None] | None:
+        if self._again:
+            return self._again.popleft()
+        for raw in self._lines:
+            return self._lines.number, raw
+        return None
+
+    def _record(self, number: int, raw: bytes) -> Record:
+        """The record that begins here. Behind a quote that is wrong the next line is a row of its own again."""
+        more: list[tuple[int, bytes | None]] = []
+        whole, wrong = [raw], None
+        size, quotes = len(raw), raw.count(b'"')
+        while quotes % 2 and wrong is None:
+            line = self._next()
+            if line is None:
+                wrong = "a quote is opened and never closed"
+                break
+            more.append(line)
+            size += len(line[1] or b"")
+            if line[1] is None or size > min(self._lines.limit, _CELL_MAX_BYTES):
+                wrong = f"a quoted cell does not end within {min(self._lines.limit, _CELL_MAX_BYTES)} bytes"
+            elif self._is_row(line[1]):
+                wrong = "a quoted cell holds what looks like rows of its own: is a quote not closed?"
+            else:
+                whole.append(line[1])
+                quotes += line[1].count(b'"')
+        row = None if wrong else self._cells.split(_text(b"".join(whole)))
+        if row is None:
+            self._again.extendleft(reversed(more))
+            wrong = wrong or "a quote stands inside a cell, or a quoted cell does not end at its quote"
+            return Record(number, raw, Problem(BAD_CSV, wrong))
+        return Record(number, b"".join(whole), self._user(row, b"".join(whole)))
+
+    def _is_row(self, line: bytes) -> bool:
+        """Whether a line inside a quoted cell begins with what a row would begin with, as far as its user_id."""
+        cells = _text(line).split(self.delimiter)
+        at = self._names.index("user_id")
+        return len(cells) >= len(self._names) > at and _INTEGER.fullmatch(cells[at].strip().strip('"')) is not None
+
+    def _user(self, row: list[str], raw: bytes) -> UserCreated | Problem:
+        while len(row) < len(self._names) and not self._names[len(row)]:
+            row.append("")  # a header that ends in empty cells, above rows that do not
         if len(row) != len(self._names):
             return Problem(BAD_CSV, f"{len(row)} cells under a header of {len(self._names)}")
-        cells = dict(zip(self._names, row, strict=True))
+        cells = {name: cell for name, cell in zip(self._names, row, strict=True) if name in COLUMNS}
         try:
-            self._feed.raw.decode()
-            return UserCreated(
+            raw.decode()
+            user = UserCreated(
                 user_id=_integer(cells["user_id"]),
                 email_address=cells.get("email_address") or None,
                 settings=cells.get("settings") or None,
@@ -181,71 +258,81 @@ class CsvRows:
             return Problem(Reason.NOT_UTF8, f"must be UTF-8 text; byte {error.start} of the row is not")
         except MessageError as error:
             return Problem(error.reason, error.detail)
+        if "\n" in (user.email_address or "") or "\r" in (user.email_address or ""):
+            return Problem(BAD_CSV, "email_address holds a line break: is a quote not closed?")
+        return user
 
 
-class _RowTooLongError(Exception):
-    """A row goes on for too long: most likely a quote was never closed."""
+class _Cells:
+    """Splits a row into its cells, strictly: a quote stands at both ends of a cell or nowhere in it."""
+
+    def __init__(self, delimiter: str) -> None:
+        between = re.escape(delimiter)
+        self._cell = re.compile(rf'(?:"([^"]*+(?:""[^"]*+)*+)"|([^"{between}\r\n]*+))({between}|\Z)')
+
+    def split(self, text: str) -> list[str] | None:
+        """The cells; None if the quoting is wrong."""
+        cells, at = [], 0
+        while True:
+            found = self._cell.match(text, at)
+            if found is None:
+                return None
+            quoted = found[1]
+            cells.append(found[2] if quoted is None else quoted.replace('""', '"'))
+            if not found[3]:
+                return cells
+            at = found.end()
 
 
-class _CsvFeed:
-    """Gives lines to a csv.reader and keeps the bytes of the row being read."""
-
-    def __init__(self, lines: Lines) -> None:
-        self.lines: Final = lines
-        self.start()
-
-    def start(self) -> None:
-        """Forget the last row."""
-        self._kept: list[bytes] = []
-        self._size = 0
-        self.first_line = 0
-        self.overlong = False
-
-    @property
-    def raw(self) -> bytes:
-        """The bytes of the row read last."""
-        return b"".join(self._kept)
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self.lines)
-        self.first_line = self.first_line or self.lines.number
-        if line is None:
-            self.overlong = True
-            return "\n"
-        self._kept.append(line)
-        self._size += len(line)
-        if self._size > self.lines.limit:
-            raise _RowTooLongError
-        # csv wants text; bytes that are none survive as surrogates and are reported with the row.
-        return line.decode("utf-8", "surrogateescape")
+def _text(raw: bytes) -> str:
+    """A row without its line end; bytes that are no text survive as surrogates and are reported with the row."""
+    return raw.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
 
 
-def open_reader(stream: BinaryIO, name: str, kind: str, lines: Lines) -> JsonLines | CsvRows:
+def open_reader(stream: BinaryIO, name: str, kind: str, lines: Lines, delimiter: str | None = None) -> JsonLines | CsvRows:
     """Return the reader for a format.
 
     Args:
-        stream: what `lines` reads from; for auto it must have `peek`.
+        stream: what `lines` reads from; it must have `peek`.
         name: the file's name.
         kind: jsonl, csv, or auto: by the name's suffix, else by the first character that is not blank.
         lines: the stream's lines.
+        delimiter: see `CsvRows`.
 
     Raises:
-        UsageError: a CSV without a usable header.
+        UsageError: a CSV without a usable header, or bytes that are neither format.
     """
+    beginning: bytes = getattr(stream, "peek", lambda _: b"")(_LOOK_BYTES)[:_LOOK_BYTES]
+    _check_bytes(beginning)
     if kind == "auto":
         kind = FORMAT_OF_SUFFIX.get(Path(name).suffix.lower(), "auto")
     if kind == "auto":
-        peek: bytes = stream.peek(1)  # type: ignore[attr-defined]  # BinaryIO lacks what buffered streams have
-        kind = "jsonl" if peek.removeprefix(_BOM).lstrip()[:1] in (b"{", b"[", b"") else "csv"
-    return CsvRows(lines) if kind == "csv" else JsonLines(lines)
+        first = beginning
+        while first.startswith(_BOM):
+            first = first.removeprefix(_BOM)
+        kind = "jsonl" if first.lstrip()[:1] in (b"{", b"[", b"") else "csv"
+    return CsvRows(lines, delimiter) if kind == "csv" else JsonLines(lines)
+
+
+def _check_bytes(beginning: bytes) -> None:
+    """Refuse by its name what is no text of lines in UTF-8."""
+    for magic, what in _MAGIC.items():
+        if beginning.startswith(magic):
+            raise UsageError(f"this is {what}")
+    if b"\0" in beginning[:100]:
+        raise UsageError(
+            f"this is {_UTF16}" if beginning[1:2] == b"\0" or beginning[:1] == b"\0" else "this is binary, not text"
+        )
+    if b"\r" in beginning and b"\n" not in beginning and len(beginning.rstrip(b"\r").split(b"\r")) > 1:
+        raise UsageError("the lines end in CR alone, as on old Macs; convert it: tr '\\r' '\\n' < FILE")
 
 
 def _from_json(raw: bytes) -> UserCreated | Problem:
     try:
-        return decode(raw)
+        user = decode(raw, limit=len(raw))  # the limit is the message's: the line may spell it longer
+        if len(raw) > MAX_DATA_BYTES:
+            encode(user)
+        return user
     except MessageError as error:
         return Problem(error.reason, error.detail)
 

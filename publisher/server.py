@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import uvicorn
 import uvloop
 
-from publisher import gateway, settings
+from publisher import connections, gateway, listening, settings
 from publisher.async_sink import AsyncSink
 from publisher.errors import UsageError
 from publisher.settings import GatewayLimits
@@ -32,9 +32,9 @@ def listen(host: str, port: int) -> socket.socket:
         UsageError: it cannot be listened on.
     """
     try:
-        return socket.create_server((host, port), backlog=settings.GATEWAY_BACKLOG)
-    except OSError as error:
-        raise UsageError(f"cannot listen on {host} port {port}: {error.strerror}; set HOST and PORT") from None
+        return listening.listen(host, port)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def main(listener: socket.socket, sink: Sink, limits: GatewayLimits, close_tracing: Close | None = None) -> NoReturn:
@@ -64,7 +64,7 @@ async def run(
         RuntimeError: the HTTP server ended by itself.
     """
     messages = AsyncSink(sink, limits)
-    server = _Server(_configuration(gateway.Gateway(messages, limits, traced)))
+    server = _Server(_configuration(gateway.Gateway(messages, limits, traced), _bounds(limits)))
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="http server")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     log.info("listening on port %d", listener.getsockname()[1], extra={"action": "gateway.listening"})
@@ -105,16 +105,24 @@ async def _until_signal(listener: socket.socket, sink: Sink, limits: GatewayLimi
     await run(listener, sink, limits, stop, traced=traced)
 
 
-def _configuration(service: gateway.Gateway) -> uvicorn.Config:
+def _bounds(limits: GatewayLimits) -> connections.Bounds:
+    return connections.Bounds(
+        min(limits.in_flight + connections.SPARE_CONNECTIONS, listening.spare_files()),
+        limits.body_max_bytes,
+        limits.body_seconds + settings.GATEWAY_MARGIN_SECONDS,  # for a request that has been answered already
+    )
+
+
+def _configuration(service: gateway.Gateway, bounds: connections.Bounds) -> uvicorn.Config:
     return uvicorn.Config(
         gateway.build(service),
-        http="httptools",
+        http=connections.Connections(bounds),  # type: ignore[arg-type]  # uvicorn only calls it
         ws="none",
         lifespan="off",
         access_log=False,
+        proxy_headers=False,  # no part asks for the client's address
         server_header=False,
         log_config=None,
-        backlog=settings.GATEWAY_BACKLOG,
         timeout_keep_alive=settings.GATEWAY_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.GATEWAY_CLOSE_SECONDS,
     )

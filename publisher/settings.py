@@ -52,8 +52,8 @@ PUSH_ATTEMPT_SECONDS: Final = 60.0
 """Longest wait for one push request's answer, in seconds: stands for the subscription's ack deadline."""
 PUSH_REFUSALS: Final = 5
 """Attempts after which a 4xx answer is final: Pub/Sub would go on, but a person is waiting for the reason."""
-MAX_LINE_BYTES: Final = 16 * 1024 * 1024
-"""Longest line of an input file, in bytes: the largest message, with room for JSON's escapes."""
+MAX_LINE_BYTES: Final = 64 * 1024 * 1024
+"""Longest line of an input file, in bytes: the largest message if each of its bytes is escaped, as \\u0041."""
 INTERRUPT_SECONDS: Final = 10.0
 """How long Ctrl-C waits for what is in flight, in seconds; a second one does not wait."""
 
@@ -84,8 +84,6 @@ TRACE_FLUSH_SECONDS: Final = 1.0
 GATEWAY_KEEP_ALIVE_SECONDS: Final = 620
 """How long the gateway keeps an idle connection, in seconds: longer than Google's front ends (600 s), so that they close
 it and no request meets a connection that is being closed."""
-GATEWAY_BACKLOG: Final = 2048
-"""Most connections that wait to be accepted by the gateway."""
 GATEWAY_RETRY_AFTER_SECONDS: Final = 2
 """When a sender that the gateway could not serve shall try again (Retry-After), in whole seconds: most outages of an
 instance are shorter, and a longer pause makes the senders' own queues grow."""

@@ -34,7 +34,7 @@ DOCS = ROOT / "docs"
 TEXTS = sorted(
     [*ROOT.glob("*.md"), *DOCS.glob("**/*.md"), *(ROOT / "bench").glob("*.md"), *(ROOT / "deploy").glob("**/*.md")]
 )
-NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 PACKAGES = ("worker", "publisher", "local", "bench")
 
 FOREIGN_VARIABLES = {
@@ -100,8 +100,9 @@ def errors(module: ModuleType) -> dict[str, type[Exception]]:
 
 
 def actions() -> set[str]:
-    """Every log action of the worker."""
-    found = set()
+    """Every log action of the worker, and of the connections that it shares with the gateway."""
+    assert '"connection.refused"' in (ROOT / "publisher" / "connections.py").read_text()
+    found = {"connection.refused"}
     for file in (ROOT / "worker").rglob("*.py"):
         for mention in re.findall(r'"action":([^}]*)\}', file.read_text()):
             name = re.fullmatch(r'\s*"([a-z_]+\.[a-z_]+)",?\s*', mention)

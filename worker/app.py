@@ -28,7 +28,7 @@ from publisher import message
 from worker import envelope, operators, trace_context
 from worker.access import Access
 from worker.envelope import Delivery
-from worker.errors import BadQuery, BodyTooLarge, Refused, RequestError, Unwritable
+from worker.errors import BadQuery, BodyTooLarge, NoSuchPath, Refused, RequestError, Unwritable, WrongMethod
 from worker.group import Problem
 from worker.intake import Held, Intake, State
 from worker.observer import Observer
@@ -36,7 +36,7 @@ from worker.tally import Tally
 from worker.transaction import Erased, content_of
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-_OTHER_METHOD: Final = "this path takes {allowed} only"
+_READ: Final = ("/metrics", "/healthz", "/readyz")
 _ID_HEADER: Final = envelope.ID_HEADER.encode()
 _ACKNOWLEDGED: Final = Response(status_code=204)
 """It has no state: one is enough for all."""
@@ -130,26 +130,34 @@ class _Pushes:
 async def _route(service: Service, request: Request) -> Response:
     path = request.scope["path"]
     if path == "/":
-        return await _push(service, request) if request.method == "POST" else _wrong_method("POST")
+        if request.method != "POST":
+            raise WrongMethod("POST")
+        return await _push(service, request)
     if operators.takes(path):
         return await operators.answer(
             request, path, access=service.access, intake=service.intake, readers=service.readers, tally=service.tally
         )
     if request.method == "POST" and path.startswith("/users/") and path.endswith("/erase"):
         return await _erase(service, request, path.removeprefix("/users/").removesuffix("/erase"))
+    if not path.startswith("/users/") and path not in _READ:
+        raise NoSuchPath
     if request.method not in ("GET", "HEAD"):
-        return _wrong_method("GET")
+        raise WrongMethod("GET")
+    return await _read(service, path)
+
+
+async def _read(service: Service, path: str) -> Response:
     if path.startswith("/users/"):
         return await _user(service, path.removeprefix("/users/"))
-    if path == "/metrics" and service.scrape is not None:
+    if path == "/metrics":
+        if service.scrape is None:
+            raise NoSuchPath
         return Response(await service.scrape(), headers={"content-type": METRICS_TYPE})
     if path == "/healthz":
         return JSONResponse({"state": service.intake.state})
-    if path == "/readyz":
-        # Standing by is ready: the platform must be able to route to this instance, or a deploy never ends.
-        draining = service.intake.state is State.DRAINING
-        return JSONResponse({"state": service.intake.state}, status_code=503 if draining else 200)
-    return JSONResponse({"error": "no such path; pushes go to POST /"}, status_code=404)
+    # Standing by is ready: the platform must be able to route to this instance, or a deploy never ends.
+    draining = service.intake.state is State.DRAINING
+    return JSONResponse({"state": service.intake.state}, status_code=503 if draining else 200)
 
 
 async def _push(service: Service, request: Request) -> Response:
@@ -178,12 +186,11 @@ def _delivery(service: Service, request: Request, headers: Mapping[bytes, bytes]
 
 
 async def _body(request: Request, headers: Mapping[bytes, bytes], held: Held, limit: int) -> bytes:
-    """The body. It is counted before it is in memory where its length is told, else piece by piece."""
+    """The body. It is counted as it arrives, and a large head with it: what is only announced takes no room."""
     told = headers.get(b"content-length", b"")
-    counted = told.isdigit()
-    if counted:
+    if told.isdigit():
         _check_size(int(told), limit)
-        held.grow(int(told))  # the server reads no more than was told
+    held.grow(request.scope.get("state", {}).get("head_bytes", 0))
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -191,10 +198,9 @@ async def _body(request: Request, headers: Mapping[bytes, bytes], held: Held, li
         if event["type"] == "http.disconnect":
             raise ClientDisconnect
         chunk: bytes = event.get("body", b"")
-        if not counted:
-            size += len(chunk)
-            _check_size(size, limit)
-            held.grow(len(chunk))
+        size += len(chunk)
+        _check_size(size, limit)
+        held.grow(len(chunk))
         if not event.get("more_body", False):
             return b"".join((*chunks, chunk)) if chunks else chunk
         chunks.append(chunk)
@@ -225,12 +231,10 @@ def _user_id(text: str) -> int:
     return int(text)
 
 
-def _wrong_method(allowed: str) -> Response:
-    return JSONResponse({"error": _OTHER_METHOD.format(allowed=allowed)}, status_code=405, headers={"allow": allowed})
-
-
 def _refusal(error: RequestError) -> Response:
-    headers = {"retry-after": str(error.retry_after)} if error.retry_after is not None else None
+    headers = {"retry-after": str(error.retry_after)} if error.retry_after is not None else {}
+    if isinstance(error, WrongMethod):
+        headers["allow"] = error.allowed
     if not isinstance(error, Refused | Unwritable):  # an outage and a defect are logged where they are met
         log.warning("request refused: %s", error, extra={"action": "request.refused"})
     return JSONResponse({"error": str(error)}, status_code=error.status, headers=headers)

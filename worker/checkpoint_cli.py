@@ -9,10 +9,11 @@ from typing import Any, Final, TypeVar
 import msgspec
 from rich.console import Console
 
+from publisher import values
 from worker import checkpoints, subscription_options
 from worker.config import Settings
 from worker.gcs import Bucket
-from worker.tables import moment, pairs, table
+from worker.tables import pairs, table
 
 T = TypeVar("T")
 
@@ -43,7 +44,10 @@ def add(verbs: Any) -> None:
         "checkpoint", help="a snapshot of the queue, with the state it goes with", description=_INTRO, formatter_class=raw
     )
     making.add_argument(
-        "--name", metavar="NAME", help="small letters, digits and hyphens (default: the time, such as 20260131-120000)"
+        "--name",
+        metavar="NAME",
+        type=values.word,
+        help="small letters, digits and hyphens (default: the time, such as 20260131-120000)",
     )
     making.set_defaults(command=_take)
     inner = making.add_subparsers(metavar="COMMAND")
@@ -55,8 +59,10 @@ def add(verbs: Any) -> None:
         description="Delete checkpoints, their snapshots first, and what is left of broken and expired ones.",
     )
     which = pruning.add_mutually_exclusive_group(required=True)
-    which.add_argument("--keep", metavar="N", type=_count, help="all but the newest N")
-    which.add_argument("--older-than", metavar="TIME", type=moment, help="made before then: RFC 3339, or 30m, 12h, 7d ago")
+    which.add_argument("--keep", metavar="N", type=values.whole(0), help="all but the newest N")
+    which.add_argument(
+        "--older-than", metavar="TIME", type=values.moment, help="made before then: RFC 3339, or 30m, 12h, 7d ago"
+    )
     pruning.add_argument("--yes", action="store_true", help="do it; without this, only say what would be deleted")
     pruning.set_defaults(command=_prune)
     for parser, default in ((making, False), (listing, argparse.SUPPRESS), (pruning, argparse.SUPPRESS)):
@@ -112,12 +118,6 @@ def _show(rows: list[checkpoints.Listed], options: argparse.Namespace, nothing: 
         table([name.replace("_", " ") for name in _COLUMNS], [[getattr(row, name) for name in _COLUMNS] for row in rows])
     else:
         print(nothing)
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
-        raise argparse.ArgumentTypeError("give a whole number, 0 or more")
-    return int(text)
 
 
 def _with_bucket(settings: Settings, use: Callable[[Bucket], Awaitable[T]]) -> T:

@@ -85,6 +85,8 @@ def _ended_in_order() -> Iterator[None]:
 
 
 def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
+        os.environ["STORAGE_EMULATOR_HOST"] = emulator.strip().rstrip("/")  # Google's client would ask for //storage/...
     if arguments.command is None:
         by_itself: Callable[..., int] = arguments.without_settings
         return by_itself(arguments, environ)

@@ -7,11 +7,13 @@ what it must be.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from publisher import values
+from worker import places
 from worker.errors import ConfigError
 
 PLATFORM_GRACE_SECONDS: Final = 10.0
@@ -23,9 +25,20 @@ CHECKPOINT_HOURS_MIN: Final = 1.0
 WORKER_COUNTS: Final = ("WORKERS", "WEB_CONCURRENCY")
 """Variables by which other servers are told to run several processes."""
 
-_REPLICA_URL = re.compile(
-    r"gs://(?P<bucket>[a-z0-9][a-z0-9._-]{1,220}[a-z0-9])/(?P<prefix>[^/\s#?*\[\]]+(/[^/\s#?*\[\]]+)*)/?"
-)
+_TEXTS: Final[Mapping[str, Callable[[str], Any]]] = {
+    "REPLICA_URL": places.store,
+    "DATABASE_PATH": places.database,
+    "LITESTREAM_CONFIG": values.path,
+    "LITESTREAM_BIN": lambda text: str(values.path(text)),
+    "PUSH_AUDIENCE": values.word,
+    "PUSH_SERVICE_ACCOUNT": values.email,
+    "OIDC_CERTS_URL": values.address,
+    "HOST": values.word,
+    "SUBSCRIPTION": values.word,
+    "GOOGLE_CLOUD_PROJECT": values.word,
+    "LITESTREAM_METRICS_ADDRESS": values.word,
+}
+"""How texts are read that are more than any text: one that can never match is refused at start."""
 
 
 def _setting(name: str, default: Any, about: str, *, low: float | None = None, high: float | None = None) -> Any:
@@ -225,10 +238,7 @@ class Settings:
         """Refuse what is out of range, unparsable, or does not nest."""
         for spec in fields(self):
             _check_range(spec.metadata["name"], getattr(self, spec.name), spec.metadata["low"], spec.metadata["high"])
-        if not _REPLICA_URL.fullmatch(self.replica_url):
-            raise ConfigError(
-                _wrong("REPLICA_URL", self.replica_url, "gs://BUCKET/PREFIX, for example gs://acme-users/prod")
-            )
+        _check_texts(self)
         _check_choice("LOG_LEVEL", self.log_level, ("debug", "info", "warning", "error"))
         _check_choice("RESTORE_INTEGRITY_CHECK", self.restore_integrity_check, ("none", "quick", "full"))
         if self.hold_limit_seconds == 0:
@@ -259,12 +269,12 @@ class Settings:
     @property
     def bucket(self) -> str:
         """The bucket's name, from REPLICA_URL."""
-        return _part(self.replica_url, "bucket")
+        return places.store(self.replica_url)[0]
 
     @property
     def prefix(self) -> str:
         """The prefix inside the bucket, from REPLICA_URL, with no slash at either end."""
-        return _part(self.replica_url, "prefix")
+        return places.store(self.replica_url)[1]
 
 
 def load(environ: Mapping[str, str]) -> Settings:
@@ -274,14 +284,14 @@ def load(environ: Mapping[str, str]) -> Settings:
         ConfigError: A variable is missing or wrong, the limits do not nest, or more than one worker process is asked for.
     """
     refuse_workers(environ)
-    if not environ.get("REPLICA_URL"):
+    if not environ.get("REPLICA_URL", "").strip():
         raise ConfigError("REPLICA_URL is not set; it must say where the data lives: gs://BUCKET/PREFIX")
-    values = {
+    given = {
         spec.name: _parse(spec.metadata["name"], environ[spec.metadata["name"]], type(spec.default))
         for spec in fields(Settings)
-        if environ.get(spec.metadata["name"], "") != ""
+        if environ.get(spec.metadata["name"], "").strip() != ""
     }
-    return Settings(**values)
+    return Settings(**given)
 
 
 def refuse_workers(environ: Mapping[str, str]) -> None:
@@ -348,14 +358,46 @@ def _not_nested(settings: Settings) -> list[str]:
 
 
 def _parse(name: str, text: str, kind: type) -> Any:
+    """The value of a variable; blanks and line ends around it, as `echo` and copying leave them, are none of it.
+
+    A path is taken as it is: its blanks may be meant, and a line end in it is refused.
+    """
+    if kind not in (str, int, float, bool):
+        return Path(text)
+    text = text.strip()
     if kind is bool:
         _check_choice(name, text, ("true", "false"))
         return text == "true"
-    try:
-        return kind(text)
-    except ValueError:
-        wanted = {int: "a whole number", float: "a number"}[kind]
-        raise ConfigError(_wrong(name, text, wanted)) from None
+    if kind is int or kind is float:
+        try:
+            return _integer(text) if kind is int else _number(text)
+        except values.Wrong:
+            raise ConfigError(_wrong(name, text, {int: "a whole number", float: "a number"}[kind])) from None
+    return text
+
+
+def _integer(text: str) -> int:
+    return values.whole(-values.MAX_INTEGER)(text)
+
+
+def _number(text: str) -> float:
+    return float(text) if text in ("inf", "-inf", "nan") else values.number(text)  # the range says what is wrong with these
+
+
+def _check_texts(settings: Settings) -> None:
+    for spec in fields(Settings):
+        name, value = spec.metadata["name"], getattr(settings, spec.name)
+        if name in _TEXTS and (str(value) or name == "REPLICA_URL"):
+            try:
+                _TEXTS[name](str(value))
+            except values.Wrong as error:
+                raise ConfigError(f"{name} is {str(value)!r} and {error}") from None
+    for each in filter(None, map(str.strip, settings.operators.split(","))):
+        try:
+            values.email(each)
+        except values.Wrong:
+            wanted = "e-mail addresses with commas between them"
+            raise ConfigError(_wrong("OPERATORS", settings.operators, wanted)) from None
 
 
 def _check_range(name: str, value: Any, low: float | None, high: float | None) -> None:
@@ -373,9 +415,3 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _wrong(name: str, value: object, wanted: str) -> str:
     return f"{name} is {str(value)!r} and must be {wanted}"
-
-
-def _part(url: str, name: str) -> str:
-    match = _REPLICA_URL.fullmatch(url)
-    assert match is not None  # checked in __post_init__
-    return match[name]

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from publisher import values
 from worker import drill_commands
 from worker.config import Settings
 from worker.drill import Drill
@@ -20,7 +21,7 @@ from worker.drill_commands import CountedService, Driller
 from worker.errors import ConfigError, StoreError
 from worker.gcs import Bucket
 from worker.litestream import find_binary
-from worker.tables import moment, pairs, table
+from worker.tables import pairs, table
 
 EXIT_CODES: Final = {"proved": 0, "failed": 1, "inconclusive": 3}
 
@@ -50,14 +51,17 @@ def add(verbs: Any) -> None:
     drill = verbs.add_parser(
         "drill", help="prove that the live generation can be restored", description=_DRILL, formatter_class=raw
     )
-    drill.add_argument("--url", metavar="URL", help="the service's address (default: SERVICE_URL)")
+    drill.add_argument("--url", metavar="URL", type=values.address, help="the service's address (default: SERVICE_URL)")
     drill.add_argument(
-        "--scratch", metavar="DIR", type=Path, help="folder with room for the database twice (default: the system's own)"
+        "--scratch",
+        metavar="DIR",
+        type=values.path,
+        help="folder with room for the database twice (default: the system's own)",
     )
     drill.add_argument(
         "--max-age",
         metavar="TIME",
-        type=moment,
+        type=values.moment,
         help="oldest the last transaction may be: 30m, 12h, 7d ago, or RFC 3339 (default: any age)",
     )
     drill.add_argument("--json", action="store_true", help="print JSON")

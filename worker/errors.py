@@ -26,6 +26,8 @@
         ├── BadQuery          400  a parameter of an operator's request is wrong
         ├── Unauthenticated   401  the token is missing, or not one that was made for this service
         ├── Forbidden         403  the token is genuine, but its bearer may not do this
+        ├── NoSuchPath        404  nothing is there; pushes go to POST /
+        ├── WrongMethod       405  the path takes other methods
         ├── NotFound          404  there is no such rejection
         ├── Resolved          409  the rejection has been resolved already
         ├── BodyTooLarge      413
@@ -194,6 +196,27 @@ class BadQuery(RequestError):
 
     status = 400
     reason = "bad_query"
+
+
+class NoSuchPath(RequestError):
+    """Nothing answers at this path."""
+
+    status = 404
+    reason = "no_such_path"
+
+    def __init__(self) -> None:
+        super().__init__("no such path; pushes go to POST /")
+
+
+class WrongMethod(RequestError):
+    """The path takes other methods, which `allowed` names."""
+
+    status = 405
+    reason = "wrong_method"
+
+    def __init__(self, allowed: str) -> None:
+        super().__init__(f"this path takes {allowed.replace(', ', ' and ')} only")
+        self.allowed = allowed
 
 
 class Unauthenticated(RequestError):

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, get_args
 
+from publisher.connections import REFUSALS
 from worker.drill import Drill
 from worker.errors import REFUSED, Refused, RequestError, Unconfirmed
 from worker.gate import Counts
@@ -119,6 +120,10 @@ class Metrics(Observer):
         """See `Observer.refused`."""
         self.refusals[str(error.status), error.reason] += 1
 
+    def turned_away(self, status: int, reason: str) -> None:
+        """A connection answered a request that the application never saw."""
+        self.refusals[str(status), reason] += 1
+
     def broke(self) -> None:
         """See `Observer.broke`."""
         self.refusals["500", "defect"] += 1
@@ -176,6 +181,7 @@ def _timed(histogram: Histogram, passing: type[Exception]) -> Iterator[None]:
 def _refusals() -> Iterator[tuple[str, str]]:
     """Every status and reason there can be, so that the first of each is seen as one more than none."""
     yield "500", RequestError.reason
+    yield from ((str(status), reason) for reason, status in REFUSALS.items())
     for kind in RequestError.__subclasses__():
         for reason in REFUSED if kind is Refused else (kind.reason,):
             yield str(kind.status), reason

@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 from worker import counts, receipts, rejections
 from worker.access import Access
 from worker.drill import ServiceCounts
-from worker.errors import BadQuery, NotFound
+from worker.errors import BadQuery, NotFound, WrongMethod
 from worker.intake import Intake
 from worker.models import Connection
 from worker.outcome import REASONS
@@ -73,7 +73,7 @@ async def answer(request: Request, path: str, *, access: Access, intake: Intake,
     if request.method == "POST":
         return await _change(intake, name, who)
     if request.method != "GET":
-        return JSONResponse({"error": "this path takes GET and POST only"}, status_code=405, headers={"allow": "GET, POST"})
+        raise WrongMethod("GET, POST")
     if not name:
         page = await readers.read(partial(rejections.page, wanted=_filter(request)))
         after = None if page.after is None else f"{page.after[0]},{page.after[1]}"
@@ -86,7 +86,7 @@ async def answer(request: Request, path: str, *, access: Access, intake: Intake,
 
 async def _counts(request: Request, intake: Intake, readers: Readers) -> Response:
     if request.method != "GET":
-        return _get_only()
+        raise WrongMethod("GET")
     since = _time(request.query_params.get("since"), "since")
     found = await readers.read(partial(counts.count, since=since or 0))
     # What was committed before this change, and so all that was counted, is confirmed with it.
@@ -97,7 +97,7 @@ async def _counts(request: Request, intake: Intake, readers: Readers) -> Respons
 
 async def _receipts(request: Request, readers: Readers) -> Response:
     if request.method != "GET":
-        return _get_only()
+        raise WrongMethod("GET")
     since = _time(request.query_params.get("since"), "since")
     if since is None:
         raise BadQuery("since is missing: the publish time from which receipts are counted, as RFC 3339")
@@ -106,7 +106,7 @@ async def _receipts(request: Request, readers: Readers) -> Response:
 
 def _outcomes(request: Request, intake: Intake, tally: Tally) -> Response:
     if request.method != "GET":
-        return _get_only()
+        raise WrongMethod("GET")
     before = _time(request.query_params.get("before"), "before")
     found = {
         "started_at": tally.started_at,
@@ -116,10 +116,6 @@ def _outcomes(request: Request, intake: Intake, tally: Tally) -> Response:
         "before": None if before is None else tally.watch(before),
     }
     return Response(msgspec.json.encode(found), media_type="application/json")
-
-
-def _get_only() -> Response:
-    return JSONResponse({"error": "this path takes GET only"}, status_code=405, headers={"allow": "GET"})
 
 
 async def _change(intake: Intake, name: str, who: str) -> Response:

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from rich.console import Console
 
+from publisher import values
 from worker import checkpoints, replay_cli, subscription_options
 from worker.config import Settings
 from worker.errors import LeaseHeld, LeaseLost, RestoreFailed, WorkerError
@@ -22,7 +23,7 @@ from worker.recovery import Plan, Recovery
 from worker.replay import Patience, Progress
 from worker.replay_point import replay_point
 from worker.replica import survey
-from worker.tables import moment, pairs
+from worker.tables import pairs
 from worker.wording import rfc3339
 
 T = TypeVar("T")
@@ -47,26 +48,32 @@ def add(verbs: Any) -> None:
     """Add the command to the worker's parser."""
     parser = verbs.add_parser("recover", help="make an earlier state the live one", description=_INTRO)
     parser.add_argument(
-        "--at", metavar="TIME", type=moment, required=True, help="the state at that time: RFC 3339, or 30m, 12h, 7d ago"
+        "--at",
+        metavar="TIME",
+        type=values.moment,
+        required=True,
+        help="the state at that time: RFC 3339, or 30m, 12h, 7d ago",
     )
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--replay", action="store_true", help="have what was undone delivered again")
     again.add_argument(
         "--replay-from",
         metavar="TIME",
-        type=moment,
+        type=values.moment,
         help="have everything delivered again that was published then or later: a guess, for when the newest state is lost",
     )
     parser.add_argument(
-        "--undone", metavar="FILE", type=Path, help="write the undone messages' ids there (default: undone-TIME.txt)"
+        "--undone", metavar="FILE", type=values.path, help="write the undone messages' ids there (default: undone-TIME.txt)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and change nothing")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     for name, default in (("--settle", Patience().settle), ("--start", Patience().start)):
         parser.add_argument(
-            name, metavar="SECONDS", type=replay_cli.seconds, default=default, help="see `replay` [%(default)g]"
+            name, metavar="SECONDS", type=replay_cli.WAIT, default=default, help="see `replay` [%(default)g]"
         )
-    parser.add_argument("--url", metavar="URL", help="the service's address, for --replay (default: SERVICE_URL)")
+    parser.add_argument(
+        "--url", metavar="URL", type=values.address, help="the service's address, for --replay (default: SERVICE_URL)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     subscription_options.add(parser)
     parser.set_defaults(command=_recover, quiet=True)

@@ -7,15 +7,15 @@ import json
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
+from publisher import values
 from worker.errors import ServiceRefused
 from worker.outcome import REASONS
 from worker.rejection_commands import Service, Wanted, export
-from worker.tables import moment, pairs, plain, table
+from worker.tables import pairs, plain, table
 from worker.wording import counted, rfc3339
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
@@ -77,16 +77,18 @@ def add(verbs: Any) -> None:
     )
     _add_erase(verbs, environment)
     for parser, command in ((listing, _list), (show, _show), (retry, _retry), (discard, _discard), (exporting, _export)):
-        parser.add_argument("--url", metavar="URL", help="the service's address (default: SERVICE_URL)")
+        _add_url(parser)
         parser.epilog, parser.formatter_class = environment, raw
         parser.set_defaults(command=None, without_settings=main, ask=command)
     show.add_argument("id", metavar="ID", help="the message id")
     for parser in (retry, discard):
-        parser.add_argument("ids", metavar="ID", nargs="*", help="message ids; or choose with the options below")
+        parser.add_argument(
+            "ids", metavar="ID", nargs="*", type=values.message_id, help="message ids; or choose with the options below"
+        )
         parser.add_argument("--all", action="store_true", help="every open one")
     discard.add_argument("--yes", action="store_true", help="do it; without this, only say what would be discarded")
     exporting.add_argument(
-        "file", metavar="FILE", type=Path, help="a file that does not exist yet, or - for standard output"
+        "file", metavar="FILE", type=values.path, help="a file that does not exist yet, or - for standard output"
     )
     for parser in (listing, exporting):
         parser.add_argument("--all", action="store_true", help="the resolved ones as well")
@@ -100,6 +102,10 @@ def add(verbs: Any) -> None:
         parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _add_url(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", metavar="URL", type=values.address, help="the service's address (default: SERVICE_URL)")
+
+
 def _add_erase(verbs: Any, environment: str) -> None:
     erase = verbs.add_parser(
         "erase",
@@ -108,9 +114,9 @@ def _add_erase(verbs: Any, environment: str) -> None:
         epilog=environment,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    erase.add_argument("user_id", metavar="USER_ID", type=int)
+    erase.add_argument("user_id", metavar="USER_ID", type=values.user_id)
     erase.add_argument("--yes", action="store_true", help="do it; without this, only say what would be done")
-    erase.add_argument("--url", metavar="URL", help="the service's address (default: SERVICE_URL)")
+    _add_url(erase)
     erase.add_argument("--json", action="store_true", help="print JSON")
     erase.set_defaults(command=None, without_settings=main, ask=_erase)
 
@@ -251,4 +257,4 @@ def _wanted(options: argparse.Namespace, *, resolved: bool = False) -> Wanted:
 
 
 def _utc(text: str) -> str:
-    return rfc3339(moment(text))
+    return rfc3339(values.moment(text))

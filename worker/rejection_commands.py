@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import httpx
 
+from publisher import values
 from publisher.message import MAX_DATA_BYTES
 from worker.errors import ServiceRefused, ServiceUnreachable
 from worker.operators import ROOT
@@ -51,10 +52,14 @@ class Service:
     """
 
     def __init__(self, url: str, token: str = "", *, patience: float = _PATIENCE_SECONDS) -> None:
+        token = token.strip()
+        if not (token.isascii() and token.isprintable()):
+            raise ServiceUnreachable("IDENTITY_TOKEN is no token; get one with gcloud auth print-identity-token")
         headers = {"authorization": f"Bearer {token}"} if token else {}
         try:
+            values.address(url)
             self._client = httpx.AsyncClient(base_url=url, headers=headers, timeout=_REQUEST_SECONDS)
-        except httpx.InvalidURL as error:
+        except (httpx.InvalidURL, values.Wrong) as error:
             raise ServiceUnreachable(
                 f"{url} is no address ({error}); give the service's with --url or SERVICE_URL"
             ) from None

@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from publisher import values
 from worker import checkpoints, subscription_options
 from worker.config import Settings
 from worker.errors import NotSeekable, ServiceUnreachable
 from worker.gcs import Bucket
 from worker.pubsub import Queue
 from worker.replay import POLL_SECONDS, FollowedService, Patience, Plan, Progress, plan, replay
-from worker.tables import moment, pairs
+from worker.tables import pairs
 from worker.wording import lasting, rfc3339
 
 _REQUEST_SECONDS: Final = 60.0
@@ -30,6 +31,9 @@ _LINE_SECONDS: Final = 5.0
 _INTERRUPTED: Final = 130
 _STARTING_SECONDS: Final = 120.0
 """How long a service that has just been restarted may stay silent: a restore of a large database fits in."""
+
+WAIT: Final = values.seconds(3600)
+"""The reader of --settle and --start."""
 
 _INTRO: Final = """\
 Have Pub/Sub deliver messages again: those of a checkpoint's snapshot, or all since a time. What has its receipt is absorbed
@@ -50,17 +54,21 @@ def add(verbs: Any) -> None:
     """Add the command to the worker's parser."""
     parser = verbs.add_parser("replay", help="have the queue deliver messages again", description=_INTRO)
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--snapshot", metavar="NAME", help="a checkpoint's name, or projects/PROJECT/snapshots/ID")
     which.add_argument(
-        "--from", metavar="TIME", type=moment, dest="since", help="published then or later: RFC 3339, or 30m, 12h, 7d ago"
+        "--snapshot", metavar="NAME", type=values.word, help="a checkpoint's name, or projects/PROJECT/snapshots/ID"
+    )
+    which.add_argument(
+        "--from",
+        metavar="TIME",
+        type=values.moment,
+        dest="since",
+        help="published then or later: RFC 3339, or 30m, 12h, 7d ago",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and change nothing")
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument(
-        "--settle", metavar="SECONDS", type=seconds, default=Patience().settle, help="see above [%(default)g]"
-    )
-    parser.add_argument("--start", metavar="SECONDS", type=seconds, default=Patience().start, help="see above [%(default)g]")
-    parser.add_argument("--url", metavar="URL", help="the service's address (default: SERVICE_URL)")
+    parser.add_argument("--settle", metavar="SECONDS", type=WAIT, default=Patience().settle, help="see above [%(default)g]")
+    parser.add_argument("--start", metavar="SECONDS", type=WAIT, default=Patience().start, help="see above [%(default)g]")
+    parser.add_argument("--url", metavar="URL", type=values.address, help="the service's address (default: SERVICE_URL)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     subscription_options.add(parser)
     parser.set_defaults(command=_replay)
@@ -268,18 +276,3 @@ def _counts(outcomes: Any) -> str:
 
 def _time(milliseconds: int | None) -> str:
     return "-" if milliseconds is None else rfc3339(datetime.fromtimestamp(milliseconds / 1000, UTC))
-
-
-def seconds(text: str) -> float:
-    """How long to wait, as an option gives it.
-
-    Raises:
-        argparse.ArgumentTypeError: It is no number, or out of range: each wait has a bound (INV-7).
-    """
-    try:
-        found = float(text)
-    except ValueError:
-        found = -1.0
-    if not 0 < found <= 3600:
-        raise argparse.ArgumentTypeError("give seconds, more than 0 and at most 3600")
-    return found

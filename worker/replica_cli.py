@@ -3,12 +3,12 @@
 import argparse
 import asyncio
 import sys
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from rich.console import Console
 
+from publisher import values
 from worker.config import Settings
 from worker.errors import ConfigError, RestoreFailed
 from worker.gcs import Bucket
@@ -17,7 +17,7 @@ from worker.litestream import find_binary
 from worker.replica import Contents, Generation, Survey, contents, survey
 from worker.restore_commands import Restored, restore
 from worker.restoring import Verified, Wanted, verify
-from worker.tables import moment, pairs, table
+from worker.tables import pairs, table
 from worker.wording import counted
 
 _LIST_SECONDS: Final = 60.0
@@ -59,21 +59,25 @@ def add(verbs: Any) -> None:
     replica.set_defaults(command=_replica)
     inner = replica.add_subparsers(metavar="COMMAND")
     ls = inner.add_parser("ls", help="the files of a generation", description="List the files of one generation.")
-    ls.add_argument("epoch", metavar="EPOCH", type=int)
+    ls.add_argument("epoch", metavar="EPOCH", type=values.whole(1))
     ls.add_argument("--json", action="store_true", help="print JSON")
     ls.set_defaults(command=_ls)
     verify = inner.add_parser("verify", help="whether each file is whole", description=_VERIFY, formatter_class=raw)
-    verify.add_argument("epoch", metavar="EPOCH", type=int, nargs="?", help="the live one if not given")
+    verify.add_argument("epoch", metavar="EPOCH", type=values.whole(1), nargs="?", help="the live one if not given")
     verify.add_argument("--json", action="store_true", help="print JSON")
     verify.set_defaults(command=_verify)
     restoring = verbs.add_parser(
         "restore", help="a state from the bucket, into a file", description=_RESTORE, formatter_class=raw
     )
-    restoring.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="a file that does not exist yet")
+    restoring.add_argument(
+        "-o", "--output", metavar="FILE", type=values.path, required=True, help="a file that does not exist yet"
+    )
     which = restoring.add_mutually_exclusive_group()
-    which.add_argument("--at", metavar="TIME", type=moment, help="the state at that time: RFC 3339, or 30m, 12h, 7d ago")
-    which.add_argument("--epoch", metavar="N", type=int, help="the generation of that epoch")
-    restoring.add_argument("--txid", metavar="X", type=int, help="with --epoch: up to that transaction")
+    which.add_argument(
+        "--at", metavar="TIME", type=values.moment, help="the state at that time: RFC 3339, or 30m, 12h, 7d ago"
+    )
+    which.add_argument("--epoch", metavar="N", type=values.whole(1), help="the generation of that epoch")
+    restoring.add_argument("--txid", metavar="X", type=values.whole(1), help="with --epoch: up to that transaction")
     restoring.add_argument("--json", action="store_true", help="print JSON")
     restoring.set_defaults(command=_restore)
 

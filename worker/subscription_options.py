@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
+from publisher import values
 from worker.pubsub import Queue, subscription_name
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
@@ -22,9 +23,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     # Without a default, so that what is given before a nested command is not forgotten there.
     unset = argparse.SUPPRESS
     which = "the subscription that feeds the store (default: SUBSCRIPTION)"
-    parser.add_argument("--subscription", metavar="ID", default=unset, help=which)
+    parser.add_argument("--subscription", metavar="ID", type=values.word, default=unset, help=which)
     project = "its project, if given as an id (default: GOOGLE_CLOUD_PROJECT)"
-    parser.add_argument("--project", metavar="ID", default=unset, help=project)
+    parser.add_argument("--project", metavar="ID", type=values.word, default=unset, help=project)
     parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
 
 

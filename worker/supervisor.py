@@ -15,7 +15,6 @@ import functools
 import gc
 import logging
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import timedelta
@@ -23,14 +22,15 @@ from typing import Any, Final
 
 import uvicorn
 
-from worker import app, checkpointing, database, doctor_quick, lease_record, pubsub, telemetry, tracing
+from publisher.connections import SPARE_CONNECTIONS, Bounds, Connections
+from publisher.listening import listen, spare_files
+from worker import app, checkpointing, claim, database, doctor_quick, lease_record, pubsub, telemetry, tracing
 from worker import retention as retention_
 from worker.background import plain, running
 from worker.config import Settings
 from worker.errors import ConfigError, LeaseLost, StoreUnavailable, WorkerError
 from worker.expiry import Expiry
 from worker.generation import Generation
-from worker.heads import Protocol
 from worker.intake import State
 from worker.metrics import TimedConfirmation
 from worker.parts import Parts
@@ -39,7 +39,8 @@ from worker.writer import Writer
 
 _CLOSE_SECONDS: Final = 1
 """How long open connections may take to end once everything held has been answered."""
-_BACKLOG: Final = 2048
+_BODY_SECONDS: Final = 20.0
+"""Longest time for a body to arrive: the largest one over 6 Mbit/s."""
 _COLLECT_AFTER_OBJECTS: Final = 50_000
 """About 15 MB, if all of them were garbage."""
 _SWITCH_SECONDS: Final = 0.001
@@ -72,10 +73,11 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
         parts.metrics.spans = _spans(parts)
         with contextlib.suppress(StoreUnavailable):  # an outage is waited out while standing by
             await lease_record.look(parts.store, timeout=settings.lease_read_timeout_seconds)  # a mistyped URL ends here
-        async with _listening(settings, parts) as (port, server):
-            listening(port)
-            log.info("listening on port %d", port, extra={"action": "worker.listening"})
-            await _live_until(stop, server, parts)
+        with claim.held(settings.database_path):
+            async with _listening(settings, parts) as (port, server):
+                listening(port)
+                log.info("listening on port %d", port, extra={"action": "worker.listening"})
+                await _live_until(stop, server, parts)
     finally:
         if parts.metrics.spans is not None:
             await parts.metrics.spans.close(settings.trace_flush_seconds)
@@ -217,11 +219,15 @@ async def _then(something: Coroutine[Any, Any, object], event: asyncio.Event) ->
 @contextlib.asynccontextmanager
 async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[int, "asyncio.Task[None]"]]:
     try:
-        listener = socket.create_server((settings.host, settings.port), backlog=_BACKLOG)
-    except OSError as error:
-        raise ConfigError(
-            f"HOST={settings.host} PORT={settings.port} cannot be listened on: {error}; choose another PORT"
-        ) from error
+        listener = listen(settings.host, settings.port)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    bounds = Bounds(
+        min(settings.queue_max_messages + SPARE_CONNECTIONS, spare_files()),
+        settings.body_max_bytes,
+        _BODY_SECONDS,
+    )
+    doors = Connections(bounds, parts.metrics.turned_away)
     application = app.build(
         app.Service(
             parts.intake,
@@ -237,14 +243,13 @@ async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[in
     server = _Server(
         uvicorn.Config(
             application,
-            http=Protocol,
+            http=doors,  # type: ignore[arg-type]  # uvicorn only calls it
             ws="none",
             lifespan="off",
             access_log=False,
             proxy_headers=False,  # nobody asks for the client's address
             server_header=False,
             log_config=None,
-            backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_CLOSE_SECONDS,
         )

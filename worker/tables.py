@@ -1,10 +1,8 @@
-"""What the operator's commands print and read: tables, pairs, and times."""
+"""What the operator's commands print: tables and pairs."""
 
-import argparse
 import json
-import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 
 from rich.cells import cell_len, set_cell_size
@@ -19,7 +17,6 @@ _FOLDED: Final = frozenset({"detail", "file"})
 _FOLDED_LEAST: Final = 30
 """Characters in a line below which folding such a cell makes it unreadable."""
 _GAP: Final = "  "
-_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -65,23 +62,6 @@ def pairs(rows: Sequence[tuple[str, Any]]) -> None:
 def plain(text: str) -> str:
     """Without what would move a terminal's cursor: ids and details are other people's."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
-def moment(text: str) -> datetime:
-    """A time as an option gives it: RFC 3339 with a zone, or how long ago, such as 30m, 12h or 7d.
-
-    Raises:
-        argparse.ArgumentTypeError: It is neither.
-    """
-    if ago := re.fullmatch(r"(\d{1,6})([smhd])", text):
-        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError("give a time such as 2026-01-31T12:00:00Z, or 30m, 12h, 7d ago") from None
-    if found.tzinfo is None:
-        raise argparse.ArgumentTypeError("give the time with its zone, for example 2026-01-31T12:00:00Z")
-    return found.astimezone(UTC)
 
 
 def _shown(value: Any) -> str:

@@ -14,9 +14,10 @@ from publisher import message
 from publisher.message import MAX_USER_ID
 from worker import app
 from worker.access import Access
-from worker.errors import Refused, Unwritable
+from worker.errors import Refused, RequestError, Unwritable
 from worker.group import Entry, Problem
 from worker.intake import Intake
+from worker.observer import Observer
 from worker.transaction import Erased
 from worker.writer import Writer
 
@@ -76,6 +77,17 @@ class Erasing:
 
 
 @dataclass
+class Noting(Observer):
+    """Notes what was refused."""
+
+    refusals: list[tuple[int, str]]
+
+    def refused(self, error: RequestError) -> None:
+        """See `Observer.refused`."""
+        self.refusals.append((error.status, error.reason))
+
+
+@dataclass
 class Site:
     """The application and what it stands on."""
 
@@ -86,6 +98,7 @@ class Site:
     access: Access = field(default_factory=Access)
     eraser: Erasing = field(default_factory=Erasing)
     unwrapped: bool = False
+    refused: list[tuple[int, str]] = field(default_factory=list)
 
     def ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         """One request."""
@@ -93,7 +106,9 @@ class Site:
         async def body() -> httpx.Response:
             if self.serving:
                 self.intake.serve(cast("Writer", self.writer))
-            built = app.build(app.Service(self.intake, self.users, self.access, self.eraser, LIMIT, self.unwrapped))
+            noting = Noting(self.refused)
+            service = app.Service(self.intake, self.users, self.access, self.eraser, LIMIT, self.unwrapped, observer=noting)
+            built = app.build(service)
             transport = httpx.ASGITransport(built, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
                 return await client.request(method, path, **request)
@@ -270,7 +285,7 @@ def test_the_push_path_takes_posts_only(site: Site, method: str) -> None:
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
 
 
-@pytest.mark.parametrize("path", ["/users/5", "/healthz", "/readyz", "/nowhere"])
+@pytest.mark.parametrize("path", ["/users/5", "/healthz", "/readyz"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
 def test_every_other_path_takes_gets_only(site: Site, method: str, path: str) -> None:
     """405 with the verb that would do."""
@@ -278,11 +293,45 @@ def test_every_other_path_takes_gets_only(site: Site, method: str, path: str) ->
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/users", "/healthz/", "/index.html", "/robots.txt", "/favicon.ico"])
-def test_any_other_path_is_404(site: Site, path: str) -> None:
-    """Whoever mistypes the push endpoint hears where pushes go; the usual probes of browsers find nothing."""
-    answer = site.ask("GET", path)
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "HEAD"])
+@pytest.mark.parametrize("path", ["/nowhere", "/users", "/push", "//", "/pubsub/push", "/healthz/", "/index.html"])
+def test_any_other_path_is_404_and_seen(caplog: pytest.LogCaptureFixture, path: str, method: str) -> None:
+    """F5: a push to a wrong path is told where pushes go, logged with its action, and counted."""
+    site = Site()
+    answer = site.ask(method, f"http://worker{path}")
     assert answer.status_code == 404
+    assert method == "HEAD" or answer.json() == {"error": "no such path; pushes go to POST /"}
+    assert [record.__dict__["action"] for record in caplog.records if record.name == "worker.app"] == ["request.refused"]
+    assert site.refused == [(404, "no_such_path")]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/"), ("POST", "/healthz"), ("DELETE", "/rejections"), ("POST", "/counts")]
+)
+def test_a_wrong_method_is_seen(caplog: pytest.LogCaptureFixture, method: str, path: str) -> None:
+    """It is logged with its action, and counted."""
+    site = Site()
+    assert site.ask(method, path).status_code == 405
+    assert [record.__dict__["action"] for record in caplog.records if record.name == "worker.app"] == ["request.refused"]
+    assert site.refused == [(405, "wrong_method")]
+
+
+def test_bytes_are_held_as_they_arrive() -> None:
+    """INV-7: a sender that announces a large body and sends none takes no room from the others."""
+    site = Site(intake=Intake(max_messages=2, max_bytes=LIMIT, hold_seconds=60))
+    held: list[int] = []
+
+    async def slow() -> AsyncIterator[bytes]:
+        held.append(site.intake.held_bytes)
+        body = wrapped(b'{"user_id":5}')
+        yield body
+        held.append(site.intake.held_bytes - len(body))
+        yield b" " * (LIMIT // 2)
+
+    size = len(wrapped(b'{"user_id":5}')) + LIMIT // 2
+    assert site.ask("POST", "/", content=slow(), headers={"content-length": str(size)}).status_code == 204
+    assert held == [0, 0]
+    assert site.intake.held_bytes == 0
 
 
 def test_a_user_is_read(site: Site) -> None:

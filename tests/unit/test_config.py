@@ -1,10 +1,16 @@
 """Settings: each variable is read, and each rule refuses by name, by what it was and by what it must be."""
 
+import contextlib
+import posixpath
 import re
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from worker import config
 from worker.config import Settings
@@ -199,13 +205,105 @@ def test_a_missing_replica_url_is_refused() -> None:
         "gs://acme-users/a b",
         "gs://acme-users/a#b",
         "gs://acme-users/a*",
-        "gs://acme-users/prod\n",
+        "gs://acme-users/./X",
+        "gs://acme-users/a/../b",
+        "gs://acme-users/prod/.",
+        "gs://acme-users/..",
+        "gs://acme-users/!prod",
+        "gs://acme-users/x%20y",
+        "gs://acme-users/x%",
+        "gs://acme-users/@x",
+        "gs://acme-users/{x}",
+        "gs://acme-users/&x",
+        "gs://acme-users/'x'",
+        "gs://acme-users/~x",
+        "gs://acme-users/$HOME",
+        "gs://acme-users/a\\b",
+        "gs://acme-users/a:b",
+        "gs://acme-users/zoë",
+        "gs://acme-users/a\tb",
+        "gs://acme-users/" + "x" * 513,
     ],
 )
 def test_a_replica_url_must_name_a_bucket_and_a_prefix(url: str) -> None:
     """Without a prefix two stores would share a bucket's root; wildcards and spaces are typing errors."""
     with pytest.raises(ConfigError, match=r"REPLICA_URL is .* and must be gs://BUCKET/PREFIX, for example "):
         load(REPLICA_URL=url)
+
+
+@given(st.from_regex(r"\A[A-Za-z0-9._-]{1,9}(/[A-Za-z0-9._-]{1,9}){0,3}\Z") | st.text(min_size=1, max_size=20))
+def test_a_prefix_names_one_place_or_is_refused(prefix: str) -> None:
+    """F2: what loads is the same as a path, as a URL and in YAML, so that Litestream and the worker mean one place."""
+    try:
+        found = load(REPLICA_URL=f"gs://acme-users/{prefix}").prefix
+    except ConfigError:
+        return
+    assert found == posixpath.normpath(found)
+    assert found == unquote(quote(found)) == quote(found)
+    assert yaml.safe_load(f"path: gs://acme-users/{found}/x") == {"path": f"gs://acme-users/{found}/x"}
+    assert found == prefix.strip().removesuffix("/")
+
+
+@pytest.mark.parametrize("around", [("", "\n"), (" ", "  "), ("", "\r\n"), ("\t", "")])
+@pytest.mark.parametrize("name", ["PUSH_AUDIENCE", "PUSH_SERVICE_ACCOUNT", "OPERATORS", "REPLICA_URL", "PORT", "HOST"])
+def test_blanks_around_a_value_are_none_of_it(name: str, around: tuple[str, str]) -> None:
+    """F10: a secret's file ends in a line end; a token's audience does not."""
+    given = {**COMPANIONS.get(name, {}), name: f"{around[0]}{READ[name][0]}{around[1]}"}
+    assert getattr(load(**given), READ[name][1]) == READ[name][2]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("PUSH_AUDIENCE", '"https://users.example"'),
+        ("PUSH_AUDIENCE", "https://users.example x"),
+        ("PUSH_AUDIENCE", "\N{LEFT DOUBLE QUOTATION MARK}https://users.example\N{RIGHT DOUBLE QUOTATION MARK}"),
+        ("PUSH_AUDIENCE", "https://users.example\N{ZERO WIDTH SPACE}"),
+        ("PUSH_SERVICE_ACCOUNT", "serviceAccount:a@b"),
+        ("PUSH_SERVICE_ACCOUNT", "push"),
+        ("PUSH_SERVICE_ACCOUNT", "a@b,c@d"),
+        ("PUSH_SERVICE_ACCOUNT", "<a@b>"),
+        ("OPERATORS", "a@b;c@d"),
+        ("OPERATORS", "a@b c@d"),
+        ("OPERATORS", "user:a@b"),
+        ("OPERATORS", "'a@b'"),
+        ("OIDC_CERTS_URL", "www.googleapis.com/oauth2"),
+        ("OIDC_CERTS_URL", "https://[::1"),
+        ("HOST", "0.0.0.0 127.0.0.1"),
+        ("SUBSCRIPTION", "users worker"),
+        ("DATABASE_PATH", "/data/users.db\n"),
+        ("DATABASE_PATH", "/data/" + "x" * 201),
+        ("DATABASE_PATH", "/data/\udcff\ud800"),
+        ("DATABASE_PATH", "/tmp"),
+        ("DATABASE_PATH", "."),
+        ("PORT", "8_080"),
+        ("PORT", "\N{ARABIC-INDIC DIGIT EIGHT}0"),
+        ("RETENTION_DAYS", "1_0"),
+        ("QUEUE_MAX_MESSAGES", "9" * 5000),
+    ],
+)
+def test_a_value_that_can_never_be_meant_is_refused_at_start(name: str, text: str) -> None:
+    """F10: otherwise the service starts, and every push is 401, or every number another one."""
+    with pytest.raises(ConfigError, match=rf"^{name} is "):
+        load(**{**COMPANIONS.get(name, {}), name: text})
+
+
+@given(
+    st.sampled_from(sorted(READ)),
+    st.text(max_size=30) | st.sampled_from(["\udcff", "1e999", "-", "0x10", "\u0661", "a" * 9000]),
+)
+def test_no_value_of_a_setting_is_a_traceback(name: str, text: str) -> None:
+    """F11: it loads, or is refused by its name."""
+    with contextlib.suppress(ConfigError):
+        load(**{**COMPANIONS.get(name, {}), name: text})
+
+
+@pytest.mark.parametrize(
+    "path", ["/tmp/my data/users.db", '/tmp/zo\xeb/u#1: "x".db', "/tmp/a%20b?c", "/tmp/ends in a blank "]
+)
+def test_a_path_is_taken_as_it_is(path: str) -> None:
+    """Its blanks and signs may be meant."""
+    assert load(DATABASE_PATH=path).database_path == Path(path)
 
 
 def test_a_slash_at_the_end_of_the_url_is_ignored() -> None:

@@ -1,7 +1,9 @@
 """`python -m publisher load` and `create`, with a sink that only remembers."""
 
+import gzip
 import json
 import os
+import random
 import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -15,7 +17,7 @@ from publisher import cli, load, records
 from publisher.errors import DeliveryError, RefusedError, TopicNotFoundError, UnreachableError, UsageError
 from publisher.interrupt import Interrupt
 from publisher.load import Loader, Summary
-from publisher.message import MessageError, Reason, UserCreated
+from publisher.message import MAX_DATA_BYTES, MessageError, Reason, UserCreated, encode
 from publisher.progress import MAX_PROBLEMS_SHOWN
 from publisher.records import BAD_CSV, LINE_TOO_LONG, CsvRows, JsonLines, Lines, Problem, Record
 from publisher.settings import ENVIRONMENT, topic_path
@@ -235,16 +237,157 @@ def test_csv_blank_lines_are_skipped() -> None:
 
 
 def test_csv_unclosed_quote_ends_at_the_limit() -> None:
-    """A quote that is never closed swallows a bounded number of bytes, keeps them, and reading goes on."""
+    """A quote that is never closed costs its own line, after a bounded look, and takes no good row with it."""
     found = csv_records(b'user_id,settings\n1,"a\n' + b"2,b\n" * 5 + b"3,c\n", limit=20)
     assert only_problem(found) == (2, BAD_CSV)
-    assert found[0].raw == b'1,"a\n' + b"2,b\n" * 4
-    assert [user_of(item).user_id for item in found[1:]] == [2, 3]
+    assert found[0].raw == b'1,"a\n'
+    assert [user_of(item).user_id for item in found[1:]] == [2, 2, 2, 2, 2, 3]
 
 
 def test_csv_quote_open_at_the_end() -> None:
     """A file that ends inside a quoted cell was cut off: its last row is wrong."""
     assert only_problem(csv_records(b'user_id,settings\n1,"a')) == (2, BAD_CSV)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [b'5, "b@x.org"', b'5,"b@x.org" ', b'5,b"x', b'5,b"x"', b'"5"x,b', b'5,"b""', b"5,b\rc"],
+)
+def test_wrong_quoting_is_bad_csv(row: bytes) -> None:
+    """F7: a quote stands at both ends of a cell or nowhere in it; nothing is stored with quotes and blanks around it."""
+    found = csv_records(b"user_id,email_address\n1,x\n" + row + b"\n2,y\n")
+    assert only_problem(found) == (3, BAD_CSV)
+    assert [user_of(item).user_id for item in (found[0], found[2])] == [1, 2]
+    with pytest.raises(UsageError, match=r"first line must name|quoting"):
+        CsvRows(Lines(BytesIO(b'user_id, "email_address"\n1,a\n')))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"\n\r\n  \nuser_id,email_address\n",
+        b"user_id,email_address,,\n",
+        b"Phone Number,user_id,Phone Number,email_address,Phone Number\n",
+        b"\xef\xbb\xbf\xef\xbb\xbfuser_id,email_address\n",
+        b"sep=;\r\nuser_id;email_address\r\n",
+        b"SEP=|\nuser_id|email_address\n",
+        b"user_id\temail_address\n",
+        b"\xef\xbb\xbf\nuser_id;;email_address;Notes\n",
+        b'"user_id";"email_address";"a;b"\r\n',
+        b"caf\xe9,user_id,email_address\n",
+    ],
+)
+def test_the_heads_of_real_tools_are_read(head: bytes) -> None:
+    """F8: blank lines, unnamed columns, ignored columns of one name, Excel's `sep=`, semicolons, tabs, several marks."""
+    reader = CsvRows(Lines(BytesIO(head)))
+    names = reader._names
+    cells = {"user_id": b"7", "email_address": b"a@x.org"}
+    row = reader.delimiter.encode().join(cells.get(name, b"z,z" if reader.delimiter != "," else b"z") for name in names)
+    reader = CsvRows(Lines(BytesIO(head + row + b"\r\n")))
+    assert [user_of(item) for item in reader] == [UserCreated(user_id=7, email_address="a@x.org")]
+
+
+def test_a_delimiter_can_be_said(run: Run, tmp_path: Path) -> None:
+    """F8: --delimiter, as a character or the word tab; a letter is none."""
+    assert run(b"user_id:settings\n5:a,b\n", "--format", "csv", "--delimiter", ":")[1]["accepted"] == 1
+    assert run(b"user_id\tsettings\n5\ta,b\n", "--format", "csv", "--delimiter=tab")[1]["accepted"] == 1
+    for wrong in ("a", "", ",,", '"', "\n"):
+        with pytest.raises(SystemExit):
+            run(b"user_id\n5\n", f"--delimiter={wrong}")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (gzip.compress(b"user_id\n1\n"), "gzip"),
+        (b"PK\x03\x04rest", "xlsx"),
+        ("user_id\n1\n".encode("utf-16"), "UTF-16"),
+        ("user_id\n1\n".encode("utf-16-be"), "UTF-16"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", "xls"),
+        (b"user_id,settings\r1,a\r2,b\r", "CR alone"),
+        (b"SQLite format 3\0", "SQLite"),
+        (b"BZh91AY", "bzip2"),
+        (b"\x7fELF\x02\x01\x01\0", "binary"),
+    ],
+)
+def test_what_the_bytes_are_is_said(data: bytes, said: str, tmp_path: Path) -> None:
+    """F8: by name, with what to do, whatever the file is called."""
+    for name in ("users.csv", "users.jsonl", "users"):
+        path = tmp_path / name
+        path.write_bytes(data)
+        with path.open("rb") as stream, pytest.raises(UsageError, match=said):
+            records.open_reader(stream, name, "auto", Lines(stream))
+
+
+def test_the_limit_is_the_datas_and_not_the_lines() -> None:
+    """F9: a line of 12 MB that spells a message of 2 MB; one just within the limit, with blanks; and one over it."""
+    escaped = b'{"user_id":1,"settings":"' + b"\\u0041" * 2_000_000 + b'"}\n'
+    assert len(escaped) > MAX_DATA_BYTES
+    whole = encode(UserCreated(user_id=2, settings="x" * (MAX_DATA_BYTES - 40)))
+    assert MAX_DATA_BYTES - 20 < len(whole) <= MAX_DATA_BYTES
+    over = b'{"user_id":3,"settings":"' + b"x" * MAX_DATA_BYTES + b'"}\n'
+    found = list(JsonLines(Lines(BytesIO(escaped + whole + b" " * 100 + b"\n" + over))))
+    assert [user_of(item).user_id for item in found[:2]] == [1, 2]
+    assert isinstance(found[2].content, records.Problem)
+    assert found[2].content.code == Reason.TOO_LARGE
+
+
+def test_a_quote_that_is_not_closed_takes_no_good_row_with_it() -> None:
+    """Also where a later quote closes it: one valid record of many rows would be stored, and they would be missing."""
+    rows = b"".join(b"%d,s%d\n" % (number, number) for number in range(2, 50))
+    found = csv_records(b'user_id,settings\n1,"a\n' + rows + b'50,b"\n51,c\n')
+    assert [item.line for item in found if isinstance(item.content, records.Problem)] == [2, 51]
+    assert [user_of(item).user_id for item in found[1:-2]] == list(range(2, 50))
+    assert user_of(found[-1]).user_id == 51
+
+
+def test_a_file_of_mixed_troubles_is_counted_as_by_its_author(run: Run, sink: RecordingSink, tmp_path: Path) -> None:
+    """50,000 rows, every seventh with a trouble of a known kind: the counts and the users are those that were written."""
+    chance = random.Random(13)
+    rows: list[bytes] = []
+    users: dict[int, tuple[str | None, str | None]] = {}
+    rejected = 0
+    bad = [
+        b"x,a@x.org,s",
+        b'%d, "a@x.org",s',
+        b"%d,a@x.org",
+        b'%d,"a@x.org,s',
+        b"%d,\xff,s",
+        b"0,a,s",
+        b'%d,a"b,s',
+        b"%d,a,s,t",
+        b'%d,"a"b,s',
+    ]
+    for number in range(1, 50_001):
+        if number % 7:
+            email = chance.choice(["", f"u{number}@x.org", f'"u ""{number}"" @x.org"', f'"u,{number}@x.org"'])
+            text = chance.choice(["", "s", '"two\nlines"', '"{""a"": 1,\n""b"": 2}"', "ü"])
+            rows.append(f"{number},{email},{text}".encode() + chance.choice([b"\n", b"\r\n"]))
+            plain = [cell[1:-1].replace('""', '"') if cell.startswith('"') else cell for cell in (email, text)]
+            users[number] = (plain[0] or None, plain[1] or None)
+        else:
+            row = chance.choice(bad)
+            rows.append((row % number if b"%d" in row else row) + b"\n" + chance.choice([b"", b"\n"]))
+            rejected += 1
+    rejects = tmp_path / "bad.csv"
+    _, summary, _ = run(
+        b"\xef\xbb\xbf\nuser_id,email_address,settings\n" + b"".join(rows), "--format", "csv", f"--rejects={rejects}"
+    )
+    assert (summary["read"], summary["accepted"], summary["rejected"]) == (50_000, len(users), rejected)
+    assert {user.user_id: (user.email_address, user.settings) for user in sink.users} == users
+    assert len(rejects.read_bytes().splitlines()) == rejected + 1
+
+
+def test_rejects_of_an_earlier_load_are_not_overwritten(run: Run, tmp_path: Path) -> None:
+    """They may have been corrected meanwhile; an empty file, as mktemp makes it, is taken."""
+    rejects = tmp_path / "bad.csv"
+    rejects.write_bytes(b"user_id\n5\n")
+    code, _, said = run(b'{"user_id":0}\n', f"--rejects={rejects}")
+    assert (code, "is not overwritten" in said) == (2, True)
+    assert rejects.read_bytes() == b"user_id\n5\n"
+    rejects.write_bytes(b"")
+    run(b'{"user_id":0}\n', f"--rejects={rejects}")
+    assert rejects.read_bytes() == b'{"user_id":0}\n'
 
 
 @pytest.mark.parametrize(
@@ -316,9 +459,8 @@ def test_csv_rejects_can_be_loaded_again(run: Run, sink: RecordingSink, tmp_path
 
 
 def test_rejects_are_empty_when_all_is_well(run: Run, tmp_path: Path) -> None:
-    """A rejects file of an earlier run does not survive a run without rejects."""
+    """The file is made, and has nothing in it."""
     rejects = tmp_path / "bad"
-    rejects.write_text("old")
     assert run(b'{"user_id":1}', "--rejects", str(rejects))[0] == 0
     assert rejects.read_bytes() == b""
 
@@ -510,13 +652,17 @@ def test_the_former_handler_is_put_back(run: Run, sink: RecordingSink) -> None:
         (["create", "--user-id", "5"], "set TOPIC"),
         (["create", "--user-id", "5", "--topic", "users"], "GOOGLE_CLOUD_PROJECT"),
         (["create", "--user-id", "5", "--topic", "a/b"], "is no topic"),
-        (["create", "--user-id", "5", "--push-to", "ftp://x"], "no address to push to"),
-        (["create", "--user-id", "0", "--topic", "users"], "user_id must be"),
+        (["create", "--user-id", "5", "--push-to", "ftp://x"], "must be an address"),
+        (["create", "--user-id", "0", "--topic", "users"], "--user-id: must be a whole number from 1 to"),
     ],
 )
 def test_wrong_usage(arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Wrong usage exits 2 and says what to do; nothing is sent."""
-    assert cli.main(arguments, {}) == 2
+    try:
+        code: int | str | None = cli.main(arguments, {})
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
     assert hint in capsys.readouterr().err
 
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 import worker.errors
+from publisher.connections import REFUSALS
 from tests.entries import entry, until
 from tests.fakes import Clock, MemoryStore
 from tests.test_docs import rows
@@ -153,7 +154,8 @@ def test_every_family_is_documented(world: World) -> None:
 
 def test_every_reason_of_a_503_is_documented_and_used() -> None:
     """The list is closed: the code names no other, the documentation has a row for each."""
-    assert set(rows("observability.md", "### Why a request is answered 503")) == set(REFUSED)
+    assert set(rows("observability.md", "### Why a request is answered 503")) == {*REFUSED, "connections"}
+    assert REFUSALS["connections"] == 503
     used = set()
     for file in (ROOT / "worker").glob("*.py"):
         used |= set(re.findall(r'Refused\([^()]*(?:\([^()]*\)[^()]*)*reason="(\w+)"', file.read_text()))

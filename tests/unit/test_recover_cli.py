@@ -14,7 +14,7 @@ from worker.comparison import Undone
 from worker.errors import LeaseHeld, LeaseLost, QueueUnavailable, RestoreFailed
 from worker.recover_cli import _earlier, _Undone
 from worker.recovery import Plan, forgotten
-from worker.replay_cli import seconds
+from worker.replay_cli import WAIT
 from worker.restore_commands import Restored
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -144,7 +144,7 @@ def test_what_receipts_no_longer_tell_is_said() -> None:
 def test_each_wait_is_bounded(text: str) -> None:
     """INV-7: of `replay` and of the replay of a recovery alike."""
     with pytest.raises(argparse.ArgumentTypeError, match="at most 3600"):
-        seconds(text)
+        WAIT(text)
     parser = argparse.ArgumentParser()
     recover_cli.add(parser.add_subparsers())
     with pytest.raises(SystemExit):

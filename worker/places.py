@@ -1,0 +1,56 @@
+"""Where things may be: the names that REPLICA_URL and DATABASE_PATH may have.
+
+A store's prefix is a closed set of characters. Whatever reads it (Litestream's YAML, a URL, a path, a shell) takes it for
+the same place; with a blank, a percent sign or `..` each would take it for another one's.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from publisher.values import Wrong, path
+
+PREFIX_MAX: Final = 512
+"""Longest prefix, in characters: an object's name has at most 1,024 bytes (documentation, "Quotas and limits")."""
+NAME_MAX_BYTES: Final = 200
+"""Longest name of the database's file: those beside it are longer, and a name has at most 255 bytes."""
+
+_URL: Final = re.compile(r"gs://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])/([^/]+(?:/[^/]+)*)/?", re.ASCII)
+_PART: Final = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
+
+
+def store(url: str) -> tuple[str, str]:
+    """The bucket and the prefix of a REPLICA_URL.
+
+    Raises:
+        Wrong: It is no store's place, or is one that different readers would take for different ones.
+    """
+    found = _URL.fullmatch(url)
+    if found is None:
+        raise Wrong("must be gs://BUCKET/PREFIX, for example gs://acme-users/prod")
+    parts = found[2].split("/")
+    if any(not _PART.fullmatch(part) or part in (".", "..") for part in parts) or len(found[2]) > PREFIX_MAX:
+        raise Wrong(
+            "must be gs://BUCKET/PREFIX, for example gs://acme-users/prod: the prefix has letters, digits, '.', '_', '-', "
+            f"and '/' between its parts, and at most {PREFIX_MAX} characters; no part is '.' or '..'"
+        )
+    return found[1], found[2]
+
+
+def database(text: str) -> Path:
+    """The path of the working copy.
+
+    Raises:
+        Wrong: It can be no file here.
+    """
+    file = path(text)
+    if len(os.fsencode(file.name)) > NAME_MAX_BYTES:
+        raise Wrong(f"must be a file whose name has at most {NAME_MAX_BYTES} bytes")
+    try:
+        folder = file.is_dir()
+    except OSError as error:
+        raise Wrong(f"must be a path that can be opened ({error.strerror})") from None
+    if folder:
+        raise Wrong("must be a file, not a folder")
+    return file
