@@ -102,6 +102,12 @@ WORKER: Final[Mapping[str, Mapping[str, Text]]] = {
             "Set both or neither.",
             "As above.",
         ),
+        "TOKENS_VERIFIED_BY": Text(
+            "`here` or `platform`",
+            "Who checks the signatures of tokens. `platform` on Cloud Run with its check of IAM on, which replaces them by "
+            "a marker that is taken in their place; see [security](security.md#who-reaches-the-service).",
+            "Any sender could write that marker where no platform checks.",
+        ),
         "OPERATORS": Text(
             "e-mail addresses, with commas",
             "Who may read, retry and discard rejections: service accounts that operators impersonate.",

@@ -154,8 +154,7 @@ async def _route(service: Service, request: Request) -> Response:
 
 async def _push(service: Service, request: Request) -> Response:
     headers = dict(request.scope["headers"])  # the server gives their names in lower case
-    token = headers.get(b"authorization")
-    await service.access.push(token and token.decode("latin-1"))
+    await service.access.push(request.scope["headers"])
     with service.intake.hold() as held:
         delivery = _delivery(service, request, headers, await _body(request, headers, held, service.body_max_bytes))
         content = content_of(delivery.data, delivery.attributes)
@@ -213,7 +212,7 @@ async def _user(service: Service, text: str) -> Response:
 
 
 async def _erase(service: Service, request: Request, text: str) -> Response:
-    who = await service.access.operator(request.headers.get("authorization"))
+    who = await service.access.operator(request.scope["headers"])
     erased = await service.eraser.erase(_user_id(text))
     log.info("a user was erased by %s", who, extra={"action": "user.erased"})
     return JSONResponse(msgspec.structs.asdict(erased))

@@ -99,6 +99,11 @@ class Settings:
     push_service_account: str = _setting(
         "PUSH_SERVICE_ACCOUNT", "", "e-mail address of the service account with which the subscription pushes"
     )
+    tokens_verified_by: str = _setting(
+        "TOKENS_VERIFIED_BY",
+        "here",
+        "here or platform: who checks the signatures of tokens; platform only where each request passes its check",
+    )
     operators: str = _setting(
         "OPERATORS", "", "e-mail addresses, with commas between them, that may read and resolve rejections"
     )
@@ -238,6 +243,7 @@ class Settings:
                 _wrong("REPLICA_URL", self.replica_url, "gs://BUCKET/PREFIX, for example gs://acme-users/prod")
             )
         _check_choice("LOG_LEVEL", self.log_level, ("debug", "info", "warning", "error"))
+        _check_choice("TOKENS_VERIFIED_BY", self.tokens_verified_by, ("here", "platform"))
         _check_choice("RESTORE_INTEGRITY_CHECK", self.restore_integrity_check, ("none", "quick", "full"))
         if self.hold_limit_seconds == 0:
             object.__setattr__(self, "hold_limit_seconds", 0.8 * self.ack_deadline_seconds)
@@ -245,6 +251,10 @@ class Settings:
             raise ConfigError(
                 "PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT belong together: set both, as the push subscription has them, "
                 "or neither"
+            )
+        if self.tokens_verified_by == "platform" and not self.push_audience:
+            raise ConfigError(
+                "TOKENS_VERIFIED_BY is 'platform' and PUSH_AUDIENCE is not set: then no token is looked at; set it as well"
             )
         if 0 < self.checkpoint_hours < CHECKPOINT_HOURS_MIN or (self.checkpoint_hours and not self.subscription):
             raise ConfigError(

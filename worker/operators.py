@@ -62,7 +62,7 @@ async def answer(request: Request, path: str, *, access: Access, intake: Intake,
     Raises:
         RequestError: It is refused, or what it asks for cannot be done.
     """
-    who = await access.operator(request.headers.get("authorization"))
+    who = await access.operator(request.scope["headers"])
     if path == COUNTS:
         return await _counts(request, intake, readers)
     if path == RECEIPTS:
