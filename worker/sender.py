@@ -6,8 +6,8 @@ again, once for all who wait for it and seldom, so that invented keys cannot mak
 
 Where Cloud Run's own check of IAM is on, it has verified the token, and hands it on with its signature replaced by a marker:
 then there is nothing left to verify it by. `TOKENS_VERIFIED_BY=platform` says that every request comes through that check,
-and only then is the marker taken in a signature's place; the claims are judged all the same (claims.py). It is never inferred
-from a request, which any sender can write.
+and only then is the marker taken in a signature's place; the claims are judged all the same (claims.py). It is never
+inferred from a request, which any sender can write.
 
 A refusal is a verdict about the token. Where no verdict is possible, because the certificates cannot be had, the answer is
 `Refused`: an outage is never a verdict (INV-9).
