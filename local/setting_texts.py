@@ -75,7 +75,7 @@ WORKER: Final[Mapping[str, Mapping[str, Text]]] = {
         "QUEUE_MAX_MESSAGES": Text(
             "messages",
             "Messages held at once; more are answered 503.",
-            "Twice Cloud Run's largest concurrency.",
+            "Below Cloud Run's largest concurrency, 1,000: so the worker answers 503 before the platform answers 429.",
         ),
         "QUEUE_MAX_BYTES": Text(
             "bytes",

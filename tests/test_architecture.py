@@ -47,6 +47,7 @@ ADAPTERS = {
     "worker.gcs",
     "worker.heads",
     "worker.sender",
+    "worker.identity",
 }
 """Each knows one foreign thing. They do not import one another."""
 DECIDERS = {"worker.lease", "worker.replica", "worker.replication", "worker.succession"}
@@ -91,6 +92,8 @@ WIRING = {
     "worker.recovery",
     "worker.recover_cli",
     "worker.doctor_cli",
+    "worker.service_options",
+    "worker.smoke_cli",
     "worker.doctor_quick",
     "worker.tables",
     "worker.cli",

@@ -28,7 +28,7 @@ from publisher import message
 from worker import envelope, operators, trace_context
 from worker.access import Access
 from worker.envelope import Delivery
-from worker.errors import BadQuery, BodyTooLarge, Refused, RequestError, Unwritable
+from worker.errors import BadQuery, BodyTooLarge, Refused, RequestError, Unwritable, WrongStore
 from worker.group import Problem
 from worker.intake import Held, Intake, State
 from worker.observer import Observer
@@ -71,6 +71,8 @@ class Service:
     """Whether a push without metadata may come without a wrapper as well."""
     tally: Tally = field(default_factory=Tally)
     observer: Observer = field(default_factory=Observer)
+    store: str = ""
+    """The gs://BUCKET/PREFIX that is served; operators' commands say which they mean."""
     scrape: Callable[[], Awaitable[bytes]] | None = None
     """Makes the page of metrics."""
 
@@ -131,10 +133,15 @@ async def _route(service: Service, request: Request) -> Response:
     path = request.scope["path"]
     if path == "/":
         return await _push(service, request) if request.method == "POST" else _wrong_method("POST")
+    if operators.takes(path) or path.startswith("/users/"):
+        service.intake.routed()  # not for probes and scrapes, which reach an instance without traffic as well
     if operators.takes(path):
-        return await operators.answer(
+        _check_store(service, request)
+        answer = await operators.answer(
             request, path, access=service.access, intake=service.intake, readers=service.readers, tally=service.tally
         )
+        answer.headers[operators.STORE_HEADER] = service.store
+        return answer
     if request.method == "POST" and path.startswith("/users/") and path.endswith("/erase"):
         return await _erase(service, request, path.removeprefix("/users/").removesuffix("/erase"))
     if request.method not in ("GET", "HEAD"):
@@ -213,9 +220,19 @@ async def _user(service: Service, text: str) -> Response:
 
 async def _erase(service: Service, request: Request, text: str) -> Response:
     who = await service.access.operator(request.scope["headers"])
+    _check_store(service, request)
     erased = await service.eraser.erase(_user_id(text))
     log.info("a user was erased by %s", who, extra={"action": "user.erased"})
     return JSONResponse(msgspec.structs.asdict(erased))
+
+
+def _check_store(service: Service, request: Request) -> None:
+    """Refuse what was meant for another store: a service may listen where another one was expected."""
+    meant = request.headers.get(operators.STORE_HEADER)
+    if meant and meant != service.store:
+        raise WrongStore(
+            f"this service serves {service.store}, and the request is for {meant}; mend REPLICA_URL or SERVICE_URL"
+        )
 
 
 def _user_id(text: str) -> int:

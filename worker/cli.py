@@ -37,6 +37,7 @@ _OTHER_VERBS: Final = (
     "drill_cli",
     "recover_cli",
     "doctor_cli",
+    "smoke_cli",
 )
 
 INTERRUPTED: Final = 130

@@ -70,7 +70,7 @@ class Settings:
         "largest push body: 10 MB of data is 13.4 MB in base64, and the wrapping",
         low=1024,
     )
-    queue_max_messages: int = _setting("QUEUE_MAX_MESSAGES", 2000, "messages held at once; more are answered 503", low=1)
+    queue_max_messages: int = _setting("QUEUE_MAX_MESSAGES", 900, "messages held at once; more are answered 503", low=1)
     queue_max_bytes: int = _setting("QUEUE_MAX_BYTES", 64_000_000, "bytes held at once; more are answered 503", low=1024)
     group_max_messages: int = _setting("GROUP_MAX_MESSAGES", 500, "most messages in one transaction", low=1, high=2000)
     push_unwrapped: bool = _setting(

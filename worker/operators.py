@@ -40,6 +40,8 @@ ROOT: Final = "/rejections"
 COUNTS: Final = "/counts"
 RECEIPTS: Final = "/receipts"
 OUTCOMES: Final = "/outcomes"
+STORE_HEADER: Final = "solowriter-store"
+"""Of a request: the store that is meant. Of an answer: the one that is served."""
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from worker import identity, service_options
 from worker.errors import ServiceRefused
 from worker.outcome import REASONS
 from worker.rejection_commands import Service, Wanted, export
@@ -20,7 +21,7 @@ from worker.wording import counted, rfc3339
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "SERVICE_URL": "where the service listens, for commands that ask it [http://127.0.0.1:PORT]",
-    "IDENTITY_TOKEN": "an operator's identity token, for commands that ask the service [none]",
+    **identity.ENVIRONMENT,
 }
 """The variables that only these commands read."""
 
@@ -77,7 +78,7 @@ def add(verbs: Any) -> None:
     )
     _add_erase(verbs, environment)
     for parser, command in ((listing, _list), (show, _show), (retry, _retry), (discard, _discard), (exporting, _export)):
-        parser.add_argument("--url", metavar="URL", help="the service's address (default: SERVICE_URL)")
+        service_options.add_url(parser)
         parser.epilog, parser.formatter_class = environment, raw
         parser.set_defaults(command=None, without_settings=main, ask=command)
     show.add_argument("id", metavar="ID", help="the message id")
@@ -110,7 +111,7 @@ def _add_erase(verbs: Any, environment: str) -> None:
     )
     erase.add_argument("user_id", metavar="USER_ID", type=int)
     erase.add_argument("--yes", action="store_true", help="do it; without this, only say what would be done")
-    erase.add_argument("--url", metavar="URL", help="the service's address (default: SERVICE_URL)")
+    service_options.add_url(erase)
     erase.add_argument("--json", action="store_true", help="print JSON")
     erase.set_defaults(command=None, without_settings=main, ask=_erase)
 
@@ -121,11 +122,11 @@ def main(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     Raises:
         WorkerError: It could not be done.
     """
-    url = options.url or environ.get("SERVICE_URL") or f"http://127.0.0.1:{environ.get('PORT') or 8080}"
+    url = service_options.service_url(options.url, environ)
     ask: Callable[[Service, argparse.Namespace], Awaitable[int]] = options.ask
 
     async def asking() -> int:
-        async with Service(url, environ.get("IDENTITY_TOKEN", "")) as service:
+        async with service_options.connect(Service, url, environ) as service:
             return await ask(service, options)
 
     return asyncio.run(asking())

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from worker import checkpoints, subscription_options
+from worker import checkpoints, service_options, subscription_options
 from worker.config import Settings
 from worker.errors import NotSeekable, ServiceUnreachable
 from worker.gcs import Bucket
@@ -60,7 +60,7 @@ def add(verbs: Any) -> None:
         "--settle", metavar="SECONDS", type=seconds, default=Patience().settle, help="see above [%(default)g]"
     )
     parser.add_argument("--start", metavar="SECONDS", type=seconds, default=Patience().start, help="see above [%(default)g]")
-    parser.add_argument("--url", metavar="URL", help="the service's address (default: SERVICE_URL)")
+    service_options.add_url(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     subscription_options.add(parser)
     parser.set_defaults(command=_replay)
@@ -157,8 +157,7 @@ async def _shown(queue: Queue, service: FollowedService, planned: Plan, patience
 
 
 def _service(settings: Settings, url: str | None, environ: Mapping[str, str]) -> FollowedService:
-    address = url or environ.get("SERVICE_URL") or f"http://127.0.0.1:{settings.port or 8080}"
-    return FollowedService(address, environ.get("IDENTITY_TOKEN", ""))
+    return service_options.connect(FollowedService, service_options.service_url(url, environ), environ)
 
 
 async def _target(settings: Settings, options: argparse.Namespace) -> datetime | str:
