@@ -157,7 +157,8 @@ grant_build() {
 
 build_image() {
     exists image_summary.digest gcloud artifacts docker images describe "$image" --project="$project" && return
-    local where=() from=${DOCKER_HUB:-$region-docker.pkg.dev/$project/$hub}
+    local where=() from=${DOCKER_HUB-}
+    [[ -n $from ]] || from=$region-docker.pkg.dev/$project/$hub
     [[ -z ${BUILD_REGION-} ]] || where=(--region="$BUILD_REGION")
     # The ignore file is found beside the sources.
     patient_of_grants gcloud builds submit . --project="$project" ${where[@]+"${where[@]}"} --config=deploy/cloudbuild.yaml \

@@ -7,7 +7,6 @@ one plain word in YAML are errors: nothing that is half filled in may be deploye
 
 import os
 import re
-import string
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +31,7 @@ def render(template: str, values: Mapping[str, str]) -> str:
     for name in sorted(names):
         if not PLAIN.fullmatch(values[name]):
             raise ValueError(f"{name} is {values[name]!r}: only letters, digits and @:/._,- are taken")
-    return string.Template(body).substitute(values)
+    return re.sub(r"\$\{(\w+)\}", lambda name: values[name[1]], body)
 
 
 if __name__ == "__main__":

@@ -213,13 +213,17 @@ class Cloud:
         path = request.path.removeprefix("compute/v1/")
         if "/operations/" in path or path.endswith("/wait"):
             return {"name": "done", "status": "DONE", "kind": "compute#operation", "selfLink": "https://x/operations/done"}
-        subnet = self.resources.setdefault("compute/subnet", {"name": "default", "privateIpGoogleAccess": False})
+        project = f"https://www.googleapis.com/compute/v1/projects/{PROJECT}"
+        region = f"{project}/regions/europe-west1"
+        made = {"name": "default", "privateIpGoogleAccess": False, "region": region, "ipCidrRange": "10.132.0.0/20"}
+        made |= {"network": f"{project}/global/networks/default", "selfLink": f"{region}/subnetworks/default"}
+        subnet = self.resources.setdefault("compute/subnet", made)
         if request.method == "POST":
             subnet["privateIpGoogleAccess"] = request.body["privateIpGoogleAccess"]
-            region = f"https://www.googleapis.com/compute/v1/projects/{PROJECT}/regions/europe-west1"
             return {
                 "name": "done",
                 "status": "DONE",
+                "operationType": "setPrivateIpGoogleAccess",
                 "selfLink": f"{region}/operations/done",
                 "targetLink": f"{region}/subnetworks/default",
             }

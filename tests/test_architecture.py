@@ -27,6 +27,7 @@ VALUES = {
     "worker.drill",
     "worker.background",
     "worker.tally",
+    "worker.agreement",
     "worker.claims",
     "worker.trace_context",
     "worker.litestream_log",

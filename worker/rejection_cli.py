@@ -5,7 +5,7 @@ import asyncio
 import base64
 import json
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +13,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from worker import identity, service_options
+from worker.agreement import agreed
 from worker.errors import ServiceRefused
 from worker.outcome import REASONS
 from worker.rejection_commands import Service, Wanted, export
@@ -162,16 +163,16 @@ def _text(data: str) -> str:
 
 
 async def _retry(service: Service, options: argparse.Namespace) -> int:
-    return await _resolve(service, options, service.retry, open_after=("rejected", "conflict"))
+    ids = await _chosen(service, options)
+    return await _resolve(service, options, service.retry, ids, open_after=("rejected", "conflict"))
 
 
 async def _discard(service: Service, options: argparse.Namespace) -> int:
-    if options.yes:
-        return await _resolve(service, options, service.discard)
     ids = await _chosen(service, options)
     named = ", ".join(map(plain, ids)) or "none"
-    print(f"this would discard {counted(len(ids), 'message')} for good: {named}; add --yes to do it")
-    return 1
+    if not agreed(f"this would discard {counted(len(ids), 'message')} for good: {named}", yes=options.yes):
+        return 1
+    return await _resolve(service, options, service.discard, ids)
 
 
 async def _export(service: Service, options: argparse.Namespace) -> int:
@@ -199,10 +200,8 @@ async def _export(service: Service, options: argparse.Namespace) -> int:
 
 
 async def _erase(service: Service, options: argparse.Namespace) -> int:
-    if not options.yes:
-        print(
-            f"this would erase user {options.user_id} for good, also from every later restore and replay; add --yes to do it"
-        )
+    what = f"this would erase user {options.user_id} for good, also from every later restore and replay"
+    if not agreed(what, yes=options.yes):
         return 1
     removed = await service.erase(options.user_id)
     if options.json:
@@ -218,10 +217,11 @@ async def _resolve(
     service: Service,
     options: argparse.Namespace,
     change: Callable[[str], Awaitable[str]],
+    ids: Sequence[str],
     open_after: tuple[str, ...] = (),
 ) -> int:
     failed = False
-    for message_id in await _chosen(service, options):
+    for message_id in ids:
         try:
             result = {"message_id": message_id, "outcome": await change(message_id)}
             failed = failed or result["outcome"] in open_after

@@ -15,8 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from worker import checkpoints, service_options, subscription_options
+from worker.agreement import agreed
 from worker.config import Settings
-from worker.errors import NotSeekable, ServiceUnreachable
+from worker.errors import ServiceUnreachable
 from worker.gcs import Bucket
 from worker.pubsub import Queue
 from worker.replay import POLL_SECONDS, FollowedService, Patience, Plan, Progress, plan, replay
@@ -135,7 +136,7 @@ def _replay(settings: Settings, options: argparse.Namespace) -> int:
         sys.stdout.flush()  # the progress goes to standard error
     if options.dry_run:
         done = None
-    elif not options.yes and not _agreed():
+    elif not agreed("this would seek the subscription, as --dry-run shows", yes=options.yes):
         print("nothing was sought", file=sys.stderr)
         return 1
     else:
@@ -170,14 +171,6 @@ async def _target(settings: Settings, options: argparse.Namespace) -> datetime |
         return (await checkpoints.find(store, options.snapshot, timeout=_REQUEST_SECONDS)).snapshot
     finally:
         store.close()
-
-
-def _agreed() -> bool:
-    if not sys.stdin.isatty():
-        raise NotSeekable(
-            "this seeks the subscription: look at it with --dry-run, and add --yes to do it without a question"
-        )
-    return input("seek? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _found(planned: Plan, done: Progress | None) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 An instance that stands by and has *received a request* (proof that traffic is routed to it: a tagged revision without
 traffic must not steal the writer's place; probes and scrapes prove nothing) asks in `successor.json` for the epoch it saw,
 and repeats it while requests keep coming. The holder looks for it every second; after a minimum tenure, which keeps two
-revisions from passing the lease to and fro while traffic is split, it drains and releases, and the release is reserved for
-who asked. A request that is no longer repeated is stale: its sender has lost the traffic again. Nothing here is needed for safety; lease.py alone is.
+revisions from passing the lease to and fro while traffic is split, it drains and releases, and the release is reserved
+for who asked. A request that is no longer repeated is stale: its sender has lost the traffic again. Nothing here is
+needed for safety; lease.py alone is.
 """
 
 import asyncio

@@ -575,7 +575,7 @@ def test_the_smoke_test_names_the_step_that_failed(deployed: Cloud, tmp_path: Pa
 
 
 def test_alerts_need_no_prometheus(deployed: Cloud) -> None:
-    """Age, dead letters, push responses, restarts, and two lines of the log; each tells the channel and says what to read."""
+    """Age, dead letters, push responses, restarts, and two lines of the log; each tells the channel and what to read."""
     channel = deployed.resources[f"monitoring/v3/projects/{PROJECT}/notificationChannels/1"]
     assert channel["labels"] == {"email_address": EMAIL}
     policies = [value for key, value in deployed.resources.items() if "/alertPolicies/" in key]

@@ -14,11 +14,13 @@ from typing import Any
 import httpx
 import pytest
 
+from local.authority import Authority
 from local.worker_process import ROOT
 from tests.fakes import Clock
 from worker.errors import ServiceUnreachable
 from worker.identity import Identity, identity
 
+TOKEN = Authority(key_bits=1024).token(audience="a", email="default@acme")
 AUDIENCE = "https://users-worker-1.europe-west1.run.app"
 
 
@@ -39,7 +41,7 @@ def metadata() -> Iterator[ThreadingHTTPServer]:
             asked.append(self.path)
             body, kind = b'{"email": "default@acme", "scopes": []}', "application/json"
             if "/identity?" in self.path:
-                body, kind = b"made-by-metadata", "application/text"
+                body, kind = TOKEN.encode(), "application/text"
             self.send_response(200 if self.headers.get("Metadata-Flavor") == "Google" else 403)
             self.send_header("Metadata-Flavor", "Google")
             self.send_header("Content-Type", kind)
@@ -73,7 +75,7 @@ def test_a_job_takes_its_token_from_the_metadata_server(metadata: ThreadingHTTPS
         text=True,
         check=False,
     )
-    assert done.stdout.strip() == "Bearer made-by-metadata", done.stderr
+    assert done.stdout.strip() == f"Bearer {TOKEN}", done.stderr
     (path,) = [each for each in metadata.asked if "/identity?" in each]  # type: ignore[attr-defined]
     assert "audience=https%3A%2F%2Fusers-worker-1.europe-west1.run.app" in path
 
