@@ -7,7 +7,7 @@ MINUTES ?= 90
 SOAK_MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-recover run test test-fast torture check format bench soak docs lock deploy destroy clean
+.PHONY: help setup demo demo-recover run test test-fast torture check format bench soak docs lock deploy smoke destroy clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,13 +61,19 @@ lock: $(READY)  ## Resolve pyproject.toml into the two lock files again
 	$(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --allow-unsafe --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
 
 # Settings such as MEMORY=2Gi are given like PROJECT: make hands on what its command line says, in the environment.
-deploy:  ## Create or update the service on Cloud Run (PROJECT=... REGION=...; DRY_RUN=1 only prints)
-	@$(if $(and $(PROJECT),$(REGION)),,$(error say where: make $@ PROJECT=... REGION=...))
-	@PYTHON=$(PYTHON) deploy/deploy.sh "$$PROJECT" "$$REGION"
+WHERE = $(if $(or $(SETTINGS),$(and $(PROJECT),$(REGION))),,$(error say where: make $@ PROJECT=... REGION=..., or SETTINGS=FILE))
+
+deploy:  ## Create or update the service on Cloud Run (PROJECT=... REGION=... or SETTINGS=FILE; DRY_RUN=1 only prints)
+	@$(WHERE)
+	@PYTHON=$(PYTHON) deploy/deploy.sh $${PROJECT:+"$$PROJECT"} $${REGION:+"$$REGION"}
+
+smoke:  ## Try the deployed service: doctor, publish, acknowledged, read back, erased (PROJECT=... REGION=...)
+	@$(WHERE)
+	@deploy/smoke.sh $${PROJECT:+"$$PROJECT"} $${REGION:+"$$REGION"}
 
 destroy:  ## Delete it again, but for the bucket with the data (PROJECT=... REGION=...; YES=1 does not ask)
-	@$(if $(and $(PROJECT),$(REGION)),,$(error say where: make $@ PROJECT=... REGION=...))
-	@deploy/destroy.sh "$$PROJECT" "$$REGION"
+	@$(WHERE)
+	@deploy/destroy.sh $${PROJECT:+"$$PROJECT"} $${REGION:+"$$REGION"}
 
 clean:  ## Remove .venv, caches and the local stack's data
 	rm -rf .venv .run .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -64,6 +64,21 @@ for name in "$subscription" "$dead_letters"; do
         gcloud pubsub subscriptions delete "$name" --project="$project"
 done
 gone gcloud run services describe "$service" "${where[@]}" -- gcloud run services delete "$service" "${where[@]}" --quiet
+# The starts of drills, and what tells of a service that is gone. A deployment with DRILL_SCHEDULE made the former.
+if [[ -n $dry_run ]] || exists name gcloud run jobs describe "$drill_job" "${where[@]}"; then
+    gone gcloud scheduler jobs describe "$drill_job" --project="$project" --location="$region" -- \
+        gcloud scheduler jobs delete "$drill_job" --project="$project" --location="$region" --quiet
+    run gcloud run jobs delete "$drill_job" "${where[@]}" --quiet
+fi
+if [[ -z $dry_run ]]; then
+    policies=$(gcloud alpha monitoring policies list --project="$project" --filter="userLabels.solowriter=\"$service\"" \
+        --format='value(name)') || stop 'cannot list the alerts, see above'
+    for name in $policies; do
+        run gcloud alpha monitoring policies delete "$name" --project="$project" --quiet
+    done
+fi
+gone gcloud logging metrics describe "$service-starts" --project="$project" -- \
+    gcloud logging metrics delete "$service-starts" --project="$project" --quiet
 gone gcloud run jobs describe "$job" "${where[@]}" -- gcloud run jobs delete "$job" "${where[@]}" --quiet
 for name in "$topic" "$dead_letters"; do
     gone gcloud pubsub topics describe "$name" --project="$project" -- \
@@ -78,7 +93,7 @@ revoke projects "$project" "projects/$project/roles/$snapshots_role" "serviceAcc
 revoke projects "$project" roles/logging.logWriter "serviceAccount:$builder"
 # The role itself stays: it gives nobody anything now, and a deleted role's name could be neither used nor brought back from the
 # eighth day to the thirty-seventh (IAM documentation, "Delete a custom role"), so that no deployment would succeed then.
-for name in "$runtime" "$pusher" "$builder"; do
+for name in "$runtime" "$pusher" "$builder" "$scheduler"; do
     gone gcloud iam service-accounts describe "$name" --project="$project" -- \
         gcloud iam service-accounts delete "$name" --project="$project" --quiet
 done
@@ -86,6 +101,8 @@ done
 # What the image was built from, and the image.
 gone gcloud artifacts repositories describe "$repository" --project="$project" --location="$region" -- \
     gcloud artifacts repositories delete "$repository" --project="$project" --location="$region" --quiet
+gone gcloud artifacts repositories describe "$hub" --project="$project" --location="$region" -- \
+    gcloud artifacts repositories delete "$hub" --project="$project" --location="$region" --quiet
 gone gcloud storage buckets describe "gs://$build_bucket" -- gcloud storage rm --recursive "gs://$build_bucket"
 if [[ ${DELETE_BUCKET-} == 1 ]]; then
     gone gcloud storage buckets describe "gs://$bucket" -- gcloud storage rm --recursive "gs://$bucket"

@@ -11,6 +11,7 @@ settings_help() {
   BUILD_BUCKET             PROJECT-users-build: where sources wait for Cloud Build, for a day
   TOPIC, SCHEMA, SUBSCRIPTION, DEAD_LETTERS
                            as for deploy/pubsub.sh: users, user-created, users-worker, users-dead-letters
+  SETTINGS                 none: a file with such settings, NAME=value on a line, for one environment; PROJECT and REGION too
   DRY_RUN                  1: only print the commands
 END
 }
@@ -45,6 +46,15 @@ exists() {  # exists FIELD COMMAND...: whether what COMMAND describes is there; 
     return 1
 }
 
+if [[ -n ${SETTINGS-} ]]; then  # a file for each environment; what stands in the environment already wins over it
+    [[ -r $SETTINGS ]] || stop "SETTINGS is '$SETTINGS': name a file with lines such as MEMORY=2Gi" 2
+    while IFS= read -r line || [[ -n $line ]]; do
+        [[ $line =~ ^[[:space:]]*(#.*)?$ ]] && continue
+        [[ $line =~ ^([A-Z_]+)=(.*)$ ]] || stop "in $SETTINGS stands '$line': write NAME=value, one on a line" 2
+        [[ -n ${!BASH_REMATCH[1]+x} ]] || export "${BASH_REMATCH[1]}=${BASH_REMATCH[2]}"
+    done <"$SETTINGS"
+    (($# > 0)) || set -- ${PROJECT+"$PROJECT"} ${REGION+"$REGION"}
+fi
 if [[ ${1-} == --help || ${1-} == -h ]]; then
     usage
     exit 0
@@ -76,7 +86,12 @@ dead_letters=${DEAD_LETTERS:-users-dead-letters}
 runtime=$service@$project.iam.gserviceaccount.com
 pusher=$service-push@$project.iam.gserviceaccount.com
 builder=$service-build@$project.iam.gserviceaccount.com
+scheduler=$service-drill@$project.iam.gserviceaccount.com
 job=$service-command
+drill_job=$service-drill
+hub=$repository-docker-hub
+network=${NETWORK-default}
+subnet=${SUBNET:-default}
 snapshots_role=${service//-/_}_snapshots  # a custom role's name takes no hyphens
 # Without it nothing would be found, and all that is to be deleted would seem to be gone.
 [[ -n $dry_run ]] || command -v gcloud >/dev/null ||

@@ -75,7 +75,7 @@ WORKER: Final[Mapping[str, Mapping[str, Text]]] = {
         "QUEUE_MAX_MESSAGES": Text(
             "messages",
             "Messages held at once; more are answered 503.",
-            "Twice Cloud Run's largest concurrency.",
+            "Below Cloud Run's largest concurrency, 1,000: so the worker answers 503 before the platform answers 429.",
         ),
         "QUEUE_MAX_BYTES": Text(
             "bytes",
@@ -101,6 +101,12 @@ WORKER: Final[Mapping[str, Mapping[str, Text]]] = {
             "Whose tokens the subscription pushes with: `gcloud pubsub subscriptions create --push-auth-service-account`. "
             "Set both or neither.",
             "As above.",
+        ),
+        "TOKENS_VERIFIED_BY": Text(
+            "`here` or `platform`",
+            "Who checks the signatures of tokens. `platform` on Cloud Run with its check of IAM on, which replaces them by "
+            "a marker that is taken in their place; see [security](security.md#who-reaches-the-service).",
+            "Any sender could write that marker where no platform checks.",
         ),
         "OPERATORS": Text(
             "e-mail addresses, with commas",

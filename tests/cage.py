@@ -38,8 +38,9 @@ shift
 mkdir -p "$root/proc" "$root/dev" "$root/data" "$root/tmp"
 mount --rbind /proc "$root/proc"  # of the machine: the cage has no processes of its own
 for device in null zero random urandom; do : >"$root/dev/$device"; mount --bind "/dev/$device" "$root/dev/$device"; done
-# As a volume in memory comes: root's, and anybody may write there.
+# As the image's own folder: its user's. Where that user is mapped later, any user may write.
 mount -t tmpfs -o mode=0777,size=480m data "$root/data"
+[ -n "${NESTED-}" ] || { chown "$user:$user" "$root/data" && chmod 0700 "$root/data"; }
 mount -t tmpfs -o mode=1777,size=100m tmp "$root/tmp"
 mount -o remount,bind,ro "$root"
 cd "$root"

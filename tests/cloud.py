@@ -28,7 +28,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 PROJECT: Final = "acme"
 NUMBER: Final = "123456789012"
-PLAIN: Final = ("storage", "iam", "cloudresourcemanager", "serviceusage", "artifactregistry", "cloudbuild")
+PLAIN: Final = (
+    "storage",
+    "iam",
+    "cloudresourcemanager",
+    "serviceusage",
+    "artifactregistry",
+    "cloudbuild",
+    "compute",
+    "monitoring",
+    "logging",
+)
 Body = dict[str, Any]
 
 
@@ -77,6 +87,9 @@ class Cloud:
     apis: set[str] = field(default_factory=set)
     requests: list[Request] = field(default_factory=list)
     executed: list[str] = field(default_factory=list)
+    published: list[str] = field(default_factory=list)
+    unpublishable: bool = False
+    """Whether the topic refuses what is published."""
     refusals: dict[str, int] = field(default_factory=dict)
     """How often a policy is not taken yet, by the resource's key: new accounts are not known everywhere at once."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -195,6 +208,55 @@ class Cloud:
             return {"name": "operations/build/acme/b1", "metadata": {"build": build}}
         return self.resources[key]
 
+    def _compute(self, request: Request) -> Body:
+        """The project's one subnet, whose Private Google Access is off until it is turned on."""
+        path = request.path.removeprefix("compute/v1/")
+        if "/operations/" in path or path.endswith("/wait"):
+            return {"name": "done", "status": "DONE", "kind": "compute#operation", "selfLink": "https://x/operations/done"}
+        project = f"https://www.googleapis.com/compute/v1/projects/{PROJECT}"
+        region = f"{project}/regions/europe-west1"
+        made = {"name": "default", "privateIpGoogleAccess": False, "region": region, "ipCidrRange": "10.132.0.0/20"}
+        made |= {"network": f"{project}/global/networks/default", "selfLink": f"{region}/subnetworks/default"}
+        subnet = self.resources.setdefault("compute/subnet", made)
+        if request.method == "POST":
+            subnet["privateIpGoogleAccess"] = request.body["privateIpGoogleAccess"]
+            return {
+                "name": "done",
+                "status": "DONE",
+                "operationType": "setPrivateIpGoogleAccess",
+                "selfLink": f"{region}/operations/done",
+                "targetLink": f"{region}/subnetworks/default",
+            }
+        return subnet
+
+    def _monitoring(self, request: Request) -> Body:
+        """Alert policies and notification channels, each with the name that it is given when it is made."""
+        kind = request.path.split("/")[3]
+        inside = {
+            key: value
+            for key, value in self.resources.items()
+            if key.startswith(f"monitoring/v3/projects/{PROJECT}/{kind}/")
+        }
+        key, body = f"monitoring/{request.path}", None
+        if request.method == "GET" and request.path.endswith(kind):
+            return {kind: list(inside.values())}
+        if request.method == "POST":
+            key = f"{key}/{len(inside) + 1}"
+            body = request.body | {"name": key.removeprefix("monitoring/v3/")}
+        return self._plain(request, key, body)
+
+    def _cloudscheduler(self, request: Request) -> Body:
+        key, body = f"cloudscheduler/{request.path}", None
+        if request.method == "POST":
+            key, body = f"{key}/{request.body['name'].rpartition('/')[2]}", request.body
+        return self._plain(request, key, body)
+
+    def _logging(self, request: Request) -> Body:
+        key, body = f"logging/{request.path}", None
+        if request.method == "POST":
+            key, body = f"{key}/{request.body['name']}", request.body
+        return self._plain(request, key, body)
+
     def _storage(self, request: Request) -> Body:
         key, body = f"storage/{request.path}", None
         if request.path == "b":
@@ -253,7 +315,8 @@ class Cloud:
         """The command of a job, done at once: `init` creates the lease record, as the real one would."""
         job = self.resources[f"run/{request.path.partition(':')[0]}"]
         container = job["spec"]["template"]["spec"]["template"]["spec"]["containers"][0]
-        self.executed.append(" ".join(container["command"] + container["args"]))
+        overrides = (request.body or {}).get("overrides", {}).get("containerOverrides", [{}])[0]
+        self.executed.append(" ".join(container["command"] + overrides.get("args", container["args"])))
         store = {each["name"]: each.get("value", "") for each in container["env"]}["REPLICA_URL"]
         bucket, _, prefix = store.removeprefix("gs://").partition("/")
         record = f"{prefix}/lease.json"
@@ -286,6 +349,11 @@ class Cloud:
         path, _, verb = request.path.partition(":")
         if verb == "validateMessage":
             return {}
+        if verb == "publish" and self.unpublishable:
+            raise missing(path)
+        if verb == "publish":
+            self.published += [each["data"] for each in request.body["messages"]]
+            return {"messageIds": ["1"]}
         key, body = f"pubsub/{path}", None
         if path.endswith("/schemas") and request.method == "POST":
             name = request.query["schemaId"]

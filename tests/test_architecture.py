@@ -27,6 +27,8 @@ VALUES = {
     "worker.drill",
     "worker.background",
     "worker.tally",
+    "worker.agreement",
+    "worker.claims",
     "worker.trace_context",
     "worker.child",
     "worker.gate",
@@ -50,6 +52,7 @@ ADAPTERS = {
     "worker.gcs",
     "worker.sender",
     "worker.claim",
+    "worker.identity",
 }
 """Each knows one foreign thing. They do not import one another."""
 DECIDERS = {"worker.lease", "worker.replica", "worker.replication", "worker.succession"}
@@ -95,6 +98,8 @@ WIRING = {
     "worker.recovery",
     "worker.recover_cli",
     "worker.doctor_cli",
+    "worker.service_options",
+    "worker.smoke_cli",
     "worker.doctor_quick",
     "worker.tables",
     "worker.cli",
@@ -127,7 +132,8 @@ PURE: dict[str, set[str]] = {
         "publisher.message",
     },
     "worker.statements": {"worker.models"},
-    "worker.sender": {"worker.errors"},
+    "worker.sender": {"worker.claims", "worker.errors"},
+    "worker.claims": {"worker.errors"},
     "worker.access": {"worker.errors"},
     "worker.background": set(),
     "worker.tally": set(),

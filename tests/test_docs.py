@@ -46,7 +46,7 @@ FOREIGN_VARIABLES = {
 }
 NO_VARIABLES = {
     # What a page's own example names, and what another service's answers are called.
-    *("OLD_REPLICA", "FAILED_PRECONDITION", "INVALID_ARGUMENT"),
+    *("OLD_REPLICA", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "SIGNATURE_REMOVED_BY_GOOGLE"),
 }
 FOREIGN_COMMANDS = (
     "apt-get",

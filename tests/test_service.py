@@ -39,6 +39,10 @@ VALUES = DEFAULTS | {
     "URL": "https://users-worker-1.europe-west1.run.app",
     "REPLICA_URL": "gs://acme-users/prod",
     "SUBSCRIPTION": "users-worker",
+    "NETWORK": "default",
+    "SUBNET": "default",
+    "VERB": "init",
+    "RETRIES": "3",
     "REQUEST_TIMEOUT_SECONDS": str(int(DEFAULTS["ACK_DEADLINE_SECONDS"]) + 30),
 }
 UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -57,19 +61,19 @@ GIVEN = {"roles/pubsub.subscriber": {"pubsub.subscriptions.consume"}, "roles/pub
 """What is used of the two roles on the subscription."""
 
 
-def parsed(name: str) -> Any:
+def parsed(name: str, **more: str) -> Any:
     """A template with its values."""
-    return yaml.safe_load(render((DEPLOY / name).read_text(), VALUES))
+    return yaml.safe_load(render((DEPLOY / name).read_text(), VALUES | more))
 
 
-def service() -> Any:
+def service(**more: str) -> Any:
     """What a revision of the service is made of."""
-    return parsed("service.yaml")["spec"]["template"]["spec"]
+    return parsed("service.yaml", **more)["spec"]["template"]["spec"]
 
 
-def container() -> Any:
+def container(**more: str) -> Any:
     """Its one container."""
-    (only,) = service()["containers"]
+    (only,) = service(**more)["containers"]
     return only
 
 
@@ -82,8 +86,8 @@ def size(text: str) -> int:
 def test_the_files_are_yaml_with_and_without_values(name: str) -> None:
     """A template can be read by whatever reads YAML."""
     assert isinstance(yaml.safe_load((DEPLOY / name).read_text()), dict)
-    assert isinstance(parsed(name) if name != "cloudbuild.yaml" else {}, dict)
-    assert "$" not in json.dumps(parsed(name)) if name != "cloudbuild.yaml" else True
+    for size_of_volume in ("", "480Mi") if name != "cloudbuild.yaml" else ():
+        assert "$" not in json.dumps(parsed(name, DATA_SIZE=size_of_volume)).replace('\\"$@\\"', "")
 
 
 def test_a_value_that_is_missing_or_not_plain_is_refused() -> None:
@@ -164,31 +168,33 @@ def test_the_job_may_take_as_long_as_the_longest_command() -> None:
 
 
 def test_the_folder_is_full_before_the_memory_is() -> None:
-    """The largest database that the volume takes, three times over, needs no more memory than there is (worker doctor)."""
-    (volume,) = service()["volumes"]
+    """The largest database that a volume takes, three times over, needs no more memory than there is (worker doctor)."""
+    assert "volumes" not in service()
+    assert "volumeMounts" not in container()
+    (volume,) = service(DATA_SIZE="480Mi")["volumes"]
     assert volume["emptyDir"]["medium"] == "Memory"
     memory = size(container()["resources"]["limits"]["memory"])
     database = size(volume["emptyDir"]["sizeLimit"]) / 3
     assert 4 * database + 6 * SETTINGS.queue_max_bytes <= memory
-    (mount,) = container()["volumeMounts"]
+    (mount,) = container(DATA_SIZE="480Mi")["volumeMounts"]
     variables = {each["name"]: each["value"] for each in container()["env"]}
     assert mount["name"] == volume["name"]
     assert Path(variables["DATABASE_PATH"]).parent == Path(mount["mountPath"])
 
 
 def test_one_instance_takes_what_the_worker_holds() -> None:
-    """One, never none, with its CPU; concurrency below what the worker holds, so that it and not the platform refuses."""
+    """One, never none, with its CPU; it holds less than the platform lets in, so that it refuses and not the platform."""
     annotations = parsed("service.yaml")["spec"]["template"]["metadata"]["annotations"]
     assert annotations["autoscaling.knative.dev/maxScale"] == annotations["autoscaling.knative.dev/minScale"] == "1"
     assert annotations["run.googleapis.com/cpu-throttling"] == "false"
     assert annotations["run.googleapis.com/execution-environment"] == "gen2"
-    assert service()["containerConcurrency"] <= SETTINGS.queue_max_messages
+    assert service()["containerConcurrency"] > SETTINGS.queue_max_messages
     assert parsed("service.yaml")["metadata"]["annotations"]["run.googleapis.com/ingress"] == "internal"
 
 
 def test_the_service_sets_only_what_is_a_setting() -> None:
     """A mistyped variable would be ignored in silence."""
-    known = {name for name, _, _ in config.described()}
+    known = {name for name, _, _ in config.described()} | {"SERVICE_URL"}  # which the commands of the job read
     for each in (container(), parsed("job.yaml")["spec"]["template"]["spec"]["template"]["spec"]["containers"][0]):
         assert {variable["name"] for variable in each["env"]} <= known
 

@@ -28,7 +28,7 @@ from publisher import message
 from worker import envelope, operators, trace_context
 from worker.access import Access
 from worker.envelope import Delivery
-from worker.errors import BadQuery, BodyTooLarge, NoSuchPath, Refused, RequestError, Unwritable, WrongMethod
+from worker.errors import BadQuery, BodyTooLarge, NoSuchPath, Refused, RequestError, Unwritable, WrongMethod, WrongStore
 from worker.group import Problem
 from worker.intake import Held, Intake, State
 from worker.observer import Observer
@@ -71,6 +71,8 @@ class Service:
     """Whether a push without metadata may come without a wrapper as well."""
     tally: Tally = field(default_factory=Tally)
     observer: Observer = field(default_factory=Observer)
+    store: str = ""
+    """The gs://BUCKET/PREFIX that is served; operators' commands say which they mean."""
     scrape: Callable[[], Awaitable[bytes]] | None = None
     """Makes the page of metrics."""
 
@@ -133,10 +135,15 @@ async def _route(service: Service, request: Request) -> Response:
         if request.method != "POST":
             raise WrongMethod("POST")
         return await _push(service, request)
+    if operators.takes(path) or path.startswith("/users/"):
+        service.intake.routed()  # not for probes and scrapes, which reach an instance without traffic as well
     if operators.takes(path):
-        return await operators.answer(
+        _check_store(service, request)
+        answer = await operators.answer(
             request, path, access=service.access, intake=service.intake, readers=service.readers, tally=service.tally
         )
+        answer.headers[operators.STORE_HEADER] = service.store
+        return answer
     if request.method == "POST" and path.startswith("/users/") and path.endswith("/erase"):
         return await _erase(service, request, path.removeprefix("/users/").removesuffix("/erase"))
     if not path.startswith("/users/") and path not in _READ:
@@ -162,8 +169,7 @@ async def _read(service: Service, path: str) -> Response:
 
 async def _push(service: Service, request: Request) -> Response:
     headers = dict(request.scope["headers"])  # the server gives their names in lower case
-    token = headers.get(b"authorization")
-    await service.access.push(token and token.decode("latin-1"))
+    await service.access.push(request.scope["headers"])
     with service.intake.hold() as held:
         delivery = _delivery(service, request, headers, await _body(request, headers, held, service.body_max_bytes))
         content = content_of(delivery.data, delivery.attributes)
@@ -219,10 +225,20 @@ async def _user(service: Service, text: str) -> Response:
 
 
 async def _erase(service: Service, request: Request, text: str) -> Response:
-    who = await service.access.operator(request.headers.get("authorization"))
+    who = await service.access.operator(request.scope["headers"])
+    _check_store(service, request)
     erased = await service.eraser.erase(_user_id(text))
     log.info("a user was erased by %s", who, extra={"action": "user.erased"})
     return JSONResponse(msgspec.structs.asdict(erased))
+
+
+def _check_store(service: Service, request: Request) -> None:
+    """Refuse what was meant for another store: a service may listen where another one was expected."""
+    meant = request.headers.get(operators.STORE_HEADER)
+    if meant and meant != service.store:
+        raise WrongStore(
+            f"this service serves {service.store}, and the request is for {meant}; mend REPLICA_URL or SERVICE_URL"
+        )
 
 
 def _user_id(text: str) -> int:

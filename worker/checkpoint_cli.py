@@ -11,6 +11,7 @@ from rich.console import Console
 
 from publisher import values
 from worker import checkpoints, subscription_options
+from worker.agreement import agreed
 from worker.config import Settings
 from worker.gcs import Bucket
 from worker.tables import pairs, table
@@ -96,19 +97,26 @@ def _list(settings: Settings, options: argparse.Namespace) -> int:
 def _prune(settings: Settings, options: argparse.Namespace) -> int:
     queue = subscription_options.queue(options)
 
-    async def run(store: Bucket) -> list[checkpoints.Listed]:
+    async def choose(store: Bucket) -> list[checkpoints.Listed]:
         rows = await checkpoints.listed(queue, store, timeout=_REQUEST_SECONDS)
-        chosen = checkpoints.superfluous(rows, keep=options.keep, older_than=options.older_than, now=datetime.now(UTC))
-        for row in chosen if options.yes else ():
-            await checkpoints.prune(queue, store, row, timeout=_REQUEST_SECONDS)
-        return chosen
+        return checkpoints.superfluous(rows, keep=options.keep, older_than=options.older_than, now=datetime.now(UTC))
 
-    with Console(stderr=True).status("pruning"):
-        chosen = _with_bucket(settings, run)
+    async def prune(store: Bucket) -> None:
+        for row in chosen:
+            await checkpoints.prune(queue, store, row, timeout=_REQUEST_SECONDS)
+
+    with Console(stderr=True).status("looking"):
+        chosen = _with_bucket(settings, choose)
     _show(chosen, options, "nothing to delete")
-    if chosen and not options.json:
-        print(f"{len(chosen)} deleted" if options.yes else f"this would delete {len(chosen)}; add --yes to do it")
-    return 0 if options.yes or not chosen else 1
+    if not chosen:
+        return 0
+    if not (options.yes or (not options.json and agreed(f"this would delete {len(chosen)}", yes=False))):
+        return 1
+    with Console(stderr=True).status("pruning"):
+        _with_bucket(settings, prune)
+    if not options.json:
+        print(f"{len(chosen)} deleted")
+    return 0
 
 
 def _show(rows: list[checkpoints.Listed], options: argparse.Namespace, nothing: str) -> None:

@@ -17,6 +17,7 @@ import msgspec
 import uvloop
 
 from worker import config, lease_commands, lease_record, supervisor, telemetry
+from worker.agreement import agreed
 from worker.background import ended_when_stuck
 from worker.config import Settings
 from worker.errors import LeaseLost, StoreUnavailable, WorkerError
@@ -38,6 +39,7 @@ _OTHER_VERBS: Final = (
     "drill_cli",
     "recover_cli",
     "doctor_cli",
+    "smoke_cli",
 )
 
 INTERRUPTED: Final = 130
@@ -192,11 +194,12 @@ def _lease_break(settings: Settings, arguments: argparse.Namespace) -> int:
             if record.state == "released":
                 print(f"the lease of {store} is released already, at epoch {record.epoch}: there is nothing to break")
                 return 0
-            print(
+            what = (
                 f"this would release the lease of {record.holder or 'nobody'} ({record.revision}) at epoch {record.epoch}, "
-                f"which is {record.state} now; add --yes to do it"
+                f"which is {record.state} now"
             )
-            return 1
+            if not agreed(what, yes=False):
+                return 1
         record = asyncio.run(
             lease_commands.break_(store, ttl=settings.lease_ttl_seconds, force=arguments.force, timeout=timeout, say=print)
         )

@@ -80,7 +80,7 @@ class Settings:
         "largest push body: 10 MB of data is 13.4 MB in base64, and the wrapping",
         low=1024,
     )
-    queue_max_messages: int = _setting("QUEUE_MAX_MESSAGES", 2000, "messages held at once; more are answered 503", low=1)
+    queue_max_messages: int = _setting("QUEUE_MAX_MESSAGES", 900, "messages held at once; more are answered 503", low=1)
     queue_max_bytes: int = _setting("QUEUE_MAX_BYTES", 64_000_000, "bytes held at once; more are answered 503", low=1024)
     group_max_messages: int = _setting("GROUP_MAX_MESSAGES", 500, "most messages in one transaction", low=1, high=2000)
     push_unwrapped: bool = _setting(
@@ -108,6 +108,11 @@ class Settings:
     )
     push_service_account: str = _setting(
         "PUSH_SERVICE_ACCOUNT", "", "e-mail address of the service account with which the subscription pushes"
+    )
+    tokens_verified_by: str = _setting(
+        "TOKENS_VERIFIED_BY",
+        "here",
+        "here or platform: who checks the signatures of tokens; platform only where each request passes its check",
     )
     operators: str = _setting(
         "OPERATORS", "", "e-mail addresses, with commas between them, that may read and resolve rejections"
@@ -240,6 +245,7 @@ class Settings:
             _check_range(spec.metadata["name"], getattr(self, spec.name), spec.metadata["low"], spec.metadata["high"])
         _check_texts(self)
         _check_choice("LOG_LEVEL", self.log_level, ("debug", "info", "warning", "error"))
+        _check_choice("TOKENS_VERIFIED_BY", self.tokens_verified_by, ("here", "platform"))
         _check_choice("RESTORE_INTEGRITY_CHECK", self.restore_integrity_check, ("none", "quick", "full"))
         if self.hold_limit_seconds == 0:
             object.__setattr__(self, "hold_limit_seconds", 0.8 * self.ack_deadline_seconds)
@@ -247,6 +253,10 @@ class Settings:
             raise ConfigError(
                 "PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT belong together: set both, as the push subscription has them, "
                 "or neither"
+            )
+        if self.tokens_verified_by == "platform" and not self.push_audience:
+            raise ConfigError(
+                "TOKENS_VERIFIED_BY is 'platform' and PUSH_AUDIENCE is not set: then no token is looked at; set it as well"
             )
         if 0 < self.checkpoint_hours < CHECKPOINT_HOURS_MIN or (self.checkpoint_hours and not self.subscription):
             raise ConfigError(

@@ -129,11 +129,37 @@ async def _litestream(settings: Settings, store: Bucket) -> list[Finding]:
 
 def _senders(settings: Settings, environ: Mapping[str, str]) -> Finding:
     if settings.push_audience:
-        return ok("senders", f"only tokens of {settings.push_service_account} for {settings.push_audience} are let in")
+        return _tokens(settings, environ)
     if environ.get("STORAGE_EMULATOR_HOST"):
         return note("senders", "not verified: fine on one machine with a fake store")
     step = "set PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT, or see to it that the platform lets only the subscription in"
     return warning("senders", "PUSH_AUDIENCE is not set: whoever reaches the service may post", step)
+
+
+def _tokens(settings: Settings, environ: Mapping[str, str]) -> Finding:
+    """Whether signatures of tokens are verified where they can be. A job has no K_REVISION, but a variable of its own."""
+    on_cloud_run = settings.revision != "local" or "CLOUD_RUN_JOB" in environ
+    let_in = f"only tokens of {settings.push_service_account} for {settings.push_audience} are let in"
+    if settings.tokens_verified_by == "here":
+        if not on_cloud_run:
+            return ok("senders", f"{let_in}; their signatures are verified here")
+        step = "set TOKENS_VERIFIED_BY=platform, or turn Cloud Run's check of IAM off"
+        return warning(
+            "senders",
+            f"{let_in}, and signatures are verified here: Cloud Run's check of IAM takes them off, so that each push is "
+            "answered 401",
+            step,
+        )
+    if not on_cloud_run:
+        step = "set TOKENS_VERIFIED_BY=here: it holds only on Cloud Run with its check of IAM on"
+        return refused(
+            "senders", "TOKENS_VERIFIED_BY is platform, and this is not Cloud Run: any sender can forge a token", step
+        )
+    return ok(
+        "senders",
+        f"{let_in}; their signatures are verified by Cloud Run: this holds while its check of IAM is on and "
+        "roles/run.invoker is granted to neither allUsers nor allAuthenticatedUsers",
+    )
 
 
 async def _subscription(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from publisher import values
-from worker import drill_commands
+from worker import drill_commands, service_options
 from worker.config import Settings
 from worker.drill import Drill
 from worker.drill_commands import CountedService, Driller
@@ -39,7 +39,7 @@ service, which goes on. The outcome is kept in the bucket as drill.json. Nothing
   python -m worker drill show                  the last one
 
 exit codes: 0 proved, 1 failed, 3 inconclusive: there was nothing to compare with, or the bucket gave no answer
-environment: SERVICE_URL and IDENTITY_TOKEN, as for `rejections`
+environment: SERVICE_URL and who asks, as for `rejections`
 """
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def add(verbs: Any) -> None:
     drill = verbs.add_parser(
         "drill", help="prove that the live generation can be restored", description=_DRILL, formatter_class=raw
     )
-    drill.add_argument("--url", metavar="URL", type=values.address, help="the service's address (default: SERVICE_URL)")
+    service_options.add_url(drill)
     drill.add_argument(
         "--scratch",
         metavar="DIR",
@@ -91,10 +91,10 @@ async def _run(settings: Settings, options: argparse.Namespace, scratch: Path) -
     assert task is not None
     # Cancelled, it removes its scratch; by default SIGTERM, a scheduler's way to end it, would leave that behind.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    url = options.url or os.environ.get("SERVICE_URL") or f"http://127.0.0.1:{settings.port or 8080}"
+    url = service_options.service_url(options.url, os.environ)
     store = Bucket(settings.bucket, settings.prefix).patient(settings.restore_timeout_seconds)
     try:
-        async with CountedService(url, os.environ.get("IDENTITY_TOKEN", "")) as service:
+        async with service_options.connect(CountedService, url, os.environ) as service:
             drill = await Driller(
                 store=store,
                 service=service,

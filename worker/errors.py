@@ -149,7 +149,11 @@ class ServiceUnreachable(WorkerError):
 
 
 class ServiceRefused(WorkerError):
-    """The running service answered an operator's command that this cannot be done."""
+    """The running service answered an operator's command that this cannot be done; `status` is its answer's, or 0."""
+
+    def __init__(self, text: str, *, status: int = 0) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class QueueError(WorkerError):
@@ -245,6 +249,13 @@ class Resolved(RequestError):
 
     status = 409
     reason = "resolved"
+
+
+class WrongStore(RequestError):
+    """An operator's command was meant for another store than this service's."""
+
+    status = 409
+    reason = "wrong_store"
 
 
 class BodyTooLarge(RequestError):

@@ -65,7 +65,7 @@ class Intake:
             Unwritable: The database refused to keep it in any way.
         """
         if self.state is State.STANDBY:
-            self._waiting()
+            self.routed()
             await self._changed.wait()
         if self._writer is None:
             raise Refused(
@@ -76,6 +76,11 @@ class Intake:
         entry = Entry(delivery, content, held.deadline, asyncio.get_running_loop().create_future())
         self._writer.submit(entry)
         return await entry.done
+
+    def routed(self) -> None:
+        """Note that a request of any kind has come: while standing by, it is the proof that traffic is routed here."""
+        if self.state is State.STANDBY:
+            self._waiting()
 
     async def change(self, apply: Callable[[Transaction], T]) -> T:
         """Make a change in a transaction of its own; its result, once that is confirmed. It takes a place like a push.

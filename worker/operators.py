@@ -40,6 +40,8 @@ ROOT: Final = "/rejections"
 COUNTS: Final = "/counts"
 RECEIPTS: Final = "/receipts"
 OUTCOMES: Final = "/outcomes"
+STORE_HEADER: Final = "solowriter-store"
+"""Of a request: the store that is meant. Of an answer: the one that is served."""
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ async def answer(request: Request, path: str, *, access: Access, intake: Intake,
     Raises:
         RequestError: It is refused, or what it asks for cannot be done.
     """
-    who = await access.operator(request.headers.get("authorization"))
+    who = await access.operator(request.scope["headers"])
     if path == COUNTS:
         return await _counts(request, intake, readers)
     if path == RECEIPTS:

@@ -160,5 +160,6 @@ def _verifier(settings: Settings) -> TokenVerifier | None:
         refresh_min_seconds=settings.oidc_refresh_min_seconds,
         timeout_seconds=settings.oidc_timeout_seconds,
         tokens_max=settings.oidc_tokens_max,
+        verified_by_platform=settings.tokens_verified_by == "platform",
         waiting_max=settings.queue_max_messages,
     )

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from publisher import values
 from worker import checkpoints, replay_cli, subscription_options
+from worker.agreement import agreed
 from worker.config import Settings
 from worker.errors import LeaseHeld, LeaseLost, RestoreFailed, WorkerError
 from worker.gcs import Bucket
@@ -93,7 +94,10 @@ def _recover(settings: Settings, options: argparse.Namespace) -> int:
     if options.dry_run:
         _show(plan, options, to=to)
         return 0
-    if not (options.yes or _agreed(plan, to)):
+    if not options.yes and not options.json:
+        pairs(_rows(plan, to))
+        sys.stdout.flush()
+    if not agreed("this would make the earlier state live, and undo what came after it", yes=options.yes):
         _say("nothing was changed")
         return 1
     file = _Undone(options.undone or Path(f"undone-{datetime.now(UTC):%Y%m%d-%H%M%S}.txt"), plan)
@@ -211,13 +215,6 @@ async def _point(settings: Settings, plan: Plan, queue: Queue) -> datetime | str
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-def _agreed(plan: Plan, to: datetime | str | None) -> bool:
-    if not sys.stdin.isatty():
-        raise RestoreFailed("this undoes what is live: look at it with --dry-run, and add --yes to do it without a question")
-    pairs(_rows(plan, to))
-    return input("make the earlier state live? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _show(

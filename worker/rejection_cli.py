@@ -5,13 +5,15 @@ import asyncio
 import base64
 import json
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Final
 
 from rich.console import Console
 
 from publisher import values
+from worker import identity, service_options
+from worker.agreement import agreed
 from worker.errors import ServiceRefused
 from worker.outcome import REASONS
 from worker.rejection_commands import Service, Wanted, export
@@ -20,7 +22,7 @@ from worker.wording import counted, rfc3339
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "SERVICE_URL": "where the service listens, for commands that ask it [http://127.0.0.1:PORT]",
-    "IDENTITY_TOKEN": "an operator's identity token, for commands that ask the service [none]",
+    **identity.ENVIRONMENT,
 }
 """The variables that only these commands read."""
 
@@ -77,7 +79,7 @@ def add(verbs: Any) -> None:
     )
     _add_erase(verbs, environment)
     for parser, command in ((listing, _list), (show, _show), (retry, _retry), (discard, _discard), (exporting, _export)):
-        _add_url(parser)
+        service_options.add_url(parser)
         parser.epilog, parser.formatter_class = environment, raw
         parser.set_defaults(command=None, without_settings=main, ask=command)
     show.add_argument("id", metavar="ID", help="the message id")
@@ -102,10 +104,6 @@ def add(verbs: Any) -> None:
         parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _add_url(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--url", metavar="URL", type=values.address, help="the service's address (default: SERVICE_URL)")
-
-
 def _add_erase(verbs: Any, environment: str) -> None:
     erase = verbs.add_parser(
         "erase",
@@ -116,7 +114,7 @@ def _add_erase(verbs: Any, environment: str) -> None:
     )
     erase.add_argument("user_id", metavar="USER_ID", type=values.user_id)
     erase.add_argument("--yes", action="store_true", help="do it; without this, only say what would be done")
-    _add_url(erase)
+    service_options.add_url(erase)
     erase.add_argument("--json", action="store_true", help="print JSON")
     erase.set_defaults(command=None, without_settings=main, ask=_erase)
 
@@ -127,11 +125,11 @@ def main(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     Raises:
         WorkerError: It could not be done.
     """
-    url = options.url or environ.get("SERVICE_URL") or f"http://127.0.0.1:{environ.get('PORT') or 8080}"
+    url = service_options.service_url(options.url, environ)
     ask: Callable[[Service, argparse.Namespace], Awaitable[int]] = options.ask
 
     async def asking() -> int:
-        async with Service(url, environ.get("IDENTITY_TOKEN", "")) as service:
+        async with service_options.connect(Service, url, environ) as service:
             return await ask(service, options)
 
     return asyncio.run(asking())
@@ -167,16 +165,16 @@ def _text(data: str) -> str:
 
 
 async def _retry(service: Service, options: argparse.Namespace) -> int:
-    return await _resolve(service, options, service.retry, open_after=("rejected", "conflict"))
+    ids = await _chosen(service, options)
+    return await _resolve(service, options, service.retry, ids, open_after=("rejected", "conflict"))
 
 
 async def _discard(service: Service, options: argparse.Namespace) -> int:
-    if options.yes:
-        return await _resolve(service, options, service.discard)
     ids = await _chosen(service, options)
     named = ", ".join(map(plain, ids)) or "none"
-    print(f"this would discard {counted(len(ids), 'message')} for good: {named}; add --yes to do it")
-    return 1
+    if not agreed(f"this would discard {counted(len(ids), 'message')} for good: {named}", yes=options.yes):
+        return 1
+    return await _resolve(service, options, service.discard, ids)
 
 
 async def _export(service: Service, options: argparse.Namespace) -> int:
@@ -204,10 +202,8 @@ async def _export(service: Service, options: argparse.Namespace) -> int:
 
 
 async def _erase(service: Service, options: argparse.Namespace) -> int:
-    if not options.yes:
-        print(
-            f"this would erase user {options.user_id} for good, also from every later restore and replay; add --yes to do it"
-        )
+    what = f"this would erase user {options.user_id} for good, also from every later restore and replay"
+    if not agreed(what, yes=options.yes):
         return 1
     removed = await service.erase(options.user_id)
     if options.json:
@@ -223,10 +219,11 @@ async def _resolve(
     service: Service,
     options: argparse.Namespace,
     change: Callable[[str], Awaitable[str]],
+    ids: Sequence[str],
     open_after: tuple[str, ...] = (),
 ) -> int:
     failed = False
-    for message_id in await _chosen(service, options):
+    for message_id in ids:
         try:
             result = {"message_id": message_id, "outcome": await change(message_id)}
             failed = failed or result["outcome"] in open_after

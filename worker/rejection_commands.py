@@ -17,7 +17,8 @@ import httpx
 from publisher import values
 from publisher.message import MAX_DATA_BYTES
 from worker.errors import ServiceRefused, ServiceUnreachable
-from worker.operators import ROOT
+from worker.identity import Identity
+from worker.operators import COUNTS, ROOT, STORE_HEADER
 
 _REQUEST_SECONDS: Final = 60.0
 """Longest wait for one answer: the service holds a change until it is in the bucket."""
@@ -46,19 +47,26 @@ class Service:
 
     Args:
         url: Where it listens.
-        token: An identity token for PUSH_AUDIENCE whose e-mail address is one of OPERATORS; none for a service that does
-            not verify senders.
+        identity: Who asks: one of OPERATORS; no token for a service that does not verify senders.
+        store: The gs://BUCKET/PREFIX that is meant; a service of another store refuses. Empty: whichever it is.
+        say: Told once which store the service serves.
         patience: Seconds for which a 503 is asked again.
     """
 
-    def __init__(self, url: str, token: str = "", *, patience: float = _PATIENCE_SECONDS) -> None:
-        token = token.strip()
-        if not (token.isascii() and token.isprintable()):
-            raise ServiceUnreachable("IDENTITY_TOKEN is no token; get one with gcloud auth print-identity-token")
-        headers = {"authorization": f"Bearer {token}"} if token else {}
+    def __init__(
+        self,
+        url: str,
+        identity: Identity | None = None,
+        *,
+        store: str = "",
+        say: Callable[[str], None] = lambda line: None,
+        patience: float = _PATIENCE_SECONDS,
+    ) -> None:
+        self._say: Callable[[str], None] | None = say
+        headers = {STORE_HEADER: store.rstrip("/")} if store else {}
         try:
             values.address(url)
-            self._client = httpx.AsyncClient(base_url=url, headers=headers, timeout=_REQUEST_SECONDS)
+            self._client = httpx.AsyncClient(base_url=url, headers=headers, auth=identity, timeout=_REQUEST_SECONDS)
         except (httpx.InvalidURL, values.Wrong) as error:
             raise ServiceUnreachable(
                 f"{url} is no address ({error}); give the service's with --url or SERVICE_URL"
@@ -107,6 +115,20 @@ class Service:
         removed: dict[str, Any] = await self._ask("POST", f"/users/{user_id}/erase")
         return removed
 
+    async def user(self, user_id: int) -> dict[str, Any] | None:
+        """A user's row, or None. The errors are those of `each`."""
+        try:
+            row: dict[str, Any] = await self._ask("GET", f"/users/{user_id}")
+        except ServiceRefused as error:
+            if error.status != httpx.codes.NOT_FOUND:
+                raise
+            return None
+        return row
+
+    async def confirmed(self) -> None:
+        """Return once everything that the service has committed is in the bucket. The errors are those of `each`."""
+        await self._ask("GET", COUNTS)
+
     async def _ask(self, method: str, path: str, parameters: Mapping[str, str] | None = None) -> Any:
         loop = asyncio.get_running_loop()
         until = loop.time() + self._patience
@@ -118,6 +140,9 @@ class Service:
                     f"{self._url} does not answer ({type(error).__name__}): is the service running there? "
                     "Give its address with --url or SERVICE_URL"
                 ) from error
+            if self._say is not None and (served := answer.headers.get(STORE_HEADER)):
+                self._say(f"{self._url} serves {served}")
+                self._say = None
             if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE and loop.time() < until:
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
@@ -140,12 +165,13 @@ def _content(answer: httpx.Response) -> Any:
     text = f"the service answered {answer.status_code}: {said or 'nothing that can be read; is this the worker?'}"
     if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         text += (
-            "; set IDENTITY_TOKEN to a token of an operator, for example from `gcloud auth print-identity-token "
-            "--impersonate-service-account=OPERATOR --audiences=PUSH_AUDIENCE --include-email`"
+            "; set PUSH_AUDIENCE, and OPERATOR_ACCOUNT to an operator's service account that you may impersonate; "
+            "or IDENTITY_TOKEN to a token from `gcloud auth print-identity-token --impersonate-service-account=OPERATOR "
+            "--audiences=PUSH_AUDIENCE --include-email`"
         )
     if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
         raise ServiceUnreachable(text + "; try again")
-    raise ServiceRefused(text)
+    raise ServiceRefused(text, status=answer.status_code)
 
 
 def line(rejection: Mapping[str, Any]) -> bytes:

@@ -15,9 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from publisher import values
-from worker import checkpoints, subscription_options
+from worker import checkpoints, service_options, subscription_options
+from worker.agreement import agreed
 from worker.config import Settings
-from worker.errors import NotSeekable, ServiceUnreachable
+from worker.errors import ServiceUnreachable
 from worker.gcs import Bucket
 from worker.pubsub import Queue
 from worker.replay import POLL_SECONDS, FollowedService, Patience, Plan, Progress, plan, replay
@@ -68,7 +69,7 @@ def add(verbs: Any) -> None:
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--settle", metavar="SECONDS", type=WAIT, default=Patience().settle, help="see above [%(default)g]")
     parser.add_argument("--start", metavar="SECONDS", type=WAIT, default=Patience().start, help="see above [%(default)g]")
-    parser.add_argument("--url", metavar="URL", type=values.address, help="the service's address (default: SERVICE_URL)")
+    service_options.add_url(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     subscription_options.add(parser)
     parser.set_defaults(command=_replay)
@@ -143,7 +144,7 @@ def _replay(settings: Settings, options: argparse.Namespace) -> int:
         sys.stdout.flush()  # the progress goes to standard error
     if options.dry_run:
         done = None
-    elif not options.yes and not _agreed():
+    elif not agreed("this would seek the subscription, as --dry-run shows", yes=options.yes):
         print("nothing was sought", file=sys.stderr)
         return 1
     else:
@@ -165,8 +166,7 @@ async def _shown(queue: Queue, service: FollowedService, planned: Plan, patience
 
 
 def _service(settings: Settings, url: str | None, environ: Mapping[str, str]) -> FollowedService:
-    address = url or environ.get("SERVICE_URL") or f"http://127.0.0.1:{settings.port or 8080}"
-    return FollowedService(address, environ.get("IDENTITY_TOKEN", ""))
+    return service_options.connect(FollowedService, service_options.service_url(url, environ), environ)
 
 
 async def _target(settings: Settings, options: argparse.Namespace) -> datetime | str:
@@ -179,14 +179,6 @@ async def _target(settings: Settings, options: argparse.Namespace) -> datetime |
         return (await checkpoints.find(store, options.snapshot, timeout=_REQUEST_SECONDS)).snapshot
     finally:
         store.close()
-
-
-def _agreed() -> bool:
-    if not sys.stdin.isatty():
-        raise NotSeekable(
-            "this seeks the subscription: look at it with --dry-run, and add --yes to do it without a question"
-        )
-    return input("seek? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _found(planned: Plan, done: Progress | None) -> dict[str, Any]:

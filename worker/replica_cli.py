@@ -190,7 +190,7 @@ def _row(generation: Generation, found: Survey, held: Contents) -> dict[str, Any
         "state": state,
         "began": generation.began,
         "ended": generation.ended,
-        "base": None if manifest.base is None else f"{manifest.base.rpartition('/')[2].lstrip('0')}@{manifest.base_txid}",
+        "base": None if manifest.base is None else f"{int(manifest.base.rpartition('/')[2], 16)}@{manifest.base_txid}",
         "transactions": held.transactions,
         "objects": held.objects,
         "bytes": held.bytes,

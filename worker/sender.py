@@ -4,10 +4,16 @@ Nothing here asks the network per message. Google's certificates are kept and re
 is remembered until it expires, and costs one dictionary lookup. Only a token signed with a key not known yet makes us ask
 again, once for all who wait for it and seldom, so that invented keys cannot make us a burden to Google.
 
+Where Cloud Run's own check of IAM is on, it has verified the token, and hands it on with its signature replaced by a marker:
+then there is nothing left to verify it by. `TOKENS_VERIFIED_BY=platform` says that every request comes through that check,
+and only then is the marker taken in a signature's place; the claims are judged all the same (claims.py). It is never
+inferred from a request, which any sender can write.
+
 A refusal is a verdict about the token. Where no verdict is possible, because the certificates cannot be had, the answer is
 `Refused`: an outage is never a verdict (INV-9).
 
-Sources: Pub/Sub documentation, "Authentication for push subscriptions" (the header, the claims, one hour at most); RFC 7515
+Sources: Pub/Sub documentation, "Authentication for push subscriptions" (the header, the claims, one hour at most); Cloud Run
+documentation, "Authenticate service to service" (`X-Serverless-Authorization`, the signature that is removed); RFC 7515
 (compact form, `alg`, `kid`, `crit`); RFC 7519 (claims, seconds since 1970); RFC 9111 (how long an answer is fresh).
 """
 
@@ -22,21 +28,21 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import httpx
 from google.auth import crypt, jwt
 
-from worker.errors import Forbidden, Refused, Unauthenticated
+from worker.claims import Bearer, expired, judge
+from worker.errors import Refused, Unauthenticated
 
-_ISSUERS: Final = ("https://accounts.google.com", "accounts.google.com")
 _ALGORITHM: Final = "RS256"
+SIGNATURE_REMOVED: Final = "SIGNATURE_REMOVED_BY_GOOGLE"
+"""What Cloud Run puts in the place of a signature that it has verified."""
 _HEADER_MAX_CHARS: Final = 8192
 """Longest Authorization header that is looked at; one of Google's has about 1,000 characters."""
 _BEARER: Final = re.compile(r"bearer +([\w-]+\.[\w-]+\.[\w-]+)", re.ASCII | re.IGNORECASE)
 """A scheme in any case (RFC 9110, 11.1), and three parts in unpadded base64url (RFC 7515, 7.1)."""
-_SECONDS_MAX: Final = 253_402_300_799
-"""The end of the year 9999: a later time in a claim is none."""
 
 _ANSWER_MAX_BYTES: Final = 262_144
 """Google's certificates take about 4 KiB."""
@@ -59,14 +65,6 @@ class Answer:
 
     body: bytes
     headers: httpx.Headers
-
-
-@dataclass(frozen=True, slots=True)
-class _Bearer:
-    """Whose a verified token is, and until when it counts, in seconds since 1970."""
-
-    email: str
-    until: float
 
 
 def fetch(url: str, timeout: float) -> Answer:
@@ -101,6 +99,7 @@ class TokenVerifier:
         refresh_min_seconds: Least time from one refresh to the next that an unknown key may cause.
         timeout_seconds: Longest that one refresh may take, and that a request waits for it.
         tokens_max: Most verified tokens that are remembered.
+        verified_by_platform: Whether each request has passed the platform's check: its marker stands for a signature.
         clock_skew_seconds: How far Google's clock and ours may be apart.
         waiting_max: Most requests whose token is being verified at once; more are refused.
         wall_clock: Seconds since 1970, to judge tokens by.
@@ -117,6 +116,7 @@ class TokenVerifier:
         refresh_min_seconds: float,
         timeout_seconds: float,
         tokens_max: int,
+        verified_by_platform: bool = False,
         clock_skew_seconds: float = 10.0,
         waiting_max: int = 2000,
         wall_clock: Callable[[], float] = time.time,
@@ -126,6 +126,7 @@ class TokenVerifier:
     ) -> None:
         self._audience, self._skew, self._wall_clock = audience, clock_skew_seconds, wall_clock
         self._tokens_max, self._waiting_max = tokens_max, waiting_max
+        self._platform = verified_by_platform
         self._certificates = _Certificates(
             certs_url,
             every=refresh_min_seconds,
@@ -135,7 +136,7 @@ class TokenVerifier:
             sleep=sleep,
             fetch=fetch,
         )
-        self._remembered: dict[str, _Bearer] = {}  # by the whole header, oldest first
+        self._remembered: dict[str, Bearer] = {}  # by the whole header, oldest first
         self._remembered_by: Mapping[str, str] = {}  # the certificates that these were verified with
         self._waiting = 0
         self._turn = asyncio.Lock()
@@ -155,7 +156,7 @@ class TokenVerifier:
             return (await self._verify(header)).email
         if self._wall_clock() >= bearer.until:
             del self._remembered[header]
-            raise _expired()
+            raise expired()
         return bearer.email
 
     async def keep_fresh(self) -> None:
@@ -167,14 +168,16 @@ class TokenVerifier:
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._certificates.close()
 
-    def _recall(self, header: str) -> _Bearer | None:
+    def _recall(self, header: str) -> Bearer | None:
         if self._remembered_by is not self._certificates.known:
             self._remembered.clear()  # what a withdrawn key has signed is not trusted any longer
             self._remembered_by = self._certificates.known
         return self._remembered.get(header)
 
-    async def _verify(self, header: str) -> _Bearer:
+    async def _verify(self, header: str) -> Bearer:
         token = _token(header)
+        if token.endswith(f".{SIGNATURE_REMOVED}"):
+            return self._verified_by_platform(header, token)
         key = _key_id(token)
         if self._waiting >= self._waiting_max:
             raise Refused("as many tokens are being verified as is allowed at once; try again")
@@ -186,16 +189,41 @@ class TokenVerifier:
         finally:
             self._waiting -= 1
 
-    async def _verify_on_thread(self, header: str, token: str) -> _Bearer:
+    async def _verify_on_thread(self, header: str, token: str) -> Bearer:
         certificates = self._certificates.known
         bearer = await asyncio.get_running_loop().run_in_executor(
             self._thread, _verified, token, certificates, self._audience, self._wall_clock(), self._skew
         )
         if certificates is self._remembered_by:
-            if len(self._remembered) >= self._tokens_max:
-                del self._remembered[next(iter(self._remembered))]
-            self._remembered[header] = bearer
+            self._remember(header, bearer)
         return bearer
+
+    def _verified_by_platform(self, header: str, token: str) -> Bearer:
+        """Judge the claims alone. It needs no certificate, and so no waiting.
+
+        Raises:
+            Unauthenticated: A verdict on the token; or the settings do not say that the platform verifies tokens.
+            Forbidden: No verified e-mail address.
+        """
+        if not self._platform:
+            raise Unauthenticated(
+                "the platform has taken the token's signature off, and TOKENS_VERIFIED_BY is here; "
+                "set it to platform if every request passes the platform's own check"
+            )
+        try:
+            claims = json.loads(_decoded(token.split(".")[1]).decode())
+        except (ValueError, RecursionError):
+            raise Unauthenticated("the token is malformed; send one that Google made") from None
+        if not isinstance(claims, dict):
+            raise Unauthenticated("the token is malformed; send one that Google made")
+        bearer = judge(claims, self._audience, self._wall_clock(), self._skew)
+        self._remember(header, bearer)
+        return bearer
+
+    def _remember(self, header: str, bearer: Bearer) -> None:
+        if len(self._remembered) >= self._tokens_max:
+            del self._remembered[next(iter(self._remembered))]
+        self._remembered[header] = bearer
 
 
 class _Certificates:
@@ -379,7 +407,7 @@ def _decoded(part: str) -> bytes:
     return data
 
 
-def _verified(token: str, certificates: Mapping[str, str], audience: str, now: float, skew: float) -> _Bearer:
+def _verified(token: str, certificates: Mapping[str, str], audience: str, now: float, skew: float) -> Bearer:
     """Check the signature, then the claims. Runs on the thread.
 
     Raises:
@@ -391,28 +419,4 @@ def _verified(token: str, certificates: Mapping[str, str], audience: str, now: f
         claims = jwt.decode(token, certs=certificates, clock_skew_in_seconds=math.inf)  # type: ignore[no-untyped-call]
     except (ValueError, TypeError, OverflowError, RecursionError):  # it does not check the types of what it compares
         raise Unauthenticated("the token's signature or form is wrong; send one that Google made") from None
-    if claims.get("iss") not in _ISSUERS:
-        raise Unauthenticated("the token was not issued by Google; send one that Google made")
-    if claims.get("aud") != audience:
-        raise Unauthenticated("the token was made for another audience; let the subscription's be PUSH_AUDIENCE")
-    until = _seconds(claims, "exp") + skew
-    if now >= until:
-        raise _expired()
-    if now < max(_seconds(claims, "iat"), _seconds(claims, "nbf") if "nbf" in claims else 0) - skew:
-        raise Unauthenticated("the token is not valid yet; send it later, and check both clocks")
-    address = claims.get("email")
-    if not isinstance(address, str) or not address or claims.get("email_verified") is not True:
-        raise Forbidden("the token names no verified e-mail address; have it made with one")
-    return _Bearer(address, until)
-
-
-def _seconds(claims: Mapping[str, Any], name: str) -> float:
-    """A claim that is a time. The comparison refuses NaN, the infinities, and integers no float can hold."""
-    value = claims.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _SECONDS_MAX:
-        raise Unauthenticated(f"the token's {name} is missing or no time; send one that Google made")
-    return value
-
-
-def _expired() -> Unauthenticated:
-    return Unauthenticated("the token has expired; send a new one")
+    return judge(claims, audience, now, skew)

@@ -1,10 +1,11 @@
 """Handing over: how an instance that stands by gets the lease from one that still serves.
 
-An instance that stands by and has *received a message* (proof that traffic is routed to it: a tagged revision without
-traffic must not steal the writer's place) asks in `successor.json` for the epoch it saw, and repeats it while messages
-keep coming. The holder looks for it every second; after a minimum tenure, which keeps two revisions from passing the lease
-to and fro while traffic is split, it drains and releases, and the release is reserved for who asked. A request that is no
-longer repeated is stale: its sender has lost the traffic again. Nothing here is needed for safety; lease.py alone is.
+An instance that stands by and has *received a request* (proof that traffic is routed to it: a tagged revision without
+traffic must not steal the writer's place; probes and scrapes prove nothing) asks in `successor.json` for the epoch it saw,
+and repeats it while requests keep coming. The holder looks for it every second; after a minimum tenure, which keeps two
+revisions from passing the lease to and fro while traffic is split, it drains and releases, and the release is reserved
+for who asked. A request that is no longer repeated is stale: its sender has lost the traffic again. Nothing here is
+needed for safety; lease.py alone is.
 """
 
 import asyncio

@@ -237,6 +237,7 @@ async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[in
             settings.body_max_bytes,
             settings.push_unwrapped,
             observer=parts.metrics,
+            store=settings.replica_url.rstrip("/"),
             scrape=parts.scrape.page,
         )
     )

@@ -23,7 +23,7 @@ from local.gcs_process import FakeGcs
 from local.ports import free_port
 from local.worker_process import wait_until
 from tests import cage
-from tests.test_deploy import ROOT, environment, final, stages
+from tests.test_deploy import ROOT, environment, final, stages, user
 from worker.litestream import find_binary
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -131,9 +131,9 @@ def test_the_image_serves_as_its_user_on_a_read_only_root(image: Path, fake_gcs:
     """Its own command takes a push, confirms it and shows it, and ends with 0 on SIGTERM; what was acknowledged is kept."""
     container = Container(image, tmp_path, fake_gcs)
     if not container.reason:
-        user = final("USER")[-1].replace(":", " ")
+        account = user().replace(":", " ")
         assert container.run("python", "-c", PROBE).split() == [
-            *user.split(),
+            *account.split(),
             "/",
             "/app",
             "/app/worker",

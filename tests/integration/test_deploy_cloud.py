@@ -6,6 +6,7 @@ own interfaces take the result was not seen here.
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import io
 import json
@@ -32,13 +33,15 @@ pytestmark = [
 ]
 
 REGION = "europe-west1"
+READER = "serviceAccount:reader@acme.iam.gserviceaccount.com"
 URL = f"https://users-worker-{NUMBER}.{REGION}.run.app"
 RUNTIME, PUSHER, BUILDER = (
     f"serviceAccount:{name}@{PROJECT}.iam.gserviceaccount.com"
     for name in ("users-worker", "users-worker-push", "users-worker-build")
 )
 AGENT = f"serviceAccount:service-{NUMBER}@gcp-sa-pubsub.iam.gserviceaccount.com"
-OPERATORS = f"ops@{PROJECT}.iam.gserviceaccount.com,ann@example.com"
+OPERATORS = f"ops@{PROJECT}.iam.gserviceaccount.com,night@{PROJECT}.iam.gserviceaccount.com"
+EMAIL = "ops@example.com"
 SERVICE = f"run/apis/serving.knative.dev/v1/namespaces/{PROJECT}/services/users-worker"
 JOB = f"run/apis/run.googleapis.com/v1/namespaces/{PROJECT}/jobs/users-worker-command"
 INVOKERS = f"run/v1/projects/{PROJECT}/locations/{REGION}/services/users-worker"
@@ -76,7 +79,11 @@ def on(cloud: Cloud, script: str, folder: Path, **variables: str) -> str:
     """Run a script against the cloud; what it printed."""
     (folder / "gcloud").mkdir(exist_ok=True)
     with Serving(cloud, folder) as serving:
-        done = start(script, folder, {"RETRY_SECONDS": "0", "OPERATORS": OPERATORS} | serving.environment | variables)
+        done = start(
+            script,
+            folder,
+            {"RETRY_SECONDS": "0", "OPERATORS": OPERATORS, "ALERT_EMAIL": EMAIL} | serving.environment | variables,
+        )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -127,26 +134,28 @@ def test_everything_is_made_in_its_order(recording: tuple[bytes, str]) -> None:
         "services enable",
         "storage buckets create gs://acme-users",
         "artifacts repositories create solowriter",
-        "iam service-accounts create users-worker-build",
+        "artifacts repositories set-cleanup-policies solowriter",
+        "artifacts repositories create solowriter-docker-hub",
         "storage buckets create gs://acme-users-build",
         "storage buckets update gs://acme-users-build",
-        "storage buckets add-iam-policy-binding gs://acme-users-build",
-        "artifacts repositories add-iam-policy-binding solowriter",
-        "projects add-iam-policy-binding acme",
-        "builds submit .",
         "iam service-accounts create users-worker",
         "iam service-accounts create users-worker-push",
+        "iam service-accounts create users-worker-build",
+        "storage buckets add-iam-policy-binding gs://acme-users-build",
+        "artifacts repositories add-iam-policy-binding solowriter",
+        "artifacts repositories add-iam-policy-binding solowriter-docker-hub",
+        "projects add-iam-policy-binding acme",
         "storage buckets add-iam-policy-binding gs://acme-users",
         "iam roles create users_worker_snapshots",
         "projects add-iam-policy-binding acme",
         "beta services identity create",
         "iam service-accounts add-iam-policy-binding users-worker-push@acme",
+        "compute networks subnets update default",
+        "builds submit .",
         "run jobs replace .run/deploy/job.yaml",
         "run jobs execute users-worker-command",
         "run services replace .run/deploy/service.yaml",
-        "run services add-iam-policy-binding users-worker",
-        "run services add-iam-policy-binding users-worker",
-        "run services add-iam-policy-binding users-worker",
+        *["run services add-iam-policy-binding users-worker"] * 4,
         "pubsub schemas validate-message",
         "pubsub schemas create user-created",
         "pubsub topics create users",
@@ -157,6 +166,12 @@ def test_everything_is_made_in_its_order(recording: tuple[bytes, str]) -> None:
         "pubsub subscriptions add-iam-policy-binding users-worker",
         "pubsub subscriptions add-iam-policy-binding users-worker",
         "pubsub subscriptions add-iam-policy-binding users-worker",
+        "beta monitoring channels create",
+        "logging metrics create users-worker-starts",
+        *["alpha monitoring policies create"] * 6,
+        "run jobs execute users-worker-command",
+        "pubsub topics publish users",
+        "run jobs execute users-worker-command",
     ]
 
 
@@ -179,14 +194,15 @@ def test_each_account_may_do_its_part_and_no_more(deployed: Cloud) -> None:
         "storage/b/acme-users": {("roles/storage.objectUser", RUNTIME)},
         "storage/b/acme-users-build": {("roles/storage.objectViewer", BUILDER)},
         REPOSITORY: {("roles/artifactregistry.writer", BUILDER)},
+        f"{REPOSITORY}-docker-hub": {("roles/artifactregistry.reader", BUILDER)},
         f"cloudresourcemanager/v1/projects/{PROJECT}": {("roles/logging.logWriter", BUILDER), (ROLE, RUNTIME)},
         f"iam/v1/projects/-/serviceAccounts/{PUSHER.partition(':')[2]}": {
             ("roles/iam.serviceAccountOpenIdTokenCreator", AGENT)
         },
         INVOKERS: {
             ("roles/run.invoker", PUSHER),
-            ("roles/run.invoker", f"serviceAccount:{OPERATORS.split(',')[0]}"),
-            ("roles/run.invoker", "user:ann@example.com"),
+            ("roles/run.invoker", RUNTIME),
+            *(("roles/run.invoker", f"serviceAccount:{each}") for each in OPERATORS.split(",")),
         },
         f"pubsub/v1/projects/{PROJECT}/topics/users-dead-letters": {("roles/pubsub.publisher", AGENT)},
         f"pubsub/v1/projects/{PROJECT}/subscriptions/users-worker": {
@@ -216,7 +232,11 @@ def test_the_image_is_built_from_its_sources_alone(deployed: Cloud) -> None:
     assert build["serviceAccount"] == f"projects/{PROJECT}/serviceAccounts/{BUILDER.partition(':')[2]}"
     assert build["options"] == {"logging": "CLOUD_LOGGING_ONLY"}
     assert build["source"]["storageSource"]["bucket"] == "acme-users-build"
-    assert build["substitutions"] == {"_IMAGE": image_of(deployed)}
+    assert build["substitutions"] == {
+        "_IMAGE": image_of(deployed),
+        "_DOCKER_HUB": f"{REGION}-docker.pkg.dev/{PROJECT}/solowriter-docker-hub",
+        "_RUN_AS": "10001:10001",
+    }
     assert deployed.resources[REPOSITORY]["dockerConfig"] == {"immutableTags": True}
 
 
@@ -228,7 +248,7 @@ def image_of(cloud: Cloud) -> str:
 
 def test_the_store_is_made_by_a_job_before_the_service_starts(deployed: Cloud) -> None:
     """`init` ran once, with the service's image and account, before the service was sent."""
-    assert deployed.executed == ["python -m worker init"]
+    assert deployed.executed[0] == "python -m worker init"
     sent = [
         f"{each.method} {each.path.rpartition('/')[2]}" for each in deployed.requests if each.api == "run" and not each.reads
     ]
@@ -239,7 +259,7 @@ def test_the_store_is_made_by_a_job_before_the_service_starts(deployed: Cloud) -
 
 
 def test_the_service_is_what_the_worker_needs(deployed: Cloud) -> None:
-    """One instance with its CPU, probed over HTTP, with a bounded folder in memory, and closed to the outside."""
+    """One instance with its CPU, probed over HTTP, with the image's own folder, and closed to the outside."""
     service = deployed.resources[SERVICE]
     assert service["metadata"]["annotations"]["run.googleapis.com/ingress"] == "internal"
     assert "run.googleapis.com/invoker-iam-disabled" not in service["metadata"]["annotations"]
@@ -258,9 +278,8 @@ def test_the_service_is_what_the_worker_needs(deployed: Cloud) -> None:
         "serviceAccountName": RUNTIME.partition(":")[2],
         "containerConcurrency": 1000,
         "timeoutSeconds": 90,
-        "volumes": [{"name": "data", "emptyDir": {"medium": "Memory", "sizeLimit": "480Mi"}}],
     }
-    assert container["volumeMounts"] == [{"name": "data", "mountPath": "/data"}]
+    assert "volumeMounts" not in container  # the image's own /data is memory as well, and belongs to its user
     assert container["resources"] == {"limits": {"cpu": "1", "memory": "1Gi"}}
     assert container["ports"] == [{"name": "http1", "containerPort": 8080}]
     assert container["startupProbe"]["httpGet"] == {"path": "/readyz", "port": 8080}
@@ -284,7 +303,8 @@ def test_the_worker_loads_what_the_service_tells_it(deployed: Cloud) -> None:
     assert settings.ack_deadline_seconds == subscription["ackDeadlineSeconds"]
     assert settings.subscription == subscription["name"]
     assert (settings.push_audience, settings.push_service_account) == (token["audience"], token["serviceAccountEmail"])
-    assert settings.operators == OPERATORS
+    assert settings.operators.split(",") == [*OPERATORS.split(","), RUNTIME.partition(":")[2]]
+    assert settings.tokens_verified_by == "platform"
 
 
 def test_the_subscription_pushes_with_a_token(deployed: Cloud) -> None:
@@ -315,16 +335,20 @@ def test_a_second_run_changes_nothing(deployed: Cloud, tmp_path: Path) -> None:
     """The state stays; all it sends but looks are the service, the job and Pub/Sub's settings, with the values they have."""
     before, sent = deployed.state(), len(deployed.requests)
     on(deployed, "deploy.sh", clone(tmp_path))
-    assert deployed.state() == before
+    assert json.loads(deployed.state())[:3] == json.loads(before)[:3]
     writes = [
         f"{each.api} {each.method} {each.path.rpartition('/')[2]}" for each in deployed.requests[sent:] if not each.reads
     ]
     assert sorted(writes) == [
+        *(f"monitoring PATCH {number}" for number in range(1, 7)),
         "pubsub PATCH users",
         "pubsub PATCH users-dead-letters",
         "pubsub PATCH users-worker",
         "pubsub POST users-dead-letters:setIamPolicy",
         "pubsub POST users-worker:setIamPolicy",
+        "pubsub POST users:publish",
+        "run POST users-worker-command:run",
+        "run POST users-worker-command:run",
         "run PUT users-worker",
         "run PUT users-worker-command",
     ]
@@ -333,7 +357,8 @@ def test_a_second_run_changes_nothing(deployed: Cloud, tmp_path: Path) -> None:
 def test_what_was_changed_by_hand_is_brought_back(deployed: Cloud, tmp_path: Path) -> None:
     """Public access, a bucket without its protection, a deleted role, more instances: as they were after one run."""
     before = json.loads(deployed.state())
-    deployed.policies[INVOKERS].append({"role": "roles/run.invoker", "members": ["allUsers"]})
+    strangers = ["allUsers", f"serviceAccount:former@{PROJECT}.iam.gserviceaccount.com"]  # one was an operator once
+    deployed.policies[INVOKERS].append({"role": "roles/run.invoker", "members": strangers})
     deployed.resources["storage/b/acme-users"]["iamConfiguration"]["publicAccessPrevention"] = "inherited"
     deployed.resources[f"iam/v1/{ROLE}"]["deleted"] = True
     template = deployed.resources[SERVICE]["spec"]["template"]
@@ -344,6 +369,7 @@ def test_what_was_changed_by_hand_is_brought_back(deployed: Cloud, tmp_path: Pat
     for state in (before, after):
         state[0][SERVICE]["metadata"].pop("generation")  # the service did get a new revision
         del state[0][SERVICE]["status"]
+        del state[3]  # the smoke test's commands
     assert after == before
 
 
@@ -355,7 +381,14 @@ def test_destroying_keeps_the_data(deployed: Cloud, tmp_path: Path) -> None:
     left = {
         key
         for key in deployed.resources
-        if not key.startswith(("cloudbuild/", "run/apis/run.googleapis.com/v1/namespaces/acme/exec"))
+        if not key.startswith(
+            (
+                "cloudbuild/",
+                "compute/",
+                f"monitoring/v3/projects/{PROJECT}/notificationChannels/",
+                "run/apis/run.googleapis.com/v1/namespaces/acme/exec",
+            )
+        )
     }
     assert left == {"storage/b/acme-users", "storage/b/acme-users/o/prod%2Flease.json", f"iam/v1/{ROLE}"}
     assert "deleted" not in deployed.resources[f"iam/v1/{ROLE}"]  # its name could not be used again for a month
@@ -382,9 +415,10 @@ def pretender(tmp_path: Path) -> dict[str, str]:
 
 def test_a_dry_run_prints_what_a_run_does(recording: tuple[bytes, str], pretender: dict[str, str], tmp_path: Path) -> None:
     """The same commands in the same order, without a single call."""
-    dry = start("deploy.sh", tmp_path, pretender | {"DRY_RUN": "1", "OPERATORS": OPERATORS})
+    dry = start("deploy.sh", tmp_path, pretender | {"DRY_RUN": "1", "OPERATORS": OPERATORS, "ALERT_EMAIL": EMAIL})
     assert dry.returncode == 0, dry.stderr
-    assert printed(dry.stdout.replace("PROJECT_NUMBER", NUMBER)) == printed(recording[1])
+    sent = re.sub(r"\b46\d{17}\b", "SMOKE_USER", recording[1])
+    assert printed(dry.stdout.replace("PROJECT_NUMBER", NUMBER)) == printed(sent)
     gone = start("destroy.sh", tmp_path, pretender | {"DRY_RUN": "1", "DELETE_BUCKET": "1"})
     assert gone.returncode == 0, gone.stderr
     assert verbs(gone.stdout)[-1] == "storage rm gs://acme-users"
@@ -441,6 +475,17 @@ def test_wrong_usage_is_told(script: str, arguments: tuple[str, ...], variables:
     [
         ({"ACK_DEADLINE_SECONDS": "601"}, "ACK_DEADLINE_SECONDS is '601': give whole seconds, 26 to 600"),
         ({"ACK_DEADLINE_SECONDS": "060"}, "ACK_DEADLINE_SECONDS is '060'"),
+        ({"MEMORY": "4.5Gi"}, "MEMORY is '4.5Gi': give it in Mi or Gi"),
+        ({"MEMORY": "64Gi"}, "MEMORY is '64Gi': give 512Mi to 32Gi"),
+        ({"MEMORY": "5Gi"}, "CPU is '1': with MEMORY=5Gi Cloud Run takes 1, 2, 4, 6 or 8, and 2 at least"),
+        ({"MEMORY": "8Gi"}, "and 2 at least"),
+        ({"MEMORY": "16Gi", "CPU": "2"}, "and 4 at least"),
+        ({"MEMORY": "17Gi", "CPU": "4"}, "and 6 at least"),
+        ({"MEMORY": "32Gi", "CPU": "6"}, "and 8 at least"),
+        (
+            {"OPERATORS": "ann@example.com"},
+            "OPERATORS is 'ann@example.com': give service accounts, which people impersonate",
+        ),
         ({"SOFT_DELETE_DAYS": "3"}, "SOFT_DELETE_DAYS is '3': give 0, or whole days from 7 to 90"),
     ],
 )
@@ -462,4 +507,101 @@ def test_help_names_every_setting(script: str) -> None:
         )
     )
     text = (ROOT / "deploy" / script).read_text() + (ROOT / "deploy" / "settings.sh").read_text()
-    assert listed == set(re.findall(r"\$\{([A-Z_]+)[:-]", text)) - {"PYTHON"}
+    read = set(re.findall(r"\$\{([A-Z_]+)[:-]", text))
+    assert listed - {"NETWORK", "SUBNET"} == read - {"PYTHON", "NETWORK", "SUBNET", "BASH_REMATCH"}
+
+
+@pytest.fixture
+def drilled(tmp_path: Path) -> Cloud:
+    """A deployment with a drill every night, a volume for the data, and a reader."""
+    cloud = Cloud()
+    variables = {"DRILL_SCHEDULE": "30 4 * * *", "DATA_SIZE": "480Mi", "INVOKERS": READER, "SMOKE": "0"}
+    on(cloud, "deploy.sh", clone(tmp_path), **variables)
+    return cloud
+
+
+def test_a_scheduled_drill_reaches_the_service_and_is_not_repeated(drilled: Cloud, tmp_path: Path) -> None:
+    """It runs in the project's network as an operator, for which the metadata server makes tokens; a verdict is final."""
+    job = drilled.resources[JOB.replace("-command", "-drill")]["spec"]["template"]
+    annotations = job["metadata"]["annotations"]
+    assert json.loads(annotations["run.googleapis.com/network-interfaces"]) == [
+        {"network": "default", "subnetwork": "default"}
+    ]
+    assert annotations["run.googleapis.com/vpc-access-egress"] == "all-traffic"
+    assert drilled.resources["compute/subnet"]["privateIpGoogleAccess"] is True
+    spec = job["spec"]["template"]["spec"]
+    assert spec.get("maxRetries", 0) == 0
+    (container,) = spec["containers"]
+    assert container["args"] == ["-m", "worker", "drill"]
+    variables = {each["name"]: each["value"] for each in container["env"]}
+    assert (variables["SERVICE_URL"], variables["PUSH_AUDIENCE"]) == (URL, URL)
+    (service,) = drilled.resources[SERVICE]["spec"]["template"]["spec"]["containers"]
+    operators = next(each["value"] for each in service["env"] if each["name"] == "OPERATORS")
+    assert f"serviceAccount:{spec['serviceAccountName']}" == RUNTIME
+    assert RUNTIME.partition(":")[2] in operators.split(",")
+    schedule = drilled.resources[f"cloudscheduler/v1/projects/{PROJECT}/locations/{REGION}/jobs/users-worker-drill"]
+    assert schedule["schedule"] == "30 4 * * *"
+    assert schedule["httpTarget"]["uri"].endswith("/jobs/users-worker-drill:run")
+    assert schedule["retryConfig"].get("retryCount", 0) == 0
+    assert ("roles/run.invoker", READER) in drilled.policy(INVOKERS)
+    # A volume is root's, so the commands begin as root and become the image's user.
+    for each in (container, service):
+        assert each["command"][:2] == ["/bin/sh", "-c"]
+        assert each["volumeMounts"] == [{"name": "data", "mountPath": "/data"}]
+    assert drilled.resources["cloudbuild/build"]["substitutions"]["_RUN_AS"] == "0:0"
+    on(drilled, "destroy.sh", tmp_path, YES="1")
+    assert not [key for key in drilled.resources if "drill" in key or "alertPolicies" in key or key.startswith("logging/")]
+
+
+def test_the_smoke_test_sees_one_user_through(deployed: Cloud) -> None:
+    """The doctor, then a published user that the service is asked for and erases; an id that no user has."""
+    doctor, smoke = deployed.executed[1:]
+    assert doctor == "python -m worker doctor"
+    (data,) = deployed.published
+    user = json.loads(base64.b64decode(data))["user_id"]
+    assert user > 2**62
+    assert smoke == f"python -m worker smoke --user-id {user}"
+
+
+def test_the_smoke_test_names_the_step_that_failed(deployed: Cloud, tmp_path: Path) -> None:
+    """It fails, and the deployment with it."""
+    clone(tmp_path)
+    (tmp_path / "gcloud").mkdir()
+    deployed.unpublishable = True
+    with Serving(deployed, tmp_path) as serving:
+        done = start("smoke.sh", tmp_path, serving.environment)
+    assert done.returncode == 1
+    assert "the smoke test failed at this step: publish;" in done.stderr
+
+
+def test_alerts_need_no_prometheus(deployed: Cloud) -> None:
+    """Age, dead letters, push responses, restarts, and two lines of the log; each tells the channel and what to read."""
+    channel = deployed.resources[f"monitoring/v3/projects/{PROJECT}/notificationChannels/1"]
+    assert channel["labels"] == {"email_address": EMAIL}
+    policies = [value for key, value in deployed.resources.items() if "/alertPolicies/" in key]
+    conditions = {each["displayName"]: each for policy in policies for each in policy["conditions"]}
+    assert set(conditions) == {
+        *("oldest_unacked_message_age", "dead_letter_message_count", "push_request_count", "starts"),
+        *("worker.failed", "replication.gave_up"),
+    }
+    for policy in policies:
+        assert policy["notificationChannels"] == [channel["name"]]
+        assert "docs/" in policy["documentation"]["content"]
+        (condition,) = policy["conditions"]
+        asked = (condition.get("conditionThreshold") or condition["conditionMatchedLog"])["filter"]
+        assert "users-worker" in asked
+    metric = deployed.resources[f"logging/v2/projects/{PROJECT}/metrics/users-worker-starts"]
+    assert 'jsonPayload.action="worker.starting"' in metric["filter"]
+
+
+def test_settings_come_from_a_file_for_each_environment(pretender: dict[str, str], tmp_path: Path) -> None:
+    """What the environment says wins over the file; a line that is none is told."""
+    file = tmp_path / "prod.env"
+    file.write_text(f"# production\nPROJECT=acme\nREGION={REGION}\nBUCKET=elsewhere\nPREFIX=eu\n")
+    variables = pretender | {"DRY_RUN": "1", "SETTINGS": str(file), "PREFIX": "us"}
+    done = start("deploy.sh", tmp_path, variables, ())
+    assert done.returncode == 0, done.stderr
+    assert "serves gs://elsewhere/us at" in done.stdout
+    file.write_text("MEMORY 2Gi\n")
+    refused = start("deploy.sh", tmp_path, variables, ())
+    assert (refused.returncode, "stands 'MEMORY 2Gi': write NAME=value" in refused.stderr) == (2, True)

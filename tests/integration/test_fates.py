@@ -114,7 +114,10 @@ def test_good_malformed_conflicting_and_duplicate_then_a_fix(light: Light, older
         exported = tmp_path / "bad.jsonl"
         assert rejections(worker, "export", str(exported)) == [{"exported": 1, "file": str(exported)}]
         piped = worker.run("rejections", "export", "-")
-        assert (piped.stdout, piped.stderr) == (exported.read_text(), "1 exported\n")
+        assert (piped.stdout, piped.stderr) == (
+            exported.read_text(),
+            f"{light.stack.worker.url} serves {light.stack.replica_url}\n1 exported\n",
+        )
         exported.write_text(exported.read_text().replace('"nine"', "9"))
         light.run(sys.executable, "-m", "publisher", "load", str(exported))
         wait_until(lambda: light.user(9) is not None, "the mended user")

@@ -197,7 +197,7 @@ def test_a_broken_checkpoint_is_listed_and_pruned(site: Site) -> None:
     assert "broken off" in site.refused("checkpoint", "--name", "broken")
 
     said = site.worker.run("checkpoint", "prune", "--keep", "1")
-    assert (said.returncode, "this would delete 1;" in said.stdout) == (1, True), said
+    assert (said.returncode, "this would delete 1;" in said.stderr) == (1, True), said
     assert [row["name"] for row in site.run("checkpoint", "prune", "--keep", "1", "--yes")] == ["one"]
     site.run("checkpoint", "prune", "--older-than", "0s", "--yes")
     assert site.checkpoints() == {}

@@ -112,7 +112,7 @@ def test_the_replica_lists_every_generation(history: History) -> None:
     assert rows[0]["ended"] is None
     for newer, older in itertools.pairwise(rows):
         assert older["ended"] == newer["began"]
-        assert newer["base"] == f"{older['epoch']:x}@{older['transactions']}"
+        assert newer["base"] == f"{older['epoch']}@{older['transactions']}"
         assert older["transactions"] >= BOUND
     table = history.worker.run("replica").stdout.splitlines()
     assert len(table) == len(rows) + 1

@@ -37,6 +37,7 @@ READ: dict[str, tuple[str, str, object]] = {
     "BUSY_TIMEOUT_SECONDS": ("6.5", "busy_timeout_seconds", 6.5),
     "PUSH_AUDIENCE": ("https://users.example", "push_audience", "https://users.example"),
     "PUSH_SERVICE_ACCOUNT": ("push@acme.example", "push_service_account", "push@acme.example"),
+    "TOKENS_VERIFIED_BY": ("platform", "tokens_verified_by", "platform"),
     "OPERATORS": ("ann@acme.example", "operators", "ann@acme.example"),
     "OIDC_CERTS_URL": ("http://127.0.0.1:1/certs", "oidc_certs_url", "http://127.0.0.1:1/certs"),
     "OIDC_TIMEOUT_SECONDS": ("2.5", "oidc_timeout_seconds", 2.5),
@@ -77,7 +78,7 @@ READ: dict[str, tuple[str, str, object]] = {
 }
 
 _TOKENS = {"PUSH_AUDIENCE": "https://users.example", "PUSH_SERVICE_ACCOUNT": "push@acme.example"}
-COMPANIONS = dict.fromkeys(("PUSH_AUDIENCE", "PUSH_SERVICE_ACCOUNT", "OPERATORS"), _TOKENS)
+COMPANIONS = dict.fromkeys(("PUSH_AUDIENCE", "PUSH_SERVICE_ACCOUNT", "TOKENS_VERIFIED_BY", "OPERATORS"), _TOKENS)
 COMPANIONS["CHECKPOINT_HOURS"] = {"SUBSCRIPTION": "users-worker", "GOOGLE_CLOUD_PROJECT": "acme"}
 """Settings that load only together with others."""
 
@@ -105,6 +106,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("RESTORE_TIMEOUT_SECONDS", "0.5", "at least 1"),
     ("RESTORE_TIMEOUT_SECONDS", "nan", "at least 1"),
     ("RESTORE_TIMEOUT_SECONDS", "inf", "a finite number"),
+    ("TOKENS_VERIFIED_BY", "google", "one of here, platform"),
     ("RESTORE_INTEGRITY_CHECK", "no", "one of none, quick, full"),
     ("LEASE_TTL_SECONDS", "3", "at least 3.1"),
     ("LEASE_TTL_SECONDS", "inf", "a finite number"),

@@ -19,7 +19,7 @@ import peewee
 import pytest
 
 from tests.fakes import MemoryStore
-from worker import cli, config, doctor_litestream, doctor_machine, doctor_queue, doctor_quick, doctor_store
+from worker import cli, config, doctor_cli, doctor_litestream, doctor_machine, doctor_queue, doctor_quick, doctor_store
 from worker.config import Settings
 from worker.doctor import Finding, note, ok, refused, report, warning
 from worker.errors import Mismatch, QueueDenied, QueueMissing, QueueUnavailable, StoreDenied, StoreUnavailable, Unfit
@@ -654,7 +654,7 @@ def test_the_limits_are_listed_with_their_values(doctor: Doctor) -> None:
     code, found = doctor(ACK_DEADLINE_SECONDS="30")
     assert code == 0
     assert found["limits: answering"].found.endswith("= 13 < HOLD_LIMIT_SECONDS 24 < ACK_DEADLINE_SECONDS 30")
-    assert "RELEASE_SECONDS 1.5 + TRACE_FLUSH_SECONDS 1 = 7 < the platform's 10" in found["limits: stopping"].found
+    assert "RELEASE_SECONDS 1.5 + TRACE_FLUSH_SECONDS 1 = 5 < the platform's 10" in found["limits: stopping"].found
     assert "LEASE_RENEW_SECONDS 4 < 5" in found["limits: lease"].found
 
 
@@ -745,3 +745,27 @@ def test_elsewhere_than_on_a_terminal_each_check_is_one_plain_line(tmp_path: Pat
     assert {line.split()[0] for line in lines[:-2]} <= {"ok", "note", "warning", "refused"}
     assert [line for line in lines if line.startswith("refused   one process") and "; next: unset WORKERS" in line]
     assert lines[-1].startswith("refused: 1, warnings: ")
+
+
+@pytest.mark.parametrize(
+    ("verified_by", "environ", "verdict", "said"),
+    [
+        ("here", {}, "ok", "verified here"),
+        ("here", {"CLOUD_RUN_JOB": "users-worker-command"}, "warning", "each push is answered 401"),
+        ("here", {"K_REVISION": "users-worker-00001"}, "warning", "each push is answered 401"),
+        ("platform", {"CLOUD_RUN_JOB": "users-worker-command"}, "ok", "allUsers"),
+        ("platform", {}, "refused", "any sender can forge a token"),
+    ],
+)
+def test_who_verifies_tokens_is_judged_by_where_it_runs(
+    verified_by: str, environ: dict[str, str], verdict: str, said: str
+) -> None:
+    """A setting that would answer each push 401, or let a forged one in, is told."""
+    variables = {
+        "REPLICA_URL": "gs://acme/prod",
+        "PUSH_AUDIENCE": "a",
+        "PUSH_SERVICE_ACCOUNT": "p",
+        "TOKENS_VERIFIED_BY": verified_by,
+    }
+    finding = doctor_cli._senders(config.load({**variables, **environ}), environ)
+    assert (finding.verdict, said in finding.found) == (verdict, True)

@@ -14,7 +14,7 @@ import pytest
 from tests.entries import PUBLISHED, malformed
 from tests.unit.test_app import Site, Table, wrapped
 from worker import database
-from worker.access import Access
+from worker.access import Access, authorization
 from worker.errors import Forbidden, NotFound, Refused, RequestError, Unauthenticated
 from worker.group import Change
 from worker.transaction import Transaction
@@ -214,3 +214,15 @@ def test_unverified_senders_are_said_at_the_start(caplog: pytest.LogCaptureFixtu
 def test_the_errors_have_their_statuses() -> None:
     """As errors.py says."""
     assert [error("").status for error in (NotFound, Forbidden, Unauthenticated)] == [404, 403, 401]
+
+
+def test_the_header_that_the_platform_checks_says_who_is_asking() -> None:
+    """`X-Serverless-Authorization` before `Authorization`, even if it is empty; and none that is there twice."""
+    platform, usual = (b"x-serverless-authorization", b"a"), (b"authorization", b"b")
+    assert authorization([usual, platform]) == "a"
+    assert authorization([usual]) == "b"
+    assert authorization([usual, (platform[0], b"")]) == ""
+    assert authorization([]) is None
+    for twice in ([usual, usual], [platform, platform, usual]):
+        with pytest.raises(Unauthenticated, match="more than once"):
+            authorization(twice)

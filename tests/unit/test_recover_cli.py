@@ -170,8 +170,7 @@ def test_a_no_changes_nothing_and_is_said(monkeypatch: pytest.MonkeyPatch, capsy
             return plan("m1")
 
     monkeypatch.setattr(recover_cli, "Recovery", Planned)
-    monkeypatch.setattr("sys.stdin", argparse.Namespace(isatty=lambda: True))
-    monkeypatch.setattr("builtins.input", lambda _: "n")
+    monkeypatch.setattr("sys.stdin", argparse.Namespace(isatty=lambda: True, readline=lambda: "n\n"))
     options = argparse.Namespace(undone=None, replay=False, replay_from=None, at=NOW, dry_run=False, yes=False, json=False)
     settings: Any = None
     assert recover_cli._recover(settings, options) == 1

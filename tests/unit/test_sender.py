@@ -928,3 +928,77 @@ def test_an_answer_is_what_was_served() -> None:
     assert json.loads(answer.body) == authority.certificates
     with pytest.raises(dataclasses.FrozenInstanceError):
         answer.body = b""  # type: ignore[misc]
+
+
+def stripped(token: str) -> str:
+    """The token as Cloud Run hands it on."""
+    return f"{token.rpartition('.')[0]}.SIGNATURE_REMOVED_BY_GOOGLE"
+
+
+@pytest.fixture
+def behind(google: Authority) -> Iterator[Site]:
+    """A verifier that every request reaches through the platform's check; it has no certificates, and can have none."""
+    made = Site(google, options={"verified_by_platform": True})
+    made.served.failing = True
+    yield made
+    made.verifier.close()
+
+
+def test_the_platforms_marker_stands_for_a_signature(behind: Site) -> None:
+    """TOKENS_VERIFIED_BY=platform: it needs no certificates, is remembered, and ends with its token."""
+    token = stripped(behind.token())
+    assert [behind.email(token), behind.email(token)] == [EMAIL, EMAIL]
+    assert behind.served.asked == []
+    behind.wall.now += 3600 + SKEW
+    assert "expired" in behind.refusal(token)
+
+
+@pytest.mark.parametrize(
+    ("claims", "said"),
+    [
+        ({"iss": "https://evil.example"}, "not issued by Google"),
+        ({"audience": "https://other.example"}, "another audience"),
+        ({"now": NOW - 4000}, "expired"),
+        ({"now": NOW + 4000}, "not valid yet"),
+        ({"exp": "soon"}, "exp is missing or no time"),
+    ],
+)
+def test_the_claims_are_judged_behind_the_platform_too(behind: Site, claims: dict[str, Any], said: str) -> None:
+    """Who removed the signature has not checked what we ask for."""
+    assert said in behind.refusal(stripped(behind.token(**claims)))
+
+
+@pytest.mark.parametrize("claims", [{"email": ""}, {"email_verified": False}])
+def test_an_unverified_address_is_refused_behind_the_platform_too(behind: Site, claims: dict[str, Any]) -> None:
+    """403, as with a signature."""
+    token = stripped(behind.token(**claims))
+    refused(Forbidden, lambda: behind.email(token), token)
+
+
+@pytest.mark.parametrize(
+    "marker",
+    ["SIGNATURE_REMOVED_BY_GOOGL", "SIGNATURE_REMOVED_BY_GOOGLEE", "signature_removed_by_google", "SIGNATURE_REMOVED"],
+)
+def test_only_the_very_marker_is_taken(behind: Site, marker: str) -> None:
+    """Anything else is a signature, to be verified with certificates."""
+    behind.served.failing = False
+    behind.refusal(f"{behind.token().rpartition('.')[0]}.{marker}")
+
+
+def test_a_signed_token_is_verified_behind_the_platform_as_before(behind: Site) -> None:
+    """A good signature passes, a stranger's does not."""
+    behind.served.failing = False
+    assert behind.email(behind.token()) == EMAIL
+    stranger = Authority(key_bits=SMALL_KEY)
+    behind.refusal(stranger.token(audience=AUDIENCE, email=EMAIL, now=NOW))
+
+
+@pytest.mark.parametrize("claims", [b"5", b"{", b"\xff", b"[" * 3000])
+def test_claims_that_are_none_are_refused_behind_the_platform(behind: Site, claims: bytes) -> None:
+    """A verdict, and no defect."""
+    assert "malformed" in behind.refusal(f"e30.{base64url(claims)}.SIGNATURE_REMOVED_BY_GOOGLE")
+
+
+def test_the_marker_is_refused_where_tokens_are_verified_here(site: Site) -> None:
+    """The refusal names the setting: it is the first thing seen in a deployment without it."""
+    assert "TOKENS_VERIFIED_BY" in site.refusal(stripped(site.token()))
