@@ -58,7 +58,6 @@ def options(tmp_path: Path) -> Options:
     return Options(
         binary=find_binary("litestream"),
         config=ROOT / "litestream.yml",
-        bucket="acme-users",
         database=tmp_path / "users.db",
         metrics_address="127.0.0.1:9090",
         log_level="warn",
@@ -71,7 +70,7 @@ def options(tmp_path: Path) -> Options:
 @pytest.fixture
 def given(tmp_path: Path) -> dict[str, str]:
     """The environment in which the worker starts Litestream."""
-    return Litestream(options(tmp_path), replica_path="prod/generations/0000000000000001", epoch=1)._environment()
+    return Litestream(options(tmp_path), address="127.0.0.1:1", epoch=1)._environment()
 
 
 def test_the_image_has_the_litestream_that_is_tested_with() -> None:

@@ -69,6 +69,8 @@ _REQUEST_SECONDS: Final = 10.0
 _BYTES_A_SECOND: Final = 500_000
 """Longest one request to the bucket may take: so long, and what its bytes take at this speed; 44 s for a part of 16 MiB."""
 _START_SECONDS: Final = 10.0
+_END_SECONDS: Final = 0.1
+"""How long the end waits for requests: they have been broken off, and the child that made them is killed."""
 _IDLE_SECONDS: Final = 120.0
 """An idle connection is kept so long: a store with a message a minute need not greet the bucket each time."""
 _PASSED_ON: Final = ("content-type", "content-range", "range", "accept-encoding", "x-upload-content-type")
@@ -261,7 +263,7 @@ class Gate:
             trust_env=True,
         )
         server = web.Server(self._answer, handler_cancellation=True, access_log=None, keepalive_timeout=3600)
-        runner = web.ServerRunner(server)
+        runner = web.ServerRunner(server, shutdown_timeout=_END_SECONDS)
         await runner.setup()
         await web.SockSite(runner, self._listener).start()
         self._started.set()

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from local.gcs_process import FakeGcs
-from worker.errors import Mismatch, RestoreFailed, StoreMissing, StoreUnavailable
+from worker.errors import Mismatch, StoreMissing, StoreThrottled, StoreUnavailable
 from worker.gcs import Bucket
-from worker.litestream import Options, find_binary, restore
 
 pytestmark = pytest.mark.slow
 
@@ -85,7 +84,7 @@ def test_names_folders_and_fetch(bucket: Bucket, tmp_path: Path) -> None:
         assert await bucket.names("g/ltx/", timeout=TIMEOUT) == [f"g/ltx/0/{number:04}" for number in range(60)]
         assert await bucket.folders("", timeout=TIMEOUT) == ["g"]
         assert await bucket.folders("g/", timeout=TIMEOUT) == ["ltx"]
-        await bucket.fetch("g/ltx/", tmp_path / "copy", timeout=TIMEOUT)
+        await bucket.fetch(await bucket.names("g/ltx/", timeout=TIMEOUT), "g/ltx/", tmp_path / "copy", timeout=TIMEOUT)
 
     asyncio.run(body())
     files = {
@@ -102,35 +101,31 @@ def test_a_fetch_whose_object_has_vanished_fails(bucket: Bucket, fake_gcs: FakeG
     async def body() -> None:
         await fill(bucket, 30)
         fake_gcs.faults.add(verb="download", name="store/g/ltx/0/0017", action="error", status=404)
-        await bucket.fetch("g/ltx/", tmp_path / "copy", timeout=TIMEOUT)
+        await bucket.fetch(await bucket.names("g/ltx/", timeout=TIMEOUT), "g/ltx/", tmp_path / "copy", timeout=TIMEOUT)
 
     with pytest.raises(StoreMissing):
         asyncio.run(body())
 
 
-def test_a_restore_fetches_twice_at_most_and_leaves_nothing_half_written(tmp_path: Path) -> None:
-    """Files may vanish under a restore, so it is tried again; then it fails by name, and its scratch is gone."""
-    asked: list[str] = []
+def test_a_patient_bucket_repeats_its_reads_and_no_write(bucket: Bucket, fake_gcs: FakeGcs, tmp_path: Path) -> None:
+    """One request that fails fails nothing; a write is repeated by its caller alone, who compares what it finds."""
 
-    async def fetch(path: str, directory: Path) -> None:
-        asked.append(path)
-        directory.mkdir(parents=True)
-        (directory / "half").write_bytes(b"x")
-        raise StoreMissing("an object vanished")
+    async def body() -> None:
+        await fill(bucket, 3)
+        patient = bucket.patient(30)
+        for verb in ("list", "download"):
+            fake_gcs.faults.add(verb=verb, action="error", status=503, times=2)
+        names = await patient.names("g/ltx/", timeout=TIMEOUT)
+        await patient.fetch(names, "g/ltx/", tmp_path / "copy", timeout=TIMEOUT)
+        assert len(list((tmp_path / "copy" / "0").iterdir())) == 3
+        fake_gcs.faults.add(verb="insert", action="error", status=503, times=1)
+        with pytest.raises(StoreUnavailable):
+            await patient.write("x", b"x", if_generation=0, timeout=TIMEOUT)
+        fake_gcs.faults.add(verb="insert", action="error", status=429, times=1)
+        with pytest.raises(StoreThrottled):
+            await patient.write("x", b"x", if_generation=0, timeout=TIMEOUT)
+        fake_gcs.faults.add(verb="list", action="error", status=503)
+        with pytest.raises(StoreUnavailable):
+            await bucket.patient(0.3).names("g/ltx/", timeout=TIMEOUT)
 
-    options = Options(
-        binary=find_binary("litestream"),
-        config=tmp_path / "none.yml",
-        bucket="users",
-        database=tmp_path / "users.db",
-        metrics_address="off",
-        log_level="warn",
-        start_seconds=1,
-        starts_max=1,
-        silent_max=1,
-        fetch=fetch,
-    )
-    with pytest.raises(RestoreFailed, match="gs://users/store/g could not be restored: an object vanished"):
-        asyncio.run(restore(options, replica_path="store/g", output=options.database, integrity_check="quick", timeout=5))
-    assert asked == ["store/g/ltx/"] * 2
-    assert list(tmp_path.iterdir()) == []
+    asyncio.run(body())

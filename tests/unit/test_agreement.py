@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_without_a_terminal_it_says_what_it_would_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And does nothing; `--yes` does it without a word."""
-    with open(os.devnull) as nothing:
+    with Path(os.devnull).open() as nothing:
         monkeypatch.setattr(sys, "stdin", nothing)
         assert not agreed("this would end it", yes=False)
         assert capsys.readouterr().err == "this would end it; add --yes to do it\n"

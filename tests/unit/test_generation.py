@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -187,7 +188,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         made.events.append(f"restore {wanted.path}")
         database.migrate(output, busy_timeout_seconds=5)
         txid = made.restored_to.pop(0) if len(made.restored_to) > 1 else made.restored_to[0]
-        return Restored(str(wanted.path), txid, generation.datetime.now(generation.UTC))
+        return Restored(str(wanted.path), txid, datetime.now(UTC))
 
     monkeypatch.setattr(generation, "Litestream", lambda options, *, address, epoch: Child(made))
     monkeypatch.setattr(generation, "restore", restore)

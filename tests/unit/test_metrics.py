@@ -28,12 +28,11 @@ from tests.test_docs import rows
 from worker import app, database, families, rejections
 from worker.access import Access
 from worker.drill import RECORD, Drill
-from worker.errors import REFUSED, NotAPush, Refused, RequestError, StoreUnavailable, SyncUnavailable, Unconfirmed
+from worker.errors import REFUSED, NotAPush, Refused, RequestError, Unconfirmed
 from worker.families import Families
 from worker.group import Change, Group
 from worker.intake import Intake, State
-from worker.litestream import Position
-from worker.metrics import Histogram, Metrics, TimedLease, TimedReplica
+from worker.metrics import Histogram, Metrics, TimedConfirmation
 from worker.observer import Observer
 from worker.outcome import REASONS
 from worker.replication import Replicator
@@ -264,46 +263,49 @@ def test_what_waits_for_the_bucket_has_an_age(world: World) -> None:
     assert world.value("solowriter_confirmations_total", result="retried") == 1
 
 
-class Answers:
-    """A replica and a lease that do as told."""
+@dataclass
+class Confirming:
+    """A generation that does as told."""
 
-    def __init__(self, answer: Position | Exception) -> None:
-        self.answer = answer
+    stored: int = 3
+    error: Exception | None = None
+    ready_at: float = 7.0
 
-    async def sync(self, *, timeout: int) -> Position:
-        """See `worker.metrics.Replica`."""
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
-
-    async def verify(self) -> None:
-        """See `worker.metrics.Ownership`."""
-        if isinstance(self.answer, Exception):
-            raise self.answer
+    async def confirm(self) -> None:
+        """See `worker.replication.Confirmation`."""
+        if self.error is not None:
+            raise self.error
 
 
-def test_syncs_and_lease_reads_are_measured_and_passed_on(world: World) -> None:
-    """The answer, or the error, is the one that was given; a failed one has its time as well."""
-    replica, lease = Answers(Position(3, 3)), Answers(Position(3, 3))
-    asyncio.run(TimedLease(lease, world.metrics).verify())
-    assert asyncio.run(TimedReplica(replica, world.metrics).sync(timeout=1)) is replica.answer
+def test_confirmations_are_measured_and_passed_on(world: World) -> None:
+    """A failed one has its time as well; only one that came says what is stored."""
+    generation = Confirming()
+    timed = TimedConfirmation(generation, world.metrics)  # type: ignore[arg-type]
+    assert timed.ready_at == 7.0
+    asyncio.run(timed.confirm())
     world.clock.now += 5
     assert world.value("solowriter_replicated_transaction") == 3
     assert world.value("solowriter_replicated_age_seconds") == 5
-    replica.answer, lease.answer = SyncUnavailable("no"), StoreUnavailable("no")
-    with pytest.raises(SyncUnavailable):
-        asyncio.run(TimedReplica(replica, world.metrics).sync(timeout=1))
-    with pytest.raises(StoreUnavailable):
-        asyncio.run(TimedLease(lease, world.metrics).verify())
-    assert world.value("solowriter_sync_seconds_count") == 2
-    assert world.value("solowriter_lease_read_seconds_count") == 2
+    generation.error, generation.stored = Unconfirmed("no"), 4
+    with pytest.raises(Unconfirmed):
+        asyncio.run(timed.confirm())
+    assert world.value("solowriter_confirm_seconds_count") == 2
+    assert world.value("solowriter_replicated_transaction") == 3
 
 
-@pytest.mark.parametrize("position", [Position(4, 3), Position(3, 4), Position(0, 0)])
-def test_only_what_is_confirmed_counts_as_replicated(world: World, position: Position) -> None:
-    """A 200 proves nothing; the ids do."""
-    asyncio.run(TimedReplica(Answers(position), world.metrics).sync(timeout=1))
-    assert world.value("solowriter_replicated_transaction") == 0
+def test_what_passes_the_gate_is_counted(world: World) -> None:
+    """By kind and level; each rule that can refuse stands there from the beginning."""
+    counts = world.metrics.bucket
+    counts.requests["upload", "0"] += 2
+    counts.bytes["upload", "0"] += 500
+    counts.seconds["upload", "0"] += 0.25
+    counts.refused["G4"] += 1
+    counts.broken_off += 1
+    assert world.value("solowriter_gate_requests_total", kind="upload", level="0") == 2
+    assert world.value("solowriter_gate_bytes_total", kind="upload", level="0") == 500
+    assert world.value("solowriter_gate_seconds_total", kind="upload", level="0") == 0.25
+    assert [world.value("solowriter_gate_refused_total", rule=rule) for rule in ("G1", "G4")] == [0, 1]
+    assert world.value("solowriter_gate_broken_off_total") == 1
 
 
 @pytest.mark.parametrize("state", list(State))
@@ -325,18 +327,16 @@ def test_what_is_held_and_what_waits(world: World) -> None:
     world.metrics.pending = lambda: 2
     (world.directory / "users.db").write_bytes(b"x" * 100)
     (world.directory / "users.db-wal").write_bytes(b"x" * 10)
-    world.metrics.rolled_over(0.2)
     world.metrics.restored_in(1.25, 4096)
     found = world.samples()
     names = (
         "held_messages",
         "held_bytes",
         "queue_messages",
-        "rollover_pause_seconds_count",
         "restore_seconds",
         "restore_bytes",
     )
-    assert [found[f"solowriter_{name}", ()] for name in names] == [3, 450, 2, 1, 1.25, 4096]
+    assert [found[f"solowriter_{name}", ()] for name in names] == [3, 450, 2, 1.25, 4096]
     assert found["solowriter_database_bytes", (("file", "database"),)] == 100
     assert found["solowriter_database_bytes", (("file", "wal"),)] == 10
     assert found["solowriter_info", (("revision", "r"), ("sqlite", "3"))] == 1
@@ -518,11 +518,9 @@ class Doubting:
     """A confirmation that does not come the first times."""
 
     doubts: int
+    ready_at: float = 0.0
 
-    async def upload(self) -> None:
-        """See `worker.replication.Confirmation`."""
-
-    async def verify(self) -> None:
+    async def confirm(self) -> None:
         """See `worker.replication.Confirmation`."""
         self.doubts -= 1
         if self.doubts >= 0:

@@ -34,6 +34,7 @@ def plan(*messages: str) -> Plan:
         open_rejections=0,
         last_message=None,
         last_message_at=None,
+        left_out=[],
     )
     found = Undone(
         messages=list(messages),

@@ -44,6 +44,7 @@ def wanted(epoch: int, txid: int) -> Restored:
         open_rejections=0,
         last_message=None,
         last_message_at=None,
+        left_out=[],
     )
 
 
@@ -60,9 +61,6 @@ def line(*made: tuple[int, int | None, int]) -> list[Generation]:
                 revision="r",
                 holder="h",
             ),
-            [],
-            0,
-            0,
             live=False,
             ended=None,
         )

@@ -1,6 +1,5 @@
 """Logs: one JSON object a line in Cloud Logging's fields, or readable lines on a terminal."""
 
-import asyncio
 import contextvars
 import io
 import json
@@ -191,12 +190,10 @@ def test_what_is_no_cloud_trace_context_is_none(stated: str) -> None:
     assert trace_context.parse_cloud(stated) is None
 
 
-async def _followed(*chunks: bytes) -> None:
-    stream = asyncio.StreamReader()
-    for chunk in chunks:
-        stream.feed_data(chunk)
-    stream.feed_eof()
-    await litestream_log.follow(stream)
+def _followed(*pieces: bytes) -> None:
+    follower = litestream_log.Follower()
+    for piece in (*pieces, b""):
+        follower(piece)
 
 
 def test_litestreams_lines_become_ours() -> None:
@@ -206,7 +203,7 @@ def test_litestreams_lines_become_ours() -> None:
     said = (
         b'{"time":"2026-01-31T12:00:00Z","level":"WARN","msg":"sync error","db":"/d/u.db","error":"no route","level":"x"}\n'
     )
-    asyncio.run(_followed(said))
+    _followed(said)
     (line,) = lines(stream)
     assert (line["severity"], line["action"]) == ("WARNING", "litestream.log")
     assert line["message"] == "litestream: sync error: no route"
@@ -217,7 +214,7 @@ def test_litestreams_info_lines_are_for_debug() -> None:
     """Two lines a sync would bury the rest."""
     stream = io.StringIO()
     telemetry.configure("warning", stream)
-    asyncio.run(_followed(b'{"level":"INFO","msg":"replicating to"}\n'))
+    _followed(b'{"level":"INFO","msg":"replicating to"}\n')
     assert lines(stream) == []
 
 
@@ -226,7 +223,7 @@ def test_what_litestream_says_without_json_is_an_error(said: bytes) -> None:
     """A panic is text; so is what the loader says when there is no program."""
     stream = io.StringIO()
     telemetry.configure("info", stream)
-    asyncio.run(_followed(said[:7], said[7:] + b"\n\n"))
+    _followed(said[:7], said[7:] + b"\n\n")
     (line,) = lines(stream)
     assert (line["severity"], line["action"], line["litestream"]) == ("ERROR", "litestream.log", {})
 
@@ -235,7 +232,7 @@ def test_an_endless_line_of_litestreams_is_cut() -> None:
     """What is kept of one line is bounded, and the next line is whole (INV-7)."""
     stream = io.StringIO()
     telemetry.configure("info", stream)
-    asyncio.run(_followed(b"x" * 1_000_000, b"y\n", b'{"level":"ERROR","msg":"next"}'))
+    _followed(b"x" * 1_000_000, b"y\n", b'{"level":"ERROR","msg":"next"}')
     first, second = lines(stream)
     assert len(first["message"]) < 20_000
     assert second["message"] == "litestream: next"
@@ -300,7 +297,7 @@ def test_every_field_is_documented() -> None:
     telemetry.label(lambda: {"revision": "r"})
     context = contextvars.copy_context()
     context.run(trace_context.REQUEST.set, {"headers": [(b"traceparent", f"00-{HEX}-{SPAN}-01".encode())]})
-    asyncio.run(_followed(b'{"level":"ERROR","msg":"x"}'))
+    _followed(b'{"level":"ERROR","msg":"x"}')
     try:
         raise ValueError("broken")
     except ValueError:

@@ -32,9 +32,15 @@ class Confirmed:
     hold: bool = False
     groups: list[Group] = field(default_factory=list)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    there_is_room: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.idle.set()
+        self.there_is_room.set()
+
+    async def room(self) -> None:
+        """See `worker.writer.Committed`."""
+        await self.there_is_room.wait()
 
     @property
     def sizes(self) -> list[int]:
@@ -582,59 +588,27 @@ def test_leaving_closes_the_connection(bench: Bench) -> None:
     assert asyncio.run(body()).is_closed()
 
 
-def test_a_paused_writer_commits_nothing_and_then_goes_on(bench: Bench) -> None:
-    """INV-4: while the generation is exchanged nothing is written; what came in meanwhile is, under the new epoch."""
+def test_without_room_nothing_is_committed_and_nothing_piles_up(bench: Bench) -> None:
+    """INV-7: while too much is committed and not confirmed the writer waits; what was answered 503 meanwhile is dropped."""
 
     async def body() -> None:
         committed = Confirmed()
+        committed.there_is_room.clear()
         async with bench.writing(committed) as (writer, _):
-            async with writer.paused():
-                waiting = entry()
-                writer.submit(waiting)
-                await turns()
-                assert bench.users == []
-                writer.epoch = 8
-            assert await waiting.done == "created"
-
-    asyncio.run(body())
-    assert bench.rows("SELECT epoch FROM receipts") == [{"epoch": 8}]
-
-
-def test_a_paused_writer_keeps_nothing_that_nobody_waits_for(bench: Bench) -> None:
-    """INV-7: a roll-over may have to outlast an outage; what came in and was answered 503 meanwhile does not pile up."""
-
-    async def body() -> None:
-        async with bench.writing(Confirmed()) as (writer, _):
-            async with writer.paused():
-                for number in range(1, 1000):
-                    given_up = entry(number)
-                    writer.submit(given_up)
-                    given_up.done.cancel()
-                last = entry(1000)
-                writer.submit(last)
-                assert writer.pending == 1
+            for number in range(1, 1000):
+                given_up = entry(number)
+                writer.submit(given_up)
+                given_up.done.cancel()
+            last = entry(1000)
+            writer.submit(last)
+            await turns()
+            assert bench.users == []
+            assert writer.pending == 1
+            committed.there_is_room.set()
             assert await last.done == "created"
 
     asyncio.run(body())
     assert bench.users == [1000]
-
-
-def test_pausing_waits_for_the_group_being_committed(bench: Bench) -> None:
-    """When the pause begins, everything committed has been handed over to the replicator."""
-
-    async def body() -> None:
-        committed = Confirmed()
-        async with bench.writing(committed, busy=20) as (writer, _):
-            with bench.locked():
-                writer.submit(entry())
-                await turns()
-                pausing = asyncio.create_task(writer.paused().__aenter__())
-                await turns()
-                assert not pausing.done()
-            await pausing
-            assert committed.sizes == [1]
-
-    asyncio.run(body())
 
 
 def test_repr_says_what_is_pending(bench: Bench) -> None:
