@@ -178,7 +178,7 @@ def test_what_a_recovery_has_replaced_can_be_restored_to_its_seal(platform: Plat
         platform.push(user, email=f"{user}{'x' * 180}@example.com")
     pause()
     (replaced,) = [epoch for epoch, state in platform.states().items() if state == "live"]
-    platform.run("recover", "--at", then.isoformat(), "--yes")
+    platform.run("recover", "--at", then.isoformat(), "--yes", "--undone", str(tmp_path / "undone.txt"))
     assert platform.users(1, 41) == [1]
     left = platform.run("restore", "-o", str(tmp_path / "left.db"), "--epoch", str(replaced))
     assert left["users"] == 41
