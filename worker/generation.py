@@ -175,10 +175,12 @@ class Generation:
         assert self._litestream is not None, "begun"
         assert self._gate is not None, "begun"
         self._ready_at = asyncio.get_running_loop().time() + self._settings.upload_spacing_seconds
-        committed_in = 0
+        committed_in, stored = 0, self._gate.stored
         try:
             for _ in range(_ASKED_AT_ONCE):
                 committed_in = await self._litestream.sync(timeout=self._patience)
+                if 0 < committed_in < stored:  # then a number no longer says what is in the bucket
+                    raise LitestreamError(f"litestream has counted back to transaction {committed_in}, from {stored}")
                 stored = self._gate.stored
                 if committed_in > 0 and (stored >= committed_in or await self._gate.settle(committed_in) >= committed_in):
                     self._patience = self._settings.sync_timeout_seconds

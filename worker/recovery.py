@@ -14,19 +14,19 @@ import contextlib
 import functools
 import itertools
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from worker import database
+from worker import database, ltx
 from worker.background import plain, running
 from worker.comparison import Undone, undone
 from worker.config import Settings
 from worker.errors import LeaseLost, NotInReplica, RestoreFailed, StoreMissing
 from worker.generation import Generation, insist, seal, unchanging_after
-from worker.layout import slot_name
+from worker.layout import File, slot_name
 from worker.litestream import find_binary
 from worker.parts import Parts
 from worker.replica import contents, survey
@@ -212,6 +212,26 @@ def forgotten(wanted: Restored, *, now: datetime, receipt_days: float) -> str | 
         f"that state is older than RECEIPT_DAYS, {receipt_days:g}: messages whose receipts have expired since are undone as "
         "well, and are neither counted nor listed; compare the numbers of users"
     )
+
+
+async def _unchanging_after(txid: int, files: Sequence[File], parts: Parts, older: Path) -> bytes:
+    """A seal to follow `txid`. It says how many pages the database has, which only a file that ends there knows.
+
+    The restored copies do not: they have been migrated and erased in, and the older state may have fewer pages. `older` has
+    to do where no such file can be read, in a generation that cannot be restored to its end anyway.
+    """
+    for file in sorted((file for file in files if file.last == txid), key=lambda file: file.bytes):
+        data = await parts.store.read(file.name, timeout=_LIST_SECONDS)
+        with contextlib.suppress(ltx.NotWholeError):
+            header = ltx.Header.read(b"" if data is None else data[0])
+            return ltx.unchanging(
+                transaction=txid + 1,
+                page_size=header.page_size,
+                pages=header.pages,
+                milliseconds=round(datetime.now(UTC).timestamp() * 1000),
+                node=parts.lease.epoch,
+            )
+    return unchanging_after(txid, older, epoch=parts.lease.epoch)
 
 
 @contextlib.asynccontextmanager

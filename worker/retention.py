@@ -12,7 +12,7 @@ life starts from that one or a newer one.
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -99,6 +99,11 @@ async def _always() -> bool:
     return True
 
 
+def last_slot(path: str, names: Iterable[str]) -> str | None:
+    """The seal of a generation that has ended, among the names of its objects. Pure."""
+    return max((name for name in names if name.startswith(f"{path}/ltx/0/")), default=None)
+
+
 async def prune_every(
     interval_seconds: float,
     store: Objects,
@@ -147,7 +152,7 @@ async def prune(store: Objects, lease: Lease, retention: timedelta) -> list[str]
     for path in gone:
         await lease.verify()
         names = await store.names(f"{path}/", timeout=_TIMEOUT_SECONDS)
-        seal = max((name for name in names if name.startswith(f"{path}/ltx/0/")), default=None)
+        seal = last_slot(path, names)
         for name in names:
             if not name.endswith(MANIFEST) and name != seal:
                 await store.delete(name, timeout=_TIMEOUT_SECONDS)

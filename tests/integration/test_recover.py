@@ -170,6 +170,20 @@ def test_a_recovery_beside_a_running_service(platform: Platform, tmp_path: Path)
     assert (left["users"], left["rejections"]) == (30, 1)
 
 
+def test_what_a_recovery_has_replaced_can_be_restored_to_its_seal(platform: Platform, tmp_path: Path) -> None:
+    """The seal says how many pages the newest state has, not the older one: it would cut the database off."""
+    platform.push(1)
+    then = pause()
+    for user in range(2, 42):  # some pages more
+        platform.push(user, email=f"{user}{'x' * 180}@example.com")
+    pause()
+    (replaced,) = [epoch for epoch, state in platform.states().items() if state == "live"]
+    platform.run("recover", "--at", then.isoformat(), "--yes", "--undone", str(tmp_path / "undone.txt"))
+    assert platform.users(1, 41) == [1]
+    left = platform.run("restore", "-o", str(tmp_path / "left.db"), "--epoch", str(replaced))
+    assert left["users"] == 41
+
+
 def test_a_recovery_can_be_undone(platform: Platform, tmp_path: Path) -> None:
     """The state before the recovery is one like any other."""
     platform.push(1, 2, 3)

@@ -5,27 +5,76 @@ given up may still take effect.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any, Final
 
 import msgspec
+from fastcrc import crc64
 
-from worker.errors import Mismatch, RestoreFailed, WorkerError
+from worker import layout, ltx
+from worker.errors import Mismatch, NotInReplica, RestoreFailed
 from worker.lease_record import RECORD, Record, encode
+from worker.restoring import cover
+from worker.slots import Answer
+
+_PAGES_END: Final = bytes(6)
+_ROWS_AT: Final = 106
+"""Where a simulated file has its rows: after the header and the end of the pages, in the place of the index."""
+_CREATED: Final = datetime(2026, 1, 1, tzinfo=UTC)
+
+Rows = dict[int, list[str]]
+"""The rows that each transaction has added; the first one has all that there were."""
 
 
-@dataclass(frozen=True, slots=True)
-class File:
-    """What Litestream uploads: every row there is, or the rows that were added since the file before."""
+def ltx_file(rows: Rows, writer: str) -> bytes:
+    """A whole file, as `worker.ltx` reads it. It says who wrote it, so that no two lives write the same bytes."""
+    content = ltx._HEADER.pack(b"LTX1", 2, 512, 1, min(rows), max(rows), 0) + _PAGES_END
+    content += json.dumps({"writer": writer, "rows": rows}).encode()
+    return content + (crc64.go_iso(content) | 1 << 63).to_bytes(8)
 
-    full: bool
-    rows: tuple[str, ...]
+
+def rows_of(data: bytes) -> Rows:
+    """The rows of a whole file; a seal has one transaction without any."""
+    header = ltx.Header.read(data)
+    if data[_ROWS_AT : _ROWS_AT + 1] != b"{":
+        return {header.last: []}
+    return {int(transaction): rows for transaction, rows in json.loads(data[_ROWS_AT:-8])["rows"].items()}
+
+
+def whole(data: bytes) -> bool:
+    """Whether a file is whole."""
+    scan = ltx.Scan()
+    try:
+        scan.feed(data)
+        scan.end()
+    except ltx.NotWholeError:
+        return False
+    return True
+
+
+def applied(files: Iterable[bytes]) -> tuple[list[str], int]:
+    """The rows that files restore to, put together as Litestream does, and the transaction they end at.
+
+    Raises:
+        RestoreFailed: A transaction is missing.
+    """
+    found: Rows = {}
+    for data in files:
+        found |= rows_of(data)
+    if sorted(found) != list(range(1, len(found) + 1)) or not found:
+        raise RestoreFailed(f"transactions {sorted(found)} are no restorable generation")
+    return [row for transaction in sorted(found) for row in found[transaction]], max(found)
 
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """A message that was acknowledged, and by whom."""
+    """A message that was acknowledged, by whom, and in which generation."""
 
     message: str
     holder: str
@@ -39,7 +88,7 @@ class Ask:
     what: str
     effect: Callable[[], Any]
     answer: "asyncio.Future[Any]"
-    silence: type[WorkerError]
+    silence: type[Exception]
     changes: bool
     done: bool = False
     value: Any = None
@@ -66,7 +115,7 @@ class Ask:
                 self.answer.set_result(self.value)
 
     def time_out(self) -> None:
-        """Tell the sender that nobody knows."""
+        """Tell the sender that there is no answer."""
         if not self.answer.done():
             self.answer.set_exception(self.silence(f"{self.what}: no answer"))
 
@@ -75,14 +124,20 @@ class Ask:
 class Bucket:
     """The objects, and what the invariants want to know of how they came to be."""
 
-    objects: dict[str, tuple[Any, int]] = field(default_factory=dict)
+    objects: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     late: list[Ask] = field(default_factory=list)
-    """Changes nobody waits for any more; each may still take effect."""
+    """Changes that no sender waits for any more; each may still take effect."""
     records: list[Record] = field(default_factory=list)
     """Every lease record there ever was, oldest first."""
     writers: dict[str, set[str]] = field(default_factory=dict)
-    """By path, the Litestream lives that wrote a file there."""
+    """By path, the Litestream lives that created a file there."""
+    seals: dict[str, int] = field(default_factory=dict)
+    """By path, the newest slot that seals it."""
+    sealed_rows: dict[str, list[str]] = field(default_factory=dict)
+    """By path, what a restore of it gave when it was sealed."""
     acks: list[Ack] = field(default_factory=list)
+    undone: dict[str, int] = field(default_factory=dict)
+    """By message that a recovery has undone, the recovery's epoch."""
     _generation: int = 0
 
     def __post_init__(self) -> None:
@@ -93,13 +148,31 @@ class Bucket:
         if self.objects.get(name, (b"", 0))[1] != if_generation:
             raise Mismatch(f"{name}: 412")
         if name == RECORD:
-            self.records.append(msgspec.json.decode(data, type=Record))
-        return self._put(name, data)
+            self._note_record(msgspec.json.decode(data, type=Record))
+        generation = self._put(name, data)
+        path, is_slot, slot = name.partition("/ltx/0/")
+        if is_slot:  # all else that writes slots goes through a gate
+            self.seals[path] = max(self.seals.get(path, 0), int(slot[:16], 16))
+            self.sealed_rows[path] = self.restored(path)
+        return generation
 
-    def upload(self, path: str, txid: int, file: File, writer: str) -> None:
-        """Write a file of a generation, over any of that name."""
-        self.writers.setdefault(path, set()).add(writer)
-        self._put(file_name(path, txid), file)
+    def create(self, name: str, data: bytes, writer: str, *, only: bool = True) -> Answer:
+        """An upload that came through a gate, where there is no such file; `only`: unless the gate has lost its rule G3."""
+        if only and name in self.objects:
+            return Answer(HTTPStatus.PRECONDITION_FAILED, {}, b"{}")
+        self.writers.setdefault(name.partition("/ltx/")[0], set()).add(writer)
+        self._put(name, data)
+        answer = self.look(name)
+        assert answer is not None
+        return answer
+
+    def look(self, name: str) -> Answer | None:
+        """An object's size and digest, or None."""
+        if name not in self.objects:
+            return None
+        data = self.objects[name][0]
+        digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        return Answer(HTTPStatus.OK, {}, json.dumps({"size": str(len(data)), "md5Hash": digest}).encode())
 
     def names(self, prefix: str) -> list[str]:
         """The objects below a prefix."""
@@ -109,37 +182,50 @@ class Bucket:
         """The folders right below a prefix."""
         return sorted({name.removeprefix(prefix).partition("/")[0] for name in self.names(prefix)})
 
-    def restored(self) -> tuple[str, ...]:
-        """What a restore of the live generation would give now."""
-        live = self.records[-1].live
-        return () if live is None else applied(dict(self.files(live)))
+    def files(self, path: str) -> list[layout.File]:
+        """The whole files of a generation."""
+        names = [name for name in self.names(f"{path}/ltx/") if whole(self.objects[name][0])]
+        return layout.files(path, [stored(name, self.objects[name][0]) for name in names])
 
-    def files(self, path: str) -> Iterator[tuple[int, File]]:
-        """The files of a generation, by transaction id."""
-        for name in self.names(file_name(path)):
-            yield int(name[-16:], 16), self.objects[name][0]
+    def restored(self, path: str) -> list[str]:
+        """The rows that a restore of a generation would give now.
 
-    def _put(self, name: str, content: Any) -> int:
+        Raises:
+            RestoreFailed: Nothing; it cannot be restored.
+        """
+        files = self.files(path)
+        try:
+            chosen = cover(path, files, max((file.last for file in files), default=1))
+        except NotInReplica as error:
+            raise RestoreFailed(str(error)) from None
+        return applied(self.objects[file.name][0] for file in chosen)[0]
+
+    @property
+    def kept(self) -> set[str]:
+        """The messages that were acknowledged, and not undone by a recovery since."""
+        return {ack.message for ack in self.acks if ack.epoch >= self.undone.get(ack.message, 0)}
+
+    @property
+    def live(self) -> str | None:
+        """The live generation."""
+        return self.records[-1].live
+
+    def _note_record(self, record: Record) -> None:
+        before = self.live if self.records else None
+        self.records.append(record)
+        if before is None or record.live is None or record.live == before:
+            return
+        manifest = msgspec.json.decode(self.objects[f"{record.live}/{layout.MANIFEST}"][0], type=layout.Manifest)
+        if manifest.replaced is not None:  # an operator wanted it
+            for message in set(self.restored(manifest.replaced)) - set(self.restored(record.live)):
+                self.undone[message] = record.epoch
+
+    def _put(self, name: str, content: bytes) -> int:
         self._generation += 1
         self.objects[name] = (content, self._generation)
         return self._generation
 
 
-def file_name(path: str, txid: int | None = None) -> str:
-    """The name of a generation's file, or what the names of all of them begin with."""
-    return f"{path}/ltx/" if txid is None else f"{path}/ltx/{txid:016x}"
-
-
-def applied(files: dict[int, File]) -> tuple[str, ...]:
-    """The rows of a generation, as Litestream restores them: a full copy, then every later file without a gap.
-
-    Raises:
-        RestoreFailed: There is no full copy, or a file is missing.
-    """
-    order = sorted(files)
-    if not order or order != list(range(1, len(order) + 1)) or not files[1].full:
-        raise RestoreFailed(f"files {order} are no restorable generation")
-    rows: tuple[str, ...] = ()
-    for txid in order:
-        rows = files[txid].rows if files[txid].full else rows + files[txid].rows
-    return tuple(dict.fromkeys(rows))  # files hold pages: a row that is written again is there once
+def stored(name: str, data: bytes) -> layout.StoredObject:
+    """An object as a listing shows it."""
+    return layout.StoredObject(name, len(data), _CREATED, {})

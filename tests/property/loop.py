@@ -76,6 +76,10 @@ class Loop:
         self._ready.append(handle)
         return handle
 
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
+        """Run a callback with what is ready: there are no threads here."""
+        return self.call_soon(callback, *args)
+
     def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:

@@ -298,6 +298,9 @@ class Holding:
         if not self._lost:
             self._all_lost.set()
 
+    async def room(self) -> None:
+        """See `worker.writer.Committed`: there always is."""
+
     def lose(self, count: int) -> asyncio.Event:
         """From now on nothing is answered; the event is set once so many messages are committed."""
         self._lost = count
