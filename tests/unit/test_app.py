@@ -9,8 +9,11 @@ from typing import Any, cast
 
 import httpx
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from publisher import message
+from publisher.connections import Bounds, Connections
 from publisher.message import MAX_USER_ID
 from worker import app
 from worker.access import Access
@@ -332,6 +335,42 @@ def test_bytes_are_held_as_they_arrive() -> None:
     assert site.ask("POST", "/", content=slow(), headers={"content-length": str(size)}).status_code == 204
     assert held == [0, 0]
     assert site.intake.held_bytes == 0
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("wrapped_", [False, True])
+def test_an_offer_of_another_protocol_changes_nothing(wrapped_: bool, apart: bool) -> None:
+    """F1: over a real socket. Before, the content was gone: 400, or 204 and a rejection of no bytes."""
+    site = Site(unwrapped=True)
+    body = wrapped(b'{"user_id":6}') if wrapped_ else b'{"user_id":6}'
+    offer = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+    metadata = b"" if wrapped_ else b"x-goog-pubsub-message-id: 9\r\nx-goog-pubsub-publish-time: 2024-01-02T03:04:05Z\r\n"
+
+    async def visit() -> bytes:
+        site.intake.serve(cast("Writer", site.writer))
+        built = app.build(
+            app.Service(site.intake, site.users, site.access, site.eraser, LIMIT, site.unwrapped and not wrapped_)
+        )
+        config = uvicorn.Config(built, ws="none", lifespan="off", log_config=None)
+        doors, state = Connections(Bounds(10, LIMIT, 20)), ServerState()
+        server = await asyncio.get_running_loop().create_server(
+            lambda: doors(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+        )
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\n" + metadata + offer + b"content-length: %d\r\n\r\n" % len(body))
+        if apart:
+            await asyncio.sleep(0.1)
+        writer.write(body)
+        writer.write_eof()
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        server.close()
+        return answer
+
+    assert asyncio.run(visit()).startswith(b"HTTP/1.1 204 ")
+    (entry,) = site.writer.entries
+    assert entry.delivery.data == b'{"user_id":6}'
+    assert entry.delivery.message_id == ("m1" if wrapped_ else "9")
 
 
 def test_a_user_is_read(site: Site) -> None:

@@ -624,6 +624,26 @@ def test_a_connection_that_breaks_does_not_stop_its_publish() -> None:
     while_running(visit, FakeSink(outcome=None))
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_an_offer_of_another_protocol_changes_nothing(apart: bool) -> None:
+    """F1: curl --http2 and Java's client send this; the body is the user, also where it comes in a second segment."""
+
+    async def visit(running: Running) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        offer = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+        writer.write(b"POST /users HTTP/1.1\r\nhost: x\r\n" + offer + b"content-length: %d\r\n\r\n" % len(BODY))
+        if apart:
+            await asyncio.sleep(0.1)
+        writer.write(BODY)
+        writer.write_eof()  # and the client has nothing more to say
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        assert [user.user_id for user in running.sink.users] == [5]
+        return answer
+
+    assert while_running(visit, FakeSink()).startswith(b"HTTP/1.1 202 ")
+
+
 def test_an_endless_body_ends_with_its_connection() -> None:
     """Over a real socket: 413 comes while the sender still sends, and then the connection is closed."""
 
