@@ -248,6 +248,8 @@ class Generation:
                 f"the live generation could not be restored: {error}. Nothing was served. `worker replica verify` names the "
                 "damaged files, and `worker recover` makes an earlier state live; do not run init"
             ) from error
+        for name in restored.left_out:
+            log.warning("%s is not whole and was left out", name, extra={"action": "restore.left_out"})
         size, seconds = output.stat().st_size, loop.time() - began
         self.on_restored(seconds, size)
         log.info(
