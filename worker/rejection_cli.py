@@ -82,7 +82,7 @@ def add(verbs: Any) -> None:
         service_options.add_url(parser)
         parser.epilog, parser.formatter_class = environment, raw
         parser.set_defaults(command=None, without_settings=main, ask=command)
-    show.add_argument("id", metavar="ID", help="the message id")
+    show.add_argument("id", metavar="ID", type=values.message_id, help="the message id")
     for parser in (retry, discard):
         parser.add_argument(
             "ids", metavar="ID", nargs="*", type=values.message_id, help="message ids; or choose with the options below"
@@ -95,13 +95,15 @@ def add(verbs: Any) -> None:
     for parser in (listing, exporting):
         parser.add_argument("--all", action="store_true", help="the resolved ones as well")
     for parser in (listing, retry, discard, exporting):
-        parser.add_argument("--reason", choices=[*map(str, REASONS)], metavar="CODE", help=f"one of {', '.join(REASONS)}")
-        parser.add_argument(
-            "--since", type=_utc, metavar="TIME", help="received then or later: RFC 3339, or 30m, 12h, 7d ago"
-        )
-        parser.add_argument("--until", type=_utc, metavar="TIME", help="received before then")
+        _add_filters(parser)
     for parser in (listing, show, retry, discard, exporting):
         parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reason", choices=[*map(str, REASONS)], metavar="CODE", help=f"one of {', '.join(REASONS)}")
+    parser.add_argument("--since", type=_utc, metavar="TIME", help="received then or later: RFC 3339, or 30m, 12h, 7d ago")
+    parser.add_argument("--until", type=_utc, metavar="TIME", help="received before then")
 
 
 def _add_erase(verbs: Any, environment: str) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from publisher import values
 from worker.errors import ServiceRefused, ServiceUnreachable
 from worker.rejection_commands import Service
 from worker.service_options import add_url, connect, service_url
@@ -31,8 +32,12 @@ def add(verbs: Any) -> None:
         description=_INTRO,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--user-id", metavar="ID", type=int, required=True, help="the user; it is erased at the end")
-    parser.add_argument("--within", metavar="SECONDS", type=float, default=60.0, help="longest wait for it [%(default)g]")
+    parser.add_argument(
+        "--user-id", metavar="ID", type=values.user_id, required=True, help="the user; it is erased at the end"
+    )
+    parser.add_argument(
+        "--within", metavar="SECONDS", type=values.seconds(3600), default=60.0, help="longest wait for it [%(default)g]"
+    )
     add_url(parser)
     parser.set_defaults(command=None, without_settings=main)
 
