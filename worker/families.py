@@ -26,6 +26,10 @@ cgroups of version 2, then of version 1. Files in memory are used; the system's 
 _MACHINE: Final = "/proc/meminfo"
 """What there is where no cgroup says anything, as in a virtual machine of its own."""
 _NO_LIMIT: Final = 2**60
+_PASSING: Final = tuple(
+    (kind, level) for kind in ("upload", "read", "list", "delete") for level in ("0", "1", "2", "3", "9")
+)
+"""What passes the gate: kinds of requests, and Litestream's levels."""
 
 
 class Intake(Protocol):
@@ -106,8 +110,8 @@ class Families(Collector):
             ("solowriter_gate_seconds", "What Litestream's requests to the bucket took, added up", counts.seconds),
         ):
             family = CounterMetricFamily(name, about, labels=("kind", "level"))
-            for labels, value in list(values.items()):
-                family.add_metric(labels, value)
+            for labels in sorted({*_PASSING, *list(values)}):
+                family.add_metric(labels, values[labels])
             yield family
         about = "Litestream's requests that the gate refused, by rule"
         yield _counter("solowriter_gate_refused", about, "rule", dict.fromkeys(RULES, 0) | dict(counts.refused))
