@@ -121,14 +121,16 @@ def _ls(settings: Settings, options: argparse.Namespace) -> int:
 def _restore(settings: Settings, options: argparse.Namespace) -> int:
     if options.txid is not None and options.epoch is None:
         raise ConfigError("--txid counts within one generation: give its --epoch as well")
-    wanted = Wanted(options.at, None if options.epoch is None else path_of(options.epoch), options.txid)
     console = Console(stderr=True)
 
     async def run(store: Bucket) -> Restored:
         with console.status("looking at the bucket"):
+            path = None
+            if options.epoch is not None:
+                path = (await survey(store, timeout=_LIST_SECONDS)).of_epoch(options.epoch).path
             return await restore(
                 store,
-                wanted,
+                Wanted(options.at, path, options.txid),
                 options.output,
                 binary=find_binary(settings.litestream_bin),
                 seconds=settings.restore_timeout_seconds,

@@ -191,7 +191,7 @@ async def restore(
                         raise
                     say("files were deleted meanwhile; looking again")
     except TimeoutError:
-        raise RestoreFailed(f"it took longer than {seconds:g} s; raise RESTORE_TIMEOUT_SECONDS") from None
+        raise RestoreFailed(f"{store}: the restore took longer than {seconds:g} s; raise RESTORE_TIMEOUT_SECONDS") from None
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -8,6 +8,7 @@ import pytest
 from local.gcs_process import FakeGcs
 from local.worker_process import WorkerProcess
 from tests.crash.arena import Arena, arena
+from tests.processes import quick_levels
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -99,25 +100,32 @@ async def die_while_starting(scene: Arena, worker: WorkerProcess, name: str, nth
     faults.clear()
 
 
-def test_killed_in_the_middle_of_rolling_over(tmp_path: Path, cycle: int) -> None:
-    """Under load: several roll-overs, then one killed half-way; nothing is lost, doubled, or refused by rolling over."""
+@pytest.mark.parametrize("level", [1, 2, 9])
+def test_killed_in_the_middle_of_a_merge(tmp_path: Path, cycle: int, level: int) -> None:
+    """Under load, while slots are merged and deleted: an upload above level 0 is held up and the worker killed in it."""
 
     async def scenario() -> None:
-        async with arena(tmp_path, "killed while rolling over") as scene:
-            worker = scene.worker("r1", GENERATION_TRANSACTIONS_MAX="40")
+        async with arena(tmp_path, f"killed while uploading to level {level}") as scene:
+            worker = scene.worker("r1", LITESTREAM_CONFIG=str(quick_levels(tmp_path)))
             scene.load.traffic = {worker.url: 1}
-            worker.start()
-            counted = scene.gcs.faults.add(verb="insert", name="*/manifest.json", action="delay", seconds=0)
-            await scene.hit(counted, 4)  # the start and three roll-overs
-            refused = scene.load.answers["503"]
-            assert refused == 0, "rolling over refused messages"
-            half_way = scene.gcs.faults.add(verb="insert", name="*/ltx/0/0000000000000001-*", action="hang")
+            if level == 9:  # the only snapshot is made a second after the start
+                half_way = scene.gcs.faults.add(verb="insert", name="*/ltx/9/*", action="hang")
+                worker.start()
+            else:
+                worker.start()
+                merged = scene.gcs.faults.add(verb="insert", name=f"*/ltx/{level}/*", action="delay", seconds=0)
+                deleted = scene.gcs.faults.add(verb="delete", name="*/ltx/0/*", action="delay", seconds=0)
+                await scene.hit(merged, 3)
+                if level == 1:
+                    await scene.hit(deleted, 3)
+                half_way = scene.gcs.faults.add(verb="insert", name=f"*/ltx/{level}/*", action="hang")
             await scene.hit(half_way)
+            await scene.acknowledged(50)  # nothing waits for it
             worker.kill()
             worker.wipe()
             scene.gcs.faults.clear()
             await scene.prove()
             worker.start()
-            await scene.acknowledged(500)
+            await scene.acknowledged(200)
 
     asyncio.run(scenario())

@@ -52,11 +52,11 @@ def test_bucket_outage_under_load(tmp_path: Path, cycle: int, fault: dict[str, o
 
 
 def test_litestream_killed_every_second(tmp_path: Path, cycle: int) -> None:
-    """20 times: kill -9 of the child under load, in roll-overs too. It is started again, and the worker never ends."""
+    """20 times: kill -9 of the child under load, beside readers. It is started again, and the worker never ends."""
 
     async def scenario() -> None:
         async with arena(tmp_path, "Litestream killed every second") as scene:
-            worker = scene.worker("r1", GENERATION_TRANSACTIONS_MAX="40")
+            worker = scene.worker("r1")
             scene.load.traffic = {worker.url: 1}
             worker.start()
             await scene.acknowledged(200)
