@@ -40,6 +40,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final, Protocol, Self
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.request import getproxies
 
 import aiohttp
 import certifi
@@ -260,7 +261,7 @@ class Gate:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_REQUEST_SECONDS),
             auto_decompress=False,
             skip_auto_headers=("accept-encoding",),  # only the child says what it can decode
-            trust_env=True,
+            trust_env=bool(getproxies()),  # with it aiohttp looks for a netrc file at each request
         )
         server = web.Server(self._answer, handler_cancellation=True, access_log=None, keepalive_timeout=3600)
         runner = web.ServerRunner(server, shutdown_timeout=_END_SECONDS)

@@ -14,19 +14,20 @@ import http.client
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
-from urllib.parse import quote
 
 import msgspec
 
@@ -39,8 +40,9 @@ _PROBE_PAUSE_SECONDS: Final = 0.02
 _ANSWER_SLACK_SECONDS: Final = 0.5
 """How much longer than the sync's own timeout we wait for Litestream to say that it timed out."""
 
-_SOCKET_PATH_MAX: Final = 107
-"""Bytes that a unix socket's path may have (unix(7))."""
+_PLAIN: Final = re.compile(r"[A-Za-z0-9/._+=@-]{1,60}")
+"""A path without a meaning of its own to a URL, and with room for a socket in it: that may have 107 bytes (unix(7))."""
+
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +92,11 @@ class Litestream:
 
     def __init__(self, options: Options, *, address: str, epoch: int) -> None:
         self._options, self._address, self._epoch = options, address, epoch
-        directory = options.database.parent
+        self._aliases = contextlib.ExitStack()
+        directory = self._aliases.enter_context(plain(options.database.parent))
+        self._database = directory / options.database.name
         self._meta = directory / f".litestream-{epoch}"
-        self._socket = _socket_in(directory)
+        self._socket = directory / f"ls-{secrets.token_hex(8)}.sock"  # only the own child knows it, and is believed
         self._process: Child | None = None
         self._ready = asyncio.Event()
         self._silent = 0  # syncs in a row that got no answer at all
@@ -121,6 +125,7 @@ class Litestream:
         except BaseException:
             await self._kill()
             self._control.end()
+            self._aliases.close()
             raise
         return self
 
@@ -131,6 +136,7 @@ class Litestream:
         self._control.end()
         for left in (self._meta, self._socket):
             _remove(left)
+        self._aliases.close()
 
     async def watch(self) -> None:
         """Start the child again whenever it dies, until cancelled.
@@ -154,7 +160,7 @@ class Litestream:
         Raises:
             SyncUnavailable: No answer, or a refusal, within `timeout` whole seconds. What happened is unknown.
         """
-        request = {"path": str(self._options.database), "wait": upload, "timeout": timeout}
+        request = {"path": str(self._database), "wait": upload, "timeout": timeout}
         try:
             status, answer = await self._control.ask(
                 "POST", "/sync", msgspec.json.encode(request), timeout=timeout + _ANSWER_SLACK_SECONDS
@@ -228,7 +234,7 @@ class Litestream:
             return False
         with contextlib.suppress(OSError, http.client.HTTPException):
             status, answer = await self._control.ask("GET", "/list", b"", timeout=self._options.start_seconds)
-            return status == HTTPStatus.OK and str(self._options.database).encode() in answer
+            return status == HTTPStatus.OK and str(self._database).encode() in answer
         return False
 
     async def _kill(self) -> None:
@@ -243,7 +249,7 @@ class Litestream:
             "LITESTREAM_SOCKET": str(self._socket),
             "LITESTREAM_METRICS_ADDRESS": "" if options.metrics_address == "off" else options.metrics_address,
             "LITESTREAM_LOG_LEVEL": options.log_level,
-            "LITESTREAM_DATABASE": str(options.database),
+            "LITESTREAM_DATABASE": str(self._database),
             "LITESTREAM_META": str(self._meta),
             "LITESTREAM_BUCKET": gate.BUCKET,
             "LITESTREAM_REPLICA_PATH": gate.PATH,
@@ -253,13 +259,6 @@ class Litestream:
         # They go between the double quotes of a YAML file, where a string is written as in JSON.
         quoted = {name: json.dumps(value, ensure_ascii=False)[1:-1] for name, value in values.items()}
         return {**_environment_without_ours(), **quoted, "STORAGE_EMULATOR_HOST": self._address}
-
-
-def _socket_in(directory: Path) -> Path:
-    """A path for the control socket that no other process knows: only the own child is believed."""
-    name = f"ls-{secrets.token_hex(8)}.sock"
-    socket_file = directory / name
-    return socket_file if len(os.fsencode(socket_file)) <= _SOCKET_PATH_MAX else Path(tempfile.gettempdir()) / name
 
 
 class _Control(http.client.HTTPConnection):
@@ -318,24 +317,34 @@ async def restore(replica: Path, output: Path, *, binary: Path, integrity_check:
     Raises:
         RestoreFailed: Litestream failed or wrote nothing; the text is what it said.
     """
-    url = f"file://{quote(str(replica.absolute()))}"
     said, errors = Kept(), Kept()
-    try:
-        process = await Child.start(
-            [str(binary), "restore", "-json", "-integrity-check", integrity_check, "-o", str(output), url],
-            environment=_environment_without_ours(),
-            on_error=errors,
-            on_output=said,
-        )
-    except OSError as error:
-        raise RestoreFailed(f"litestream cannot be started: {error}") from error
-    try:
-        code = await process.wait()
-    finally:
-        process.kill()
+    with plain(replica.absolute()) as source, plain(output.absolute().parent) as folder:
+        made = folder / output.name
+        command = [str(binary), "restore", "-json", "-integrity-check", integrity_check, "-o", str(made), f"file://{source}"]
+        try:
+            process = await Child.start(command, environment=_environment_without_ours(), on_error=errors, on_output=said)
+        except OSError as error:
+            raise RestoreFailed(f"litestream cannot be started: {error}") from error
+        try:
+            code = await process.wait()
+        finally:
+            process.kill()
     if code != 0 or not output.exists():
         raise RestoreFailed(errors.text.decode(errors="replace").strip()[-500:] or f"exit code {code}")
     return _restored_txid(said.text)
+
+
+@contextlib.contextmanager
+def plain(folder: Path) -> Iterator[Path]:
+    """A folder by a name that Litestream reads as it stands: it takes paths for parts of URLs (`%`, `?`, `#`, blanks)."""
+    if _PLAIN.fullmatch(str(folder)):
+        yield folder
+        return
+    place = next((place for place in (tempfile.gettempdir(), "/tmp", "/var/tmp") if _PLAIN.fullmatch(place)), None)
+    with tempfile.TemporaryDirectory(prefix="solowriter-", dir=place) as links:
+        link = Path(links, "folder")
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
 
 
 def _restored_txid(said: bytes) -> int:
