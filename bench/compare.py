@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from typing import Final
 
 from bench import part, process, wrk
 from bench.errors import Worthless, WrkMissing
-from bench.figures import machine, spread, table
+from bench.figures import README, machine, rewrite, spread, table
 from bench.latency import GET_MS, PUT_MS
 from bench.pushes import Pushes
 from bench.store import Store, open_store
@@ -52,8 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Worthless as fault:
         print(f"not a figure: {fault}", file=sys.stderr)
         return 1
-    print(f"{machine()}; this checkout beside {name}, {options.rounds} rounds (min / median / max).\n")
-    print(table(("", HERE, BASE, f"{HERE} / {BASE}"), [_cells(*row) for row in rows]))
+    how = (
+        f"{machine()}; this checkout beside {name}, {options.rounds} rounds (min / median / max); "
+        f"the machine's load at the end: {os.getloadavg()[0]:.1f}."
+    )
+    figures = f"{how}\n\n{table(('', HERE, BASE, f'{HERE} / {BASE}'), [_cells(*row) for row in rows])}"
+    print(figures)
+    if options.write:
+        rewrite(README, "compare", figures)
     return 0
 
 
@@ -182,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=5, help="length of a push (default: %(default)s)")
+    parser.add_argument("--write", action="store_true", help="put the figures into bench/README.md")
     return parser
 
 

@@ -217,7 +217,11 @@ def _base(options: argparse.Namespace) -> Iterator[Side]:
 @contextlib.contextmanager
 def _litestream(options: argparse.Namespace) -> Iterator[Side]:
     with open_store() as store, plain.replicated(store) as litestream:
-        yield Side("Litestream alone", store, litestream.send, lambda: f"{BUCKET_URL}/{plain.PATH}")
+
+        def send(count: int) -> None:
+            litestream.send(min(count, _UPLOADS_A_SECOND))  # so that --minutes is looked at
+
+        yield Side("Litestream alone", store, send, lambda: f"{BUCKET_URL}/{plain.PATH}")
 
 
 @contextlib.contextmanager

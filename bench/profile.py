@@ -54,7 +54,7 @@ STAGES: Final[Mapping[str, Sequence[str]]] = {
     "transaction: plan": ("worker/transaction.py", "worker/outcome.py", "worker/statements.py"),
     "transaction: SQLite": ("peewee.py", "playhouse/", "worker/database.py"),
     "confirm: ask Litestream": ("worker/replication.py", "worker/pace.py", "worker/litestream.py", "worker/generation.py"),
-    "confirm: the gate": ("worker/gate.py", "worker/ltx.py", "aiohttp/", "multidict/", "yarl/"),
+    "confirm: the gate": ("worker/gate.py", "worker/slots.py", "worker/ltx.py", "aiohttp/", "multidict/", "yarl/"),
     "lease: renewals, looks": ("worker/lease.py", "worker/lease_record.py", "worker/gcs.py", "urllib3/", "google/"),
     "answer: outcomes to senders": ("worker/group.py",),
     "counts, spans, log": (

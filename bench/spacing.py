@@ -22,6 +22,8 @@ from local.cost import RATES, SPACINGS
 _SECONDS: Final = {1.0: 120.0, 100.0: 30.0, 1000.0: 20.0}
 """How long each rate is sent: 120 messages at least."""
 _WARM_UP_SECONDS: Final = 2.0
+_HELD_MAX: Final = 5000
+"""Messages that may be held: those of a spacing and an upload, at the highest rate, are more than the default."""
 
 
 @with_exit_code
@@ -43,7 +45,8 @@ def measure(spacing: float, share: float) -> list[tuple[str, ...]]:
     """The rows of one spacing."""
     rows: list[tuple[str, ...]] = []
     with open_store() as store:
-        worker = store.worker("r1", {"UPLOAD_SPACING_SECONDS": str(spacing)}).start().wait_serving()
+        settings = {"UPLOAD_SPACING_SECONDS": str(spacing), "QUEUE_MAX_MESSAGES": str(_HELD_MAX)}
+        worker = store.worker("r1", settings).start().wait_serving()
         store.latency(put_ms=PUT_MS, get_ms=GET_MS)
         acknowledged = 0
         faults = store.gcs.faults

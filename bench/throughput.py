@@ -27,12 +27,13 @@ from bench.figures import Figure, Target
 from bench.part import Scale
 from bench.store import BUCKET_URL, Store, open_store
 from local.ports import free_port
+from worker.config import Settings
 from worker.litestream import find_binary
 
 QUESTION: Final = "throughput: what does durability cost?"
 CONNECTIONS: Final = 256
-_MANY: Final = 1000
-"""The most requests that Cloud Run sends one instance at once."""
+_MANY: Final = Settings(replica_url=f"{BUCKET_URL}/store").queue_max_messages
+"""As many requests as a worker holds at once."""
 WARM_UP_SECONDS: Final = 1
 _PAUSE_SECONDS: Final = 0.5
 """Between two runs: what one server has left to do is not to meet the next one's."""

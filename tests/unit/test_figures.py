@@ -8,7 +8,7 @@ import pytest
 
 from bench import figures
 
-NAMES = ("generation", "snapshot", "spacing", "oidc", "everything")
+NAMES = ("generation", "snapshot", "spacing", "compare", "oidc", "everything")
 
 
 @pytest.mark.parametrize("name", NAMES)
