@@ -128,7 +128,7 @@ def quick_levels(folder: Path) -> Path:
         ("interval: 5m", "interval: 2s"),
         ("interval: 1h", "interval: 4s"),
         ("l0-retention: 5m", "l0-retention: 2s"),
-        ("l0-retention-check-interval: 15s", "l0-retention-check-interval: 1s"),
+        ("l0-retention-check-interval: 5m", "l0-retention-check-interval: 1s"),
     ):
         assert slow in text
         text = text.replace(slow, quick)
