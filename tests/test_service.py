@@ -22,7 +22,7 @@ from worker.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
-SETTINGS = config.Settings(replica_url="gs://acme-users/prod", push_audience="a", push_service_account="p")
+SETTINGS = config.Settings(replica_url="gs://acme-users/prod", push_audience="a", push_service_account="push@acme.example")
 """The defaults, with senders verified: then one more rule has to hold."""
 
 SCRIPT = (DEPLOY / "deploy.sh").read_text()
