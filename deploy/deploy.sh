@@ -255,7 +255,7 @@ make_service() {
         members+=("serviceAccount:$operator")
     done
     members+=(${invokers[@]+"${invokers[@]}"})
-    if [[ -z $dry_run ]]; then  # no account that is not named here, whoever let it in: allUsers, a former operator
+    if [[ -z $dry_run ]]; then  # no account that is not named here: allUsers, a former operator
         found=$("${policy[@]}" --flatten='bindings[].members' --format='value(bindings.role,bindings.members)') ||
             stop "cannot read who may call $service, see above"
         while IFS=$'\t' read -r role member; do

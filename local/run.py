@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import shutil
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 from rich.console import Console
 
+from local.pubsub import Emulator
 from local.stack import BUCKET, DEAD_LETTERS, PROJECT, SUBSCRIPTION, TOPIC, Stack, stack
 from local.worker_process import WorkerProcess
 
-DIRECTORY: Final = Path(".run")
+DIRECTORY: Final = Path(".run/local")
+MARK: Final = "solowriter-local-run"
+"""The file that says that a folder is ours. While a stack runs there, it is locked."""
+PORTS: Final = {"worker": 8080, "Cloud Storage": 4443, "Pub/Sub": 8085}
 AS_DEPLOYED: Final = {
     "retainAckedMessages": True,
     "messageRetentionDuration": "604800s",
@@ -26,6 +34,8 @@ AS_DEPLOYED: Final = {
 """What deploy/pubsub.sh sets as well, so that a time can be replayed here too, and the doctor has nothing to warn of."""
 _LOOK_SECONDS: Final = 0.25
 """Pause between two looks whether the worker has ended."""
+_USED_UP_AT_ONCE: Final = 1000
+"""The most messages that one request publishes."""
 _AGAIN_SECONDS: Final = 5.0
 """Least time between two starts of a worker that ends again and again."""
 
@@ -36,27 +46,33 @@ def register(subparsers: Any) -> None:
         "run",
         help="the whole stack, kept up until Ctrl-C",
         description="Start the emulator, the fake Cloud Storage and the worker; connect them; print commands to try.\n"
-        "It begins empty each time: the emulator forgets its messages and starts their ids again at 1, and an id that was\n"
-        "handled before is a duplicate. What was stored stays in --dir until then.\n"
+        "It goes on with what an earlier one stored in --dir, without the messages that waited then; --fresh begins empty.\n"
         "A worker that ends, as it does when a recovery asks for its lease, is started again, as Cloud Run would do.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--dir", type=Path, default=DIRECTORY, help="where everything is kept (default: %(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="delete what an earlier one stored there")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     console = Console()
     directory: Path = arguments.dir.resolve()
-    shutil.rmtree(directory, ignore_errors=True)
     try:
-        with stack(
-            directory,
-            say=lambda line: console.print(line, style="dim"),
-            worker_port=8080,
-            gcs_port=4443,
-            pubsub_port=8085,
-        ) as running:
+        with (
+            claimed(directory, fresh=arguments.fresh),
+            stack(
+                directory,
+                say=lambda line: console.print(line, style="dim"),
+                worker_port=PORTS["worker"],
+                gcs_port=PORTS["Cloud Storage"],
+                pubsub_port=PORTS["Pub/Sub"],
+            ) as running,
+        ):
+            if running.pubsub is not None and (latest := latest_message(directory)):
+                pass_over(running.pubsub, latest)
+            for line in moved(running):
+                console.print(line, style="bold red")
             running.subscribe(running.worker.url, AS_DEPLOYED)
             with asked_to_end() as asked:
                 console.print(commands(running), highlight=False, soft_wrap=True)
@@ -67,7 +83,70 @@ def _run(arguments: argparse.Namespace) -> int:
                 running.worker.stop()
     except KeyboardInterrupt:
         return 130
+    except NotOursError as error:
+        console.print(f"error: {error}", style="bold red", soft_wrap=True)
+        return 2
     return 0
+
+
+class NotOursError(RuntimeError):
+    """The folder is in use, or was not made by `run`; the text says what to do."""
+
+
+@contextmanager
+def claimed(directory: Path, *, fresh: bool) -> Iterator[None]:
+    """The folder is this process's alone while the block runs. Only what is marked as ours is ever deleted.
+
+    Raises:
+        NotOursError: Another stack runs there, or the folder holds something else.
+    """
+    mark = directory / MARK
+    if directory.exists() and not mark.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise NotOursError(f"{directory} holds what `run` did not make, and stays as it is; name another folder with --dir")
+    directory.mkdir(parents=True, exist_ok=True)
+    with mark.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise NotOursError(f"another stack runs in {directory}; end it, or name another folder with --dir") from None
+        for entry in directory.iterdir() if fresh else ():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry != mark:
+                entry.unlink()
+        yield
+
+
+def moved(running: Stack) -> list[str]:
+    """A line for each port that another program has: what it answers is not ours."""
+    found = {"worker": running.worker.port, "Cloud Storage": int(running.gcs.url.rpartition(":")[2])}
+    if running.pubsub is not None:
+        found["Pub/Sub"] = int(running.pubsub.host.rpartition(":")[2])
+    return [
+        f"PORT {PORTS[name]} IS ANOTHER PROGRAM'S: the {name} of this stack is at {port}; use the addresses below alone"
+        for name, port in found.items()
+        if port != PORTS[name]
+    ]
+
+
+def latest_message(directory: Path) -> int:
+    """The highest id of a message that an earlier stack handled here."""
+    ids = [0]
+    for path in (directory / "disk").glob("users.db*"):
+        with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            ids += [number or 0 for (number,) in database.execute("SELECT max(CAST(message_id AS INTEGER)) FROM receipts")]
+    return max(ids)
+
+
+def pass_over(pubsub: Emulator, latest: int) -> None:
+    """Use up the ids to `latest`: an emulator begins with 1 again, and an id that was handled before is a duplicate."""
+    topic = f"{pubsub.url}/v1/projects/{PROJECT}/topics/used-up"
+    httpx.put(topic, json={}, trust_env=False, timeout=60)
+    messages = {"messages": [{"attributes": {"used": "up"}}] * _USED_UP_AT_ONCE}
+    last = 0
+    while last < latest:
+        answer = httpx.post(f"{topic}:publish", json=messages, trust_env=False, timeout=60).raise_for_status()
+        last = max(int(each) for each in answer.json()["messageIds"])
 
 
 @contextmanager

@@ -224,6 +224,7 @@ class Cloud:
                 "name": "done",
                 "status": "DONE",
                 "operationType": "setPrivateIpGoogleAccess",
+                "region": region,
                 "selfLink": f"{region}/operations/done",
                 "targetLink": f"{region}/subnetworks/default",
             }

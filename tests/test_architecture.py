@@ -69,6 +69,7 @@ COMPOSED = {
     "worker.rejection_commands",
     "worker.checkpointing",
     "worker.replay_point",
+    "worker.undone",
     "worker.restore_commands",
     "worker.checkpoints",
     "worker.replay",

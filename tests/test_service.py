@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from worker.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
-SETTINGS = config.Settings(replica_url="gs://acme-users/prod", push_audience="a", push_service_account="p")
+SETTINGS = config.Settings(replica_url="gs://acme-users/prod", push_audience="a", push_service_account="push@acme.example")
 """The defaults, with senders verified: then one more rule has to hold."""
 
 SCRIPT = (DEPLOY / "deploy.sh").read_text()
@@ -288,3 +289,43 @@ def test_make_hands_on_its_settings() -> None:
     assert done.returncode == 0, done.stderr
     assert "+ gcloud storage buckets create gs://elsewhere " in done.stdout
     assert "gcloud builds submit" not in done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="it takes root, as a container has")
+@pytest.mark.parametrize("name", ["service.yaml", "job.yaml"])
+def test_a_volume_is_given_to_the_user_who_then_has_no_way_back(name: str) -> None:
+    """The command as deployed with DATA_SIZE: root's folder becomes 10001's, and Python starts without any right."""
+    spec = parsed(name, DATA_SIZE="480Mi")["spec"]["template"]["spec"]
+    (only,) = (spec if name == "service.yaml" else spec["template"]["spec"])["containers"]
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        data = Path(place, "data")
+        data.mkdir(mode=0o700)
+        program = Path(place, "python")
+        lines = [
+            "#!/bin/sh",
+            "id -u",
+            "id -g",
+            "grep -E 'Cap(Eff|Bnd)|NoNewPrivs' /proc/self/status",
+            f'touch {data}/users.db && echo "$@"',
+        ]
+        program.write_text("\n".join(lines))
+        program.chmod(0o755)
+        shell, flag, script, *rest = only["command"]
+        done = subprocess.run(
+            [shell, flag, script.replace("/data", str(data)), *rest, *only["args"]],
+            env={"PATH": f"{place}:/usr/sbin:/usr/bin:/sbin:/bin"},
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        words = done.stdout.split()
+        assert words[:2] == ["10001", "10001"], done.stderr
+        assert dict(zip(words[2:8:2], words[3:8:2], strict=True)) == {
+            "CapEff:": "0000000000000000",
+            "CapBnd:": "0000000000000000",
+            "NoNewPrivs:": "1",
+        }
+        assert words[8:] == only["args"]
+        assert (data / "users.db").stat().st_uid == 10001

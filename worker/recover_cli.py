@@ -17,7 +17,7 @@ from publisher import values
 from worker import checkpoints, replay_cli, subscription_options
 from worker.agreement import agreed
 from worker.config import Settings
-from worker.errors import LeaseHeld, LeaseLost, RestoreFailed, WorkerError
+from worker.errors import LeaseHeld, LeaseLost, RestoreFailed, StoreError, WorkerError
 from worker.gcs import Bucket
 from worker.pubsub import Queue
 from worker.recovery import Plan, Recovery
@@ -25,6 +25,7 @@ from worker.replay import Patience, Progress
 from worker.replay_point import replay_point
 from worker.replica import survey
 from worker.tables import pairs
+from worker.undone import write as write_undone
 from worker.wording import rfc3339
 
 T = TypeVar("T")
@@ -100,13 +101,19 @@ def _recover(settings: Settings, options: argparse.Namespace) -> int:
     if not agreed("this would make the earlier state live, and undo what came after it", yes=options.yes):
         _say("nothing was changed")
         return 1
-    file = _Undone(options.undone or Path(f"undone-{datetime.now(UTC):%Y%m%d-%H%M%S}.txt"), plan)
+    now = datetime.now(UTC)
+    file = _Undone(options.undone or Path(f"undone-{now:%Y%m%d-%H%M%S}.txt"), plan)
+    generation = _keep(settings, plan, now)
     if to is not None:  # told before it is needed: from the switch to the replay there is nothing else to go by
         _say(f"should this break off once the older state is live, run it again, or: {_by_hand(to)}")
     with Console(stderr=True).status("recovering"):
         recovered = _made(recovery.recover())
     _say(f"{recovered.generation} is live")
     file.write(recovered.plan)
+    try:
+        _keep(settings, recovered.plan, now, generation)
+    except StoreError as error:  # the recovery is made by now, and its replay is still to come
+        _say(f"the list in the bucket holds the ids as of the plan, and not the last ones: {error}")
     done, code = None, 0
     if queue is not None:
         to = _replay_to_after(settings, options, recovered.plan, queue, planned=to)
@@ -149,6 +156,16 @@ class _Undone:
             self.path.write_text("".join(_lines(plan)))
         except OSError as error:
             _say(f"{self.path} holds the ids as of the plan, and not the last ones: {error.strerror}")
+
+
+def _keep(settings: Settings, plan: Plan, now: datetime, generation: int = 0) -> int:
+    """Write the undone messages' ids into the bucket; its generation. The errors are those of `worker.undone.write`."""
+    store = Bucket(settings.bucket, settings.prefix)
+    try:
+        messages = [] if plan.undone is None else list(plan.undone.messages)
+        return asyncio.run(write_undone(store, now, messages, if_generation=generation))
+    finally:
+        store.close()
 
 
 def _lines(plan: Plan) -> list[str]:

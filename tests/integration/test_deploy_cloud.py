@@ -28,7 +28,7 @@ from worker import config
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),  # a deployment is some sixty starts of gcloud
+    pytest.mark.timeout(2400),  # a deployment is some ninety starts of gcloud
     pytest.mark.skipif(shutil.which("gcloud") is None and not os.environ.get("CI"), reason="gcloud is not installed"),
 ]
 
@@ -71,7 +71,7 @@ def start(
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=1500,
     )
 
 

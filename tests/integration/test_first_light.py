@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 import httpx
 import pytest
 
+from local import run
 from local.ports import free_port
 from local.proof import accepted, prove
 from local.recorder import Recorder
@@ -219,6 +221,64 @@ def test_a_run_starts_its_worker_again(tmp_path: Path) -> None:
         wait_until(lambda: listens(int(service.rpartition(":")[2])), "listening again")
         metrics = f"{service}/metrics"
         wait_until(lambda: "solowriter_lease_epoch 2" in httpx.get(metrics, trust_env=False).text, "serving again")
+
+
+@pytest.mark.timeout(240)
+def test_a_second_run_goes_on_with_the_first_ones_data_and_not_beside_it(tmp_path: Path) -> None:
+    """While one runs its folder is its own; the next keeps what it stored, and takes new messages; --fresh begins empty."""
+    folder = tmp_path / "run"
+    for life, user in enumerate((5, 6)):
+        with a_run(folder) as (_, said):
+            if "gcloud pubsub topics publish" not in said:
+                without_emulator(said)
+            service = re.findall(r"SERVICE_URL=(\S+)", said)[0]
+            variables = dict(found.split("=", 1) for found in re.findall(r"export ([A-Z_]+=\S+)", said))
+            command = [sys.executable, "-m", "publisher", "create", "--user-id", str(user), "--json"]
+            subprocess.run(command, cwd=ROOT, env=os.environ | variables, check=True, stdout=subprocess.DEVNULL, timeout=30)
+            shown = f"{service}/users/{user}"
+            wait_until(lambda shown=shown: httpx.get(shown, trust_env=False).status_code == 200, "the row")  # type: ignore[misc]
+            if life == 0:
+                beside = subprocess.run(
+                    [sys.executable, "-m", "local", "run", "--dir", str(folder), "--fresh"],
+                    cwd=ROOT,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    timeout=30,
+                )
+                assert (beside.returncode, "another stack runs in" in beside.stdout) == (2, True)
+            assert httpx.get(f"{service}/users/5", trust_env=False).status_code == 200
+
+
+def test_only_a_folder_with_our_mark_is_ever_emptied(tmp_path: Path) -> None:
+    """Not the folder of somebody's files, with --fresh or without."""
+    (tmp_path / "thesis.txt").write_text("years")
+    for fresh in (False, True):
+        with pytest.raises(run.NotOursError, match="holds what `run` did not make"), run.claimed(tmp_path, fresh=fresh):
+            pass
+    ours = tmp_path / "ours"
+    with run.claimed(ours, fresh=True):
+        (ours / "gcs").mkdir()
+        with pytest.raises(run.NotOursError, match="another stack runs in"), run.claimed(ours, fresh=True):
+            pass
+    with run.claimed(ours, fresh=False):
+        assert (ours / "gcs").is_dir()
+    with run.claimed(ours, fresh=True):
+        assert [each.name for each in ours.iterdir()] == [run.MARK]
+    assert (tmp_path / "thesis.txt").read_text() == "years"
+
+
+@pytest.mark.timeout(120)
+def test_a_port_that_is_taken_is_said_loudly(tmp_path: Path) -> None:
+    """What answers there is another program; the commands that are printed do not ask it."""
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):  # another program's already: just as well
+            taken.bind(("127.0.0.1", 8080))
+            taken.listen()
+        with a_run(tmp_path / "run") as (_, said):
+            assert "PORT 8080 IS ANOTHER PROGRAM'S: the worker of this stack is at" in said
+            assert "127.0.0.1:8080" not in said
 
 
 def listens(port: int) -> bool:

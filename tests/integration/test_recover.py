@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -88,6 +89,14 @@ class Platform:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
+    def listed(self) -> set[str]:
+        """The ids in the only list of undone messages that is in the bucket."""
+        address = f"{self.worker.environment['STORAGE_EMULATOR_HOST']}/storage/v1/b/bucket/o"
+        names = [each["name"] for each in httpx.get(address, trust_env=False).json()["items"]]
+        (name,) = [each for each in names if each.startswith("store/undone/")]
+        content = httpx.get(f"{address}/{quote(name, safe='')}", params={"alt": "media"}, trust_env=False)
+        return set(content.json())
+
     def states(self) -> dict[int, str]:
         """The state of each epoch's generation."""
         return {row["epoch"]: row["state"] for row in self.run("replica")}
@@ -155,6 +164,7 @@ def test_a_recovery_beside_a_running_service(platform: Platform, tmp_path: Path)
     found = platform.run("recover", "--at", then.isoformat(), "--yes", "--undone", str(undone))
     gone = {f"m{user}" for user in range(21, 31)} | {"m5-bad@example.com"}
     assert set(undone.read_text().split()) == gone == set(found["undone"]["messages"])
+    assert platform.listed() == gone  # in the bucket as well, whatever becomes of this machine
     assert platform.users(1, 5, 20, 21, 30) == [1, 5, 20]
     states = platform.states()
     assert list(states.values()).count("live") == 1

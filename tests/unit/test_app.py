@@ -493,3 +493,41 @@ def test_errors_are_json(site: Site) -> None:
     answer = site.ask("POST", "/", content=b"x")
     assert answer.headers["content-type"] == "application/json"
     assert list(json.loads(answer.text)) == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "routed"),
+    [
+        ("GET", "/users/5", True),
+        ("GET", "/rejections", True),
+        ("POST", "/users/5/erase", True),
+        ("GET", "/healthz", False),
+        ("GET", "/readyz", False),
+        ("GET", "/metrics", False),
+    ],
+)
+def test_any_request_that_is_routed_here_asks_for_the_lease(site: Site, method: str, path: str, routed: bool) -> None:
+    """A deployment to an idle topic answers reads without waiting for a message; probes and scrapes prove no traffic."""
+    asked: list[None] = []
+    site.serving, site.users.error = False, Refused("not serving yet; ask again")
+    site.intake = Intake(max_messages=2, max_bytes=10_000, hold_seconds=60, waiting=lambda: asked.append(None))
+    site.ask(method, path)
+    assert bool(asked) == routed
+
+
+def test_what_was_meant_for_another_store_is_refused(site: Site) -> None:
+    """409 before anything is done; a command that names this store, or none, goes on."""
+
+    async def statuses() -> list[int]:
+        site.intake.serve(cast("Writer", site.writer))
+        service = app.Service(site.intake, site.users, site.access, site.eraser, LIMIT, store="gs://acme/prod")
+        transport = httpx.ASGITransport(app.build(service), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
+            found = []
+            for store in ("gs://acme/test", "gs://acme/prod", None):
+                headers = {} if store is None else {"solowriter-store": store}
+                found.append((await client.post("/users/5/erase", headers=headers)).status_code)
+            return found
+
+    assert asyncio.run(statuses()) == [409, 200, 200]
+    assert site.eraser.erased == [5, 5]
