@@ -8,6 +8,7 @@ import pytest
 from local.gcs_process import FakeGcs
 from local.worker_process import WorkerProcess
 from tests.crash.arena import Arena, arena
+from worker.layout import path_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -53,8 +54,9 @@ async def kill_again_and_again(scene: Arena) -> None:
 
 
 STARTING = {
+    "before the seal": (f"*/{path_of(1)}/ltx/0/*", 1),
     "before the manifest": ("*/generations/*/manifest.json", 1),
-    "during the first upload": ("*/generations/*/ltx/*", 1),
+    "during the full copy": (f"*/{path_of(2)}/ltx/*", 1),
     "before the live switch": ("*/lease.json", 2),
 }
 """Where a start can die: the object whose write is held up, and which of its writes."""
@@ -97,27 +99,3 @@ async def die_while_starting(scene: Arena, worker: WorkerProcess, name: str, nth
     worker.kill()
     worker.wipe()
     faults.clear()
-
-
-def test_killed_in_the_middle_of_rolling_over(tmp_path: Path, cycle: int) -> None:
-    """Under load: several roll-overs, then one killed half-way; nothing is lost, doubled, or refused by rolling over."""
-
-    async def scenario() -> None:
-        async with arena(tmp_path, "killed while rolling over") as scene:
-            worker = scene.worker("r1", GENERATION_TRANSACTIONS_MAX="40")
-            scene.load.traffic = {worker.url: 1}
-            worker.start()
-            counted = scene.gcs.faults.add(verb="insert", name="*/manifest.json", action="delay", seconds=0)
-            await scene.hit(counted, 4)  # the start and three roll-overs
-            refused = scene.load.answers["503"]
-            assert refused == 0, "rolling over refused messages"
-            half_way = scene.gcs.faults.add(verb="insert", name="*/ltx/0/0000000000000001-*", action="hang")
-            await scene.hit(half_way)
-            worker.kill()
-            worker.wipe()
-            scene.gcs.faults.clear()
-            await scene.prove()
-            worker.start()
-            await scene.acknowledged(500)
-
-    asyncio.run(scenario())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.arena import arena
+from worker.layout import path_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -46,10 +47,11 @@ def test_sigterm_under_load(tmp_path: Path, cycle: int, then: str) -> None:
 
 
 MIDDLES = {
-    "the restore": ("download", "*/generations/*/ltx/*"),
-    "the first upload": ("insert", "*/generations/*/ltx/*"),
+    "the restore": ("download", f"*/{path_of(1)}/ltx/*"),
+    "the seal": ("insert", f"*/{path_of(1)}/ltx/0/*"),
+    "the manifest": ("insert", f"*/{path_of(2)}/manifest.json"),
+    "the full copy": ("insert", f"*/{path_of(2)}/ltx/*"),
     "the live switch": ("insert", "*/lease.json"),
-    "a roll-over": ("insert", "*/ltx/0/0000000000000001-*"),
 }
 """What is held up when SIGTERM comes."""
 
@@ -60,15 +62,14 @@ def test_sigterm_in_the_middle_of_changing_the_generation(tmp_path: Path, cycle:
 
     async def scenario() -> None:
         async with arena(tmp_path, f"SIGTERM in {where}") as scene:
-            worker = scene.worker("r1", GENERATION_TRANSACTIONS_MAX="40" if where == "a roll-over" else "1000")
+            worker = scene.worker("r1")
             scene.load.traffic = {worker.url: 1}
             worker.start()
             await scene.acknowledged(100)
             verb, name = MIDDLES[where]
             faults = scene.gcs.faults
-            if where != "a roll-over":
-                assert await asyncio.to_thread(worker.stop) == 0
-                worker.wipe()
+            assert await asyncio.to_thread(worker.stop) == 0
+            worker.wipe()
             if where == "the live switch":  # the first write of the record takes the lease
                 taken = faults.add(verb="insert", name=name, action="delay", seconds=0, times=1)
                 worker.start()
@@ -76,8 +77,7 @@ def test_sigterm_in_the_middle_of_changing_the_generation(tmp_path: Path, cycle:
                 rule = faults.add(verb="insert", name=name, action="hang", times=1)
             else:
                 rule = faults.add(verb=verb, name=name, action="hang")  # type: ignore[arg-type]
-                if where != "a roll-over":
-                    worker.start()
+                worker.start()
             await scene.hit(rule)
             loop = asyncio.get_running_loop()
             began = loop.time()
