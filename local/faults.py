@@ -9,11 +9,15 @@ action that matches decides. Faults strike after the request was read and before
 | error  | not done | `status` |
 | hang   | not done | nothing, until the rule is removed; then a closed connection |
 | drop   | done | a closed connection, no answer |
+| mute   | done | nothing, until the rule is removed; then a closed connection |
 | refuse | not done | a closed connection |
 | rate   | not done if the same name was hit less than `seconds` before | 429 |
 
 A chunk of a resumable upload is the exception: it is struck before its bytes are read. Starting a session and each of
 its chunks are one `insert` request each.
+
+A rule with `after_bytes` meets an upload, of either kind, in the middle: when so many bytes of the object were received,
+or all of them and the object is about to become whole.
 """
 
 from __future__ import annotations
@@ -22,10 +26,10 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from fnmatch import fnmatchcase
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Final, Literal, Self, get_args
 
 import httpx
 import msgspec
@@ -34,8 +38,10 @@ from local.gcs_errors import ClientGoneError, GcsError, SeveredError, injected, 
 from local.gcs_http import Reply, Request, json_reply
 
 Verb = Literal["insert", "get", "download", "list", "delete", "patch", "bucket"]
-Action = Literal["delay", "error", "hang", "drop", "refuse", "rate"]
+Action = Literal["delay", "error", "hang", "drop", "mute", "refuse", "rate"]
 VERBS: tuple[Verb, ...] = get_args(Verb)
+ALL: Final = -1
+"""For `after_bytes`: every byte of the object."""
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,6 +56,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         share: Part of the matching requests that is hit, 0 to 1.
         times: How many requests are hit before the rule expires.
         seed: Makes the choice of the share repeatable.
+        after_bytes: How many bytes of an upload's object were received when it is met, or `ALL`; None: see the module.
     """
 
     action: Action
@@ -60,12 +67,17 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     share: float = 1.0
     times: int | None = None
     seed: int | None = None
+    after_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ValueError("share is between 0 and 1")
         if self.seconds < 0 or not 400 <= self.status <= 599:
             raise ValueError("seconds is at least 0 and status between 400 and 599")
+        if self.after_bytes is not None and (
+            self.verb != "insert" or self.after_bytes not in {ALL, max(self.after_bytes, 1)}
+        ):
+            raise ValueError("after_bytes is at least 1, or -1 for all, and is met by inserts only")
 
     def fits(self, verb: Verb, name: str) -> bool:
         """Whether the rule is about such a request."""
@@ -87,9 +99,9 @@ class _Active:
         self._random = random.Random(rule.seed)
         self._passed: dict[str, float] = {}  # when a request for each name was let through last
 
-    def strikes(self, verb: Verb, name: str) -> bool:
+    def strikes(self, verb: Verb, name: str, kept: int | None) -> bool:
         rule = self.rule
-        if not rule.fits(verb, name) or (rule.times is not None and self.hits >= rule.times):
+        if rule.after_bytes != kept or not rule.fits(verb, name) or (rule.times is not None and self.hits >= rule.times):
             return False
         if rule.action == "rate" and time.monotonic() - self._passed.get(name, -rule.seconds) >= rule.seconds:
             self._passed[name] = time.monotonic()
@@ -120,18 +132,38 @@ class FaultPlan:
             ClientGoneError: The client gave up while it hung.
         """
         self.requests[verb] += 1
-        if not self._active:
-            return
-        delay, struck = self._struck(verb, name)
+        await self._meet(request, verb, name, None)
+
+    async def meet_whole(self, request: Request, name: str) -> None:
+        """Lets the rules have an upload that is about to become an object; raises as `meet` does."""
+        await self._meet(request, "insert", name, ALL)
+
+    async def pass_through(
+        self, request: Request, name: str, kept: int, chunks: AsyncIterator[bytes]
+    ) -> AsyncIterator[bytes]:
+        """The bytes of an upload, cut where a rule meets it; `kept` were there before. Raises as `meet` does."""
+        async for chunk in chunks:
+            begin, rest = kept, chunk
+            for mark in sorted({active.rule.after_bytes or 0 for active in self._active.values()}):
+                if kept < mark <= begin + len(chunk):
+                    yield rest[: mark - kept]
+                    rest, kept = rest[mark - kept :], mark
+                    await self._meet(request, "insert", name, mark)
+            if rest:
+                yield rest
+            kept = begin + len(chunk)
+
+    async def _meet(self, request: Request, verb: Verb, name: str, kept: int | None) -> None:
+        delay, struck = self._struck(verb, name, kept)
         if delay:
             await asyncio.sleep(delay)
         if struck is not None:
             await self._strike(request, struck)
 
-    def _struck(self, verb: Verb, name: str) -> tuple[float, _Active | None]:
+    def _struck(self, verb: Verb, name: str, kept: int | None) -> tuple[float, _Active | None]:
         delay = 0.0
         for active in self._active.values():
-            if not active.strikes(verb, name):
+            if not active.strikes(verb, name, kept):
                 continue
             if active.rule.action != "delay":
                 return delay, active
@@ -144,6 +176,9 @@ class FaultPlan:
             raise injected(429 if action == "rate" else active.rule.status)
         if action == "drop":
             request.answer_dropped = True
+            return
+        if action == "mute":
+            request.answer_held = active.removed
             return
         if action == "hang" and not await request.gone_or(active.removed):
             raise ClientGoneError
@@ -220,9 +255,10 @@ class Faults:
         share: float = 1.0,
         times: int | None = None,
         seed: int | None = None,
+        after_bytes: int | None = None,
     ) -> int:
         """Puts a rule in force (see `Rule` for the arguments); returns its number."""
-        rule = Rule(action, verb, name, seconds, status, share, times, seed)
+        rule = Rule(action, verb, name, seconds, status, share, times, seed, after_bytes)
         numbers: list[int] = self._call("POST", "/_faults", msgspec.json.encode([rule]))
         return numbers[0]
 

@@ -78,6 +78,10 @@ class Gcs:
         except SeveredError:
             request.answer_dropped, reply = True, Reply(500)
         try:
+            if request.answer_held is not None:
+                request.answer_dropped = await request.gone_or(request.answer_held)
+                if not request.answer_dropped:
+                    return
             if request.answer_dropped:
                 scope["extensions"][ABORT]["close"]()
                 await request.gone()

@@ -40,6 +40,7 @@ class Request:
         self.query = dict(parse_qsl(scope["query_string"].decode("ascii"), keep_blank_values=True))
         self.headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
         self.answer_dropped = False
+        self.answer_held: asyncio.Event | None = None  # dropped as well, but only when this comes
 
     @property
     def segments(self) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from local.faults import FaultPlan
-from local.gcs_errors import ClientGoneError, GcsError, invalid, no_such_upload
+from local.gcs_errors import GcsError, invalid, no_such_upload
 from local.gcs_http import MAX_JSON, Reply, Request, json_reply
 from local.gcs_resources import Checks, Conditions, Fields, StoredObject, fields_of, object_resource
 from local.gcs_store import BodyWriter, Store
@@ -135,10 +135,11 @@ class Uploads:
         fields, checks, conditions = _fields(resource), _checks(request, resource), Conditions.of(request.query)
         body = self._store.new_body()
         try:
-            async for chunk in media:
+            async for chunk in self._faults.pass_through(request, name, 0, media):
                 body.write(chunk)
             await request.drain()
             await self._faults.meet(request, "insert", name)
+            await self._faults.meet_whole(request, name)
             body.verify(checks)
         except BaseException:
             body.discard()
@@ -179,7 +180,7 @@ class Uploads:
         body = self._open.get(session.id)
         if body is None:
             body = self._open[session.id] = self._store.body(session.body)
-        total = await self._receive(request, body)
+        total = await self._receive(request, session.name, body)
         # A client that lost patience may have sent the same chunk again, and that request may have finished first.
         session = self._session(request)
         if session.finished is not None:
@@ -188,9 +189,13 @@ class Uploads:
             return _incomplete(request, body.size)
         if body.size > total:
             raise invalid(f"The upload has {body.size} bytes already, more than its total of {total}.")
+        await self._faults.meet_whole(request, session.name)
+        session = self._session(request)
+        if session.finished is not None:
+            return json_reply(object_resource(session.finished, request.base_url))
         return self._finish(request, session, body)
 
-    async def _receive(self, request: Request, body: BodyWriter) -> int | None:
+    async def _receive(self, request: Request, name: str, body: BodyWriter) -> int | None:
         """Appends what is new in the request's chunk; returns the total if the client knows it."""
         text = request.headers.get("content-range")
         if text is None:
@@ -211,7 +216,7 @@ class Uploads:
                 f"which exceeds already uploaded size of {body.size} byte(s)."
             )
             raise GcsError(503, "backendError", message)
-        length = await _append(request, body, first)
+        length = await _append(self._faults.pass_through(request, name, first, request.chunks()), body, first)
         if last is not None and length != last - first + 1:
             raise invalid(f"Content-Range {text!r} doesn't fit a body of {length} bytes.")
         return first + length if text is None else total
@@ -256,24 +261,22 @@ class Uploads:
         body.discard()
 
 
-async def _append(request: Request, body: BodyWriter, first: int) -> int:
-    """Writes what the request has beyond the bytes that are persisted already; returns the request's length.
+async def _append(chunks: AsyncIterator[bytes], body: BodyWriter, first: int) -> int:
+    """Writes what a request has beyond the bytes that are persisted already; returns the request's length.
 
     Two requests may be sending the same bytes at the same time, so what is persisted is looked at for every piece; the
     other one may have ended the session, too.
     """
     length = 0
     try:
-        async for chunk in request.chunks():
+        async for chunk in chunks:
             new = chunk[max(body.size - first - length, 0) :]
             length += len(chunk)
             if new and not body.closed:
                 body.write(new)
-    except ClientGoneError:
-        # What arrived stays, as in the service: the client asks how much and goes on from there.
+    finally:
+        # What arrived stays, as in the service: a client that broke off asks how much and goes on from there.
         body.flush()
-        raise
-    body.flush()
     return length
 
 

@@ -14,6 +14,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("cycle", range(metafunc.config.getoption("--cycles")))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes minutes, unless the crash tests are to run over and over."""
+    if config.getoption("--cycles") == 1:
+        left_out = [item for item in items if item.get_closest_marker("torture")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What the crash tests printed: the counts of each, once more where they can be read together."""
     passed = [report for report in terminalreporter.getreports("passed") if "tests/crash" in report.nodeid]

@@ -8,7 +8,7 @@ import pytest
 from local.gcs_process import FakeGcs
 from local.worker_process import WorkerProcess
 from tests.crash.arena import Arena, arena
-from tests.processes import quick_levels
+from worker.layout import path_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -54,8 +54,9 @@ async def kill_again_and_again(scene: Arena) -> None:
 
 
 STARTING = {
+    "before the seal": (f"*/{path_of(1)}/ltx/0/*", 1),
     "before the manifest": ("*/generations/*/manifest.json", 1),
-    "during the first upload": ("*/generations/*/ltx/*", 1),
+    "during the full copy": (f"*/{path_of(2)}/ltx/*", 1),
     "before the live switch": ("*/lease.json", 2),
 }
 """Where a start can die: the object whose write is held up, and which of its writes."""
@@ -98,34 +99,3 @@ async def die_while_starting(scene: Arena, worker: WorkerProcess, name: str, nth
     worker.kill()
     worker.wipe()
     faults.clear()
-
-
-@pytest.mark.parametrize("level", [1, 2, 9])
-def test_killed_in_the_middle_of_a_merge(tmp_path: Path, cycle: int, level: int) -> None:
-    """Under load, while slots are merged and deleted: an upload above level 0 is held up and the worker killed in it."""
-
-    async def scenario() -> None:
-        async with arena(tmp_path, f"killed while uploading to level {level}") as scene:
-            worker = scene.worker("r1", LITESTREAM_CONFIG=str(quick_levels(tmp_path)))
-            scene.load.traffic = {worker.url: 1}
-            if level == 9:  # the only snapshot is made a second after the start
-                half_way = scene.gcs.faults.add(verb="insert", name="*/ltx/9/*", action="hang")
-                worker.start()
-            else:
-                worker.start()
-                merged = scene.gcs.faults.add(verb="insert", name=f"*/ltx/{level}/*", action="delay", seconds=0)
-                deleted = scene.gcs.faults.add(verb="delete", name="*/ltx/0/*", action="delay", seconds=0)
-                await scene.hit(merged, 3)
-                if level == 1:
-                    await scene.hit(deleted, 3)
-                half_way = scene.gcs.faults.add(verb="insert", name=f"*/ltx/{level}/*", action="hang")
-            await scene.hit(half_way)
-            await scene.acknowledged(50)  # nothing waits for it
-            worker.kill()
-            worker.wipe()
-            scene.gcs.faults.clear()
-            await scene.prove()
-            worker.start()
-            await scene.acknowledged(200)
-
-    asyncio.run(scenario())

@@ -5,16 +5,21 @@ import contextlib
 import os
 import resource
 import signal
+import threading
+from collections import Counter
 from pathlib import Path
+from typing import Self
 
+import httpx
 import pytest
 
 from local.worker_process import WorkerProcess
-from tests.crash.arena import Arena, arena, until
+from tests.crash.arena import WAIT_SECONDS, Arena, arena, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 OUTAGE_SECONDS = 20
+READERS = 24
 
 
 async def served_through(scene: Arena, worker: WorkerProcess) -> None:
@@ -52,7 +57,7 @@ def test_bucket_outage_under_load(tmp_path: Path, cycle: int, fault: dict[str, o
 
 
 def test_litestream_killed_every_second(tmp_path: Path, cycle: int) -> None:
-    """20 times: kill -9 of the child under load, beside readers. It is started again, and the worker never ends."""
+    """20 times under load: kill -9 of the child. It starts again while threads read SQLite, and the worker never ends."""
 
     async def scenario() -> None:
         async with arena(tmp_path, "Litestream killed every second") as scene:
@@ -60,17 +65,48 @@ def test_litestream_killed_every_second(tmp_path: Path, cycle: int) -> None:
             scene.load.traffic = {worker.url: 1}
             worker.start()
             await scene.acknowledged(200)
-            killed = 0
-            for _ in range(OUTAGE_SECONDS):
-                await asyncio.sleep(1)  # the rhythm of the fault, not a wait for something
-                for pid in scene.litestreams(worker):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                        killed += 1
-            assert killed >= OUTAGE_SECONDS / 2
-            await served_through(scene, worker)
+            with Readers(worker) as readers:
+                killed = 0
+                for _ in range(OUTAGE_SECONDS):
+                    await asyncio.sleep(1)  # the rhythm of the fault, not a wait for something
+                    for pid in scene.litestreams(worker):
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
+                            killed += 1
+                assert killed >= OUTAGE_SECONDS / 2
+                await served_through(scene, worker)
+            assert set(readers.answers) == {"200"}
+            print(f"acknowledged while Litestream was killed {killed} times and {readers.answers['200']} pages were read")
 
     asyncio.run(scenario())
+
+
+class Readers:
+    """Threads that read users' pages while their block runs: the worker's threads use SQLite all the time."""
+
+    def __init__(self, worker: WorkerProcess) -> None:
+        self._worker, self._stop = worker, threading.Event()
+        self._threads = [threading.Thread(target=self._read, args=(user,), daemon=True) for user in range(1, READERS + 1)]
+        self.answers: Counter[str] = Counter()
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _read(self, user: int) -> None:
+        with httpx.Client(timeout=WAIT_SECONDS, trust_env=False) as client:
+            while not self._stop.is_set():
+                try:
+                    answer = str(client.get(f"{self._worker.url}/users/{user}").status_code)
+                except httpx.TransportError as error:
+                    answer = type(error).__name__
+                self.answers[answer] += 1
 
 
 def test_litestream_hanging(tmp_path: Path, cycle: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.arena import arena
+from worker.layout import path_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -46,8 +47,10 @@ def test_sigterm_under_load(tmp_path: Path, cycle: int, then: str) -> None:
 
 
 MIDDLES = {
-    "the restore": ("download", "*/generations/*/ltx/*"),
-    "the first upload": ("insert", "*/generations/*/ltx/*"),
+    "the restore": ("download", f"*/{path_of(1)}/ltx/*"),
+    "the seal": ("insert", f"*/{path_of(1)}/ltx/0/*"),
+    "the manifest": ("insert", f"*/{path_of(2)}/manifest.json"),
+    "the full copy": ("insert", f"*/{path_of(2)}/ltx/*"),
     "the live switch": ("insert", "*/lease.json"),
 }
 """What is held up when SIGTERM comes."""

@@ -28,7 +28,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
 from local.__main__ import main
-from local.faults import Action
+from local.faults import ALL, Action
 from local.gcs_process import FakeGcs
 from local.gcs_resources import Conditions, Fields
 from local.gcs_store import LISTING, Listing, Store, following
@@ -908,6 +908,33 @@ def test_share_is_random_and_repeatable(gcs: FakeGcs, bucket: Any) -> None:
     assert 5 < sum(first) < 35
     assert struck(1) == first
     assert struck(2) != first
+
+
+@pytest.mark.parametrize("size", [100_000, 20_000_000], ids=["multipart", "resumable"])
+@pytest.mark.parametrize("after_bytes", [1, 70_001, ALL])
+def test_an_upload_is_held_at_a_chosen_byte(gcs: FakeGcs, bucket: Any, size: int, after_bytes: int) -> None:
+    """It hangs there, nothing is an object, and once the rule is gone the connection is closed and nothing is done."""
+    rule = gcs.faults.add(action="hang", verb="insert", name="object", after_bytes=after_bytes)
+    with ThreadPoolExecutor(1) as thread:
+        upload = thread.submit(put, bucket, "object", os.urandom(size))
+        gcs.faults.wait_for_hits(rule)
+        assert not bucket.blob("object").exists()
+        gcs.faults.remove(rule)
+        with pytest.raises(requests.ConnectionError):
+            upload.result()
+    assert not bucket.blob("object").exists()
+
+
+def test_an_answer_is_held(gcs: FakeGcs, bucket: Any) -> None:
+    """A muted insert is done; its answer does not come, and the connection is closed once the rule is gone."""
+    rule = gcs.faults.add(action="mute", verb="insert", name="object", after_bytes=ALL)
+    with ThreadPoolExecutor(1) as thread:
+        upload = thread.submit(put, bucket, "object", b"data")
+        until(lambda: bucket.blob("object").exists())
+        assert not upload.done()
+        gcs.faults.remove(rule)
+        with pytest.raises(requests.ConnectionError):
+            upload.result()
 
 
 def test_statistics_count_requests(gcs: FakeGcs, bucket: Any) -> None:

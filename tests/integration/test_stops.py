@@ -1,6 +1,7 @@
 """Whatever stops it, the next start serves: what a stop can leave in the bucket never hides what was acknowledged."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -10,6 +11,7 @@ from local.gcs_process import FakeGcs
 from local.proof import live_generation
 from local.worker_process import WorkerProcess, wait_until
 from tests.processes import BUCKET, PREFIX, QUICK, URL, Objects, push
+from tests.stopping import ONE_PART, SECOND_PART, STOPS, UNANSWERED, UPLOADS, WHOLE, quick_config, stopped, stops_in_turn
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +54,32 @@ def test_a_snapshot_that_a_stop_has_cut_off_does_not_hide_level_0(
         assert path.startswith(PREFIX)
     finally:
         worker.kill()
+
+
+STORES_AT_ONCE = 8
+LARGE = 20_000_000
+
+
+def test_a_stop_at_any_moment_of_any_upload_leaves_a_generation_that_can_be_restored(tmp_path: Path) -> None:
+    """INV-1, INV-10: plain Litestream restores it, nothing acknowledged is missing, and the next worker serves."""
+    config = quick_config(tmp_path)
+    stores = [
+        (stop, size, moment)
+        for size, moments in ((LARGE, (SECOND_PART, WHOLE, UNANSWERED)), (0, ONE_PART))
+        for moment in moments
+        for stop in STOPS
+    ]
+
+    def run(number: int) -> int:
+        stop, size, moment = stores[number]
+        with stopped(fakes[number % len(fakes)], tmp_path, f"store{number}", config) as scene:
+            return stops_in_turn(scene, stop, [moment], size=size)
+
+    with FakeGcs(tmp_path / "gcs1", buckets=(BUCKET,)) as one, FakeGcs(tmp_path / "gcs2", buckets=(BUCKET,)) as two:
+        fakes = (one, two)
+        with ThreadPoolExecutor(STORES_AT_ONCE) as threads:
+            stops = list(threads.map(run, range(len(stores))))
+    assert sum(stops) == len(STOPS) * len(UPLOADS) * 6
 
 
 def worker_user(worker: WorkerProcess, user: int) -> int:
