@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 
 from local.gcs_process import FakeGcs
-from local.worker_process import ROOT, WorkerProcess, wait_until
+from local.worker_process import WorkerProcess, wait_until
 from publisher import message
 from publisher.message import UserCreated
 from worker.lease_record import Record, encode
@@ -118,23 +118,6 @@ def alive(pid: int) -> bool:
 def kill_9(pid: int) -> None:
     """End a process that the test knows by its id."""
     os.kill(pid, signal.SIGKILL)
-
-
-def quick_levels(folder: Path) -> Path:
-    """A configuration of Litestream's that merges and deletes files within seconds."""
-    text = (ROOT / "litestream.yml").read_text()
-    for slow, quick in (
-        ("interval: 30s", "interval: 1s"),
-        ("interval: 5m", "interval: 2s"),
-        ("interval: 1h", "interval: 4s"),
-        ("l0-retention: 5m", "l0-retention: 2s"),
-        ("l0-retention-check-interval: 5m", "l0-retention-check-interval: 1s"),
-    ):
-        assert slow in text
-        text = text.replace(slow, quick)
-    file = folder / "litestream.yml"
-    file.write_text(text)
-    return file
 
 
 class Load:
