@@ -209,7 +209,7 @@ def test_every_variable_of_the_litestream_configuration_is_set(given: dict[str, 
 
 
 @pytest.mark.slow
-def test_the_real_litestream_reads_the_configuration(given: dict[str, str], tmp_path: Path) -> None:
+def test_the_real_litestream_reads_the_configuration(given: dict[str, str]) -> None:
     """Litestream itself parses litestream.yml under the worker's variables, and finds one database on Cloud Storage."""
     done = subprocess.run(
         [str(find_binary("litestream")), "databases", "-json", "-config", str(ROOT / "litestream.yml")],
@@ -219,7 +219,7 @@ def test_the_real_litestream_reads_the_configuration(given: dict[str, str], tmp_
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [{"path": str(tmp_path / "users.db"), "replica": "gs"}]
+    assert json.loads(done.stdout) == [{"path": given["LITESTREAM_DATABASE"], "replica": "gs"}]
 
 
 def without_options(name: str) -> str:

@@ -47,6 +47,16 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9/._+=@-]{1,60}")
 log = logging.getLogger(__name__)
 
 
+class _Database(msgspec.Struct, frozen=True):
+    path: str
+
+
+class _Databases(msgspec.Struct, frozen=True):
+    """The part of the answer to GET /list that is read."""
+
+    databases: list[_Database]
+
+
 class _Position(msgspec.Struct, frozen=True):
     """What is read of the answer to a sync: the newest transaction that is a file."""
 
@@ -232,9 +242,10 @@ class Litestream:
         # Litestream goes on without its socket when it cannot open it, so only an answer counts.
         if not self._socket.exists():
             return False
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            status, answer = await self._control.ask("GET", "/list", b"", timeout=self._options.start_seconds)
-            return status == HTTPStatus.OK and str(self._database).encode() in answer
+        with contextlib.suppress(OSError, http.client.HTTPException, msgspec.DecodeError):
+            _, answer = await self._control.ask("GET", "/list", b"", timeout=self._options.start_seconds)
+            databases = msgspec.json.decode(answer, type=_Databases).databases
+            return any(os.path.abspath(self._database) == each.path for each in databases)  # noqa: PTH100  # links stay
         return False
 
     async def _kill(self) -> None:
@@ -343,7 +354,7 @@ def plain(folder: Path) -> Iterator[Path]:
     place = next((place for place in (tempfile.gettempdir(), "/tmp", "/var/tmp") if _PLAIN.fullmatch(place)), None)
     with tempfile.TemporaryDirectory(prefix="solowriter-", dir=place) as links:
         link = Path(links, "folder")
-        link.symlink_to(folder, target_is_directory=True)
+        link.symlink_to(folder.absolute(), target_is_directory=True)
         yield link
 
 

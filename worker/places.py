@@ -18,6 +18,9 @@ NAME_MAX_BYTES: Final = 200
 
 _URL: Final = re.compile(r"gs://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])/([^/]+(?:/[^/]+)*)/?", re.ASCII)
 _PART: Final = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
+_SIGNS_OF_URLS: Final = "?#%"
+"""Litestream 0.5.17 puts the file's name into a URL as it is, and SQLite opens another file. A folder it is given by another
+name (litestream.plain); SQLite names the WAL for the file, so there is none for that."""
 
 
 def store(url: str) -> tuple[str, str]:
@@ -47,6 +50,8 @@ def database(text: str) -> Path:
     file = path(text)
     if len(os.fsencode(file.name)) > NAME_MAX_BYTES:
         raise Wrong(f"must be a file whose name has at most {NAME_MAX_BYTES} bytes")
+    if any(sign in file.name for sign in _SIGNS_OF_URLS):
+        raise Wrong("must be a file without '?', '#' and '%' in its name: Litestream would open another file")
     try:
         folder = file.is_dir()
     except OSError as error:

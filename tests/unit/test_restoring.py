@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker import litestream, ltx
@@ -56,6 +56,7 @@ def fewest(files: Collection[File], end: int) -> int | None:
 
 
 @given(files=FILES, end=ENDS)
+@settings(deadline=None)
 def test_a_state_is_the_fewest_files_without_a_gap_or_it_is_refused(files: list[File], end: int) -> None:
     """A gap is never passed over, nothing after the end is included, and a restore reads no more than it needs."""
     least = fewest(files, end)
@@ -250,6 +251,7 @@ def restored(bucket: Bucket, directory: Path, wanted: Wanted | None = None, **gi
 
 
 @given(data=st.data())
+@settings(deadline=None)  # files are written, on a busy disk as well
 def test_what_is_damaged_never_hides_what_others_hold(data: st.DataObject) -> None:
     """INV-10: a restore succeeds if and only if whole files hold every transaction, whatever is damaged."""
     files = data.draw(FILES.filter(bool))
@@ -421,6 +423,7 @@ def test_a_slot_that_is_missing_is_a_gap() -> None:
 
 
 @given(data=st.data())
+@settings(deadline=None)  # files are written, on a busy disk as well
 def test_verify_and_restore_agree(data: st.DataObject) -> None:
     """A generation has a gap for `verify` exactly when a restore of its newest state fails."""
     files = data.draw(FILES.filter(bool))
