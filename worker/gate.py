@@ -300,7 +300,7 @@ class Gate:
             self._tasks.discard(task)
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
-        url = urlsplit(request.message.path)
+        url = urlsplit(request.raw_path)
         query = dict(parse_qsl(url.query, keep_blank_values=True))
         match request.method, [unquote(segment) for segment in url.path.split("/")[1:]]:
             case "POST" | "PUT", ["upload", "storage", "v1", "b", bucket, "o"] if bucket == BUCKET:
@@ -407,6 +407,8 @@ class Gate:
         try:
             if match[1] is not None:
                 await check.feed(memoryview(body)[check.size - int(match[1]) :])  # the rest was sent before
+            if match[2] != "*" and int(match[2]) < check.size:  # the bucket may have so little of it
+                raise Refused(HTTPStatus.BAD_REQUEST, "G4", f"{check.name.key} does not end at byte {match[2]}")
             last = match[2] != "*" and int(match[2]) == check.size
             digest = check.end() if last else None
         except Refused:

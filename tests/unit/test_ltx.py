@@ -1,34 +1,19 @@
 """LTX: a file that was cut off or changed anywhere is not whole, and an unchanging file is."""
 
-import random
 from pathlib import Path
 
-import lz4.block
 import pytest
-from fastcrc import crc64
 
+from tests.ltx_files import MILLISECONDS, whole_file
 from worker import ltx
 from worker.ltx import NotWholeError, Scan
 
 PAGE_SIZE = 512
 
 
-def made(*, pages: int = 40, first: int = 3, last: int = 7) -> bytes:
-    """A whole file with pages that compress badly, so that every byte matters."""
-    chance = random.Random(pages)
-    header = b"LTX1" + b"".join(n.to_bytes(4) for n in (2, PAGE_SIZE, pages)) + first.to_bytes(8) + last.to_bytes(8)
-    content = (header + (1_700_000_000_000).to_bytes(8)).ljust(100, b"\0")
-    checksum, index = crc64.go_iso(content), b""
-    for number in range(1, pages + 1):
-        page = chance.randbytes(PAGE_SIZE)
-        packed = lz4.block.compress(page, store_size=False)
-        head = number.to_bytes(4) + (1).to_bytes(2) + len(packed).to_bytes(4)
-        checksum = crc64.go_iso(page, crc64.go_iso(head, checksum))
-        content += head + packed
-        index += bytes([number % 128, len(packed) % 128, 1])
-    tail = bytes(6) + index + bytes(1) + (len(index) + 1).to_bytes(8) + bytes(8)
-    checksum = crc64.go_iso(tail, checksum)
-    return content + tail + (checksum | 1 << 63).to_bytes(8)
+def made(*, pages: int = 40) -> bytes:
+    """A whole file of the transactions 3 to 7."""
+    return whole_file(3, 7, pages=pages, page_size=PAGE_SIZE)
 
 
 def whole(data: bytes, piece: int = 1 << 20) -> ltx.Header:
@@ -42,7 +27,7 @@ def whole(data: bytes, piece: int = 1 << 20) -> ltx.Header:
 @pytest.mark.parametrize("piece", [1, 2, 7, 99, 100, 101, 4096, 1 << 20])
 def test_a_whole_file_is_whole_in_whatever_pieces_it_comes(piece: int) -> None:
     """The pieces are the network's."""
-    assert whole(made(), piece) == ltx.Header(page_size=PAGE_SIZE, pages=40, first=3, last=7, milliseconds=1_700_000_000_000)
+    assert whole(made(), piece) == ltx.Header(page_size=PAGE_SIZE, pages=40, first=3, last=7, milliseconds=MILLISECONDS)
 
 
 def test_a_file_that_is_cut_off_anywhere_is_not_whole() -> None:

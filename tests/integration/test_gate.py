@@ -1,0 +1,442 @@
+"""The gate between a client and the fake Cloud Storage: its rules by raw HTTP, and the real Litestream through it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+
+import httpx
+import pytest
+from google.auth.credentials import AnonymousCredentials
+
+from local.gcs_process import FakeGcs
+from tests.ltx_files import whole_file
+from tests.processes import BUCKET, Objects
+from worker import gate as gates
+from worker.gate import Gate, Place
+
+pytestmark = pytest.mark.slow
+
+PATH = "store/generations/0000000000000007"
+"""Where the generation is; only the gate knows."""
+PART = 16 << 20
+"""The size of a part of Google's client for Go."""
+UPLOAD = f"/upload/storage/v1/b/{gates.BUCKET}/o"
+
+
+def key(level: int, first: int, last: int) -> str:
+    """A file's name below its generation."""
+    return f"ltx/{level}/{first:016x}-{last:016x}.ltx"
+
+
+def slot(transaction: int, *, seed: int | None = None) -> bytes:
+    """A whole slot."""
+    return whole_file(transaction, transaction, seed=seed)
+
+
+class Client:
+    """A gate to a bucket, and a client of it that uploads as Litestream does. `seals` are the reasons it was given."""
+
+    def __init__(self, url: str, *, spacing_seconds: float = 0.0) -> None:
+        self.seals: list[str] = []
+        place = Place(BUCKET, PATH, lambda: (url, AnonymousCredentials()))  # type: ignore[no-untyped-call]
+        self.gate = Gate(place, spacing_seconds=spacing_seconds, on_sealed=self.seals.append)
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> Self:
+        self._runner.run(self.gate.__aenter__())
+        self.http = httpx.Client(base_url=f"http://{self.gate.address}", trust_env=False, timeout=60, verify=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+        self._runner.run(self.gate.__aexit__())
+        self._runner.close()
+
+    def settle(self, transaction: int) -> int:
+        """See `Gate.settle`."""
+        return self._runner.run(self.gate.settle(transaction))
+
+    def put(self, name: str, data: bytes) -> httpx.Response:
+        """A file of one part: multipart."""
+        head = json.dumps({"bucket": gates.BUCKET, "name": f"{gates.PATH}/{name}"}).encode()
+        return self.http.post(
+            UPLOAD,
+            params={"uploadType": "multipart", "name": f"{gates.PATH}/{name}"},
+            headers={"content-type": "multipart/related; boundary=limit"},
+            content=multipart(head, data),
+        )
+
+    def begin(self, name: str) -> str:
+        """The session of a file of several parts."""
+        answer = self.http.post(
+            UPLOAD, params={"uploadType": "resumable"}, json={"bucket": gates.BUCKET, "name": f"{gates.PATH}/{name}"}
+        )
+        assert answer.status_code == 200, answer.text
+        return answer.headers["location"]
+
+    def part(self, session: str, content: Any, content_range: str, **headers: str) -> httpx.Response:
+        """A part of it."""
+        headers = {"content-range": f"bytes {content_range}", "x-guploader-no-308": "yes", **headers}
+        return self.http.put(session, content=content, headers=headers)
+
+    def delete(self, name: str) -> httpx.Response:
+        """Delete a file."""
+        return self.http.delete(f"/storage/v1/b/{gates.BUCKET}/o/{quote(f'{gates.PATH}/{name}', safe='')}")
+
+
+def multipart(head: bytes, data: bytes) -> bytes:
+    """The body of a multipart upload."""
+    return (
+        b"--limit\r\nContent-Type: application/json\r\n\r\n%b\r\n--limit\r\n"
+        b"Content-Type: application/octet-stream\r\n\r\n%b\r\n--limit--\r\n" % (head, data)
+    )
+
+
+@pytest.fixture(scope="module")
+def running_gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeGcs]:
+    """One fake for all: to start one takes longer than most of these tests."""
+    with FakeGcs(tmp_path_factory.mktemp("gcs"), buckets=(BUCKET,)) as gcs:
+        yield gcs
+
+
+@pytest.fixture(scope="module")
+def objects(running_gcs: FakeGcs) -> Iterator[Objects]:
+    """The objects in the bucket."""
+    there = Objects(running_gcs)
+    yield there
+    there.close()
+
+
+@pytest.fixture
+def fake_gcs(running_gcs: FakeGcs, objects: Objects) -> FakeGcs:
+    """The fake, without faults, objects and counts."""
+    running_gcs.faults.clear()
+    for name in objects.names(""):
+        objects.delete(name)
+    running_gcs.faults.reset_stats()
+    return running_gcs
+
+
+@pytest.fixture
+def client(fake_gcs: FakeGcs) -> Iterator[Client]:
+    """A gate to the fake, and its client."""
+    with Client(fake_gcs.url) as client:
+        yield client
+
+
+@contextmanager
+def aside(work: Any, *arguments: Any) -> Iterator[Future[Any]]:
+    """Work on a thread of its own, over at the end of the block."""
+    with ThreadPoolExecutor(1) as thread:
+        yield thread.submit(work, *arguments)
+
+
+def is_continued(answer: httpx.Response) -> bool:
+    """Whether an upload goes on, as Google's client for Go asks to be told."""
+    return answer.status_code == 200 and answer.headers.get("x-http-status-code-override") == "308"
+
+
+# G1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lease.json",
+        "replica/manifest.json",
+        "replica/../lease.json",
+        "replica/ltx/0/../../../lease.json",
+        "other/" + key(1, 1, 2),
+        "replica/" + key(0, 1, 2),  # a slot holds one transaction
+        "replica/" + key(10, 1, 2),
+        "replica/" + key(1, 1, 2) + ".tmp",
+        "replica/" + key(1, 1, 2).upper(),
+        "replica/" + key(1, 1, 2) + "\n",
+    ],
+)
+def test_g1_a_name_outside_the_generation_is_refused_by_every_verb(fake_gcs: FakeGcs, client: Client, name: str) -> None:
+    """INV-4: nothing reaches the bucket."""
+    quoted = quote(name, safe="")
+    resource = json.dumps({"name": name}).encode()
+    related = {"content-type": "multipart/related; boundary=limit"}
+    answers = [
+        client.http.get(f"/{gates.BUCKET}/{quoted}"),
+        client.http.delete(f"/storage/v1/b/{gates.BUCKET}/o/{quoted}"),
+        client.http.post(UPLOAD, params={"uploadType": "resumable"}, content=resource),
+        client.http.post(UPLOAD, params={"uploadType": "resumable", "name": name}, content=b"{}"),
+        client.http.post(UPLOAD, params={"uploadType": "multipart"}, headers=related, content=multipart(resource, slot(1))),
+    ]
+    assert [answer.status_code for answer in answers] == [403] * len(answers)
+    assert set(client.gate.counts.refused) == {"G1"}
+    assert not any(fake_gcs.faults.stats().values())
+
+
+@pytest.mark.parametrize("prefix", [None, "", "store/", "replica", "replicas/", "/replica/", "other/ltx/0/"])
+def test_g1_a_listing_outside_the_generation_is_refused(fake_gcs: FakeGcs, client: Client, prefix: str | None) -> None:
+    """The gate's client learns of no other object."""
+    parameters = {} if prefix is None else {"prefix": prefix}
+    assert client.http.get(f"/storage/v1/b/{gates.BUCKET}/o", params=parameters).status_code == 403
+    assert not any(fake_gcs.faults.stats().values())
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/"),
+        ("GET", f"/storage/v1/b/{gates.BUCKET}"),
+        ("GET", f"/storage/v1/b/{BUCKET}/o?prefix=replica/"),
+        ("GET", f"/storage/v1/b/{gates.BUCKET}/o/{quote('replica/' + key(0, 1, 1), safe='')}"),
+        ("PATCH", f"/storage/v1/b/{gates.BUCKET}/o/{quote('replica/' + key(0, 1, 1), safe='')}"),
+        ("POST", f"/storage/v1/b/{gates.BUCKET}/o/{quote('replica/' + key(1, 1, 1), safe='')}/compose"),
+        ("DELETE", f"/storage/v1/b/{gates.BUCKET}"),
+        ("POST", "/storage/v1/b"),
+        ("POST", f"{UPLOAD}?uploadType=media&name=replica/{key(0, 1, 1)}"),
+        ("DELETE", f"{UPLOAD}?upload_id=1"),
+        ("PUT", f"{UPLOAD}?upload_id=foreign"),
+        ("PUT", f"/{gates.BUCKET}/replica/{key(0, 1, 1)}"),
+        ("POST", "/batch/storage/v1"),
+    ],
+)
+def test_g1_a_request_that_litestream_does_not_make_is_refused(
+    fake_gcs: FakeGcs, client: Client, method: str, path: str
+) -> None:
+    """Among them the ways around the other rules: uploads without a check, composed and rewritten objects."""
+    assert client.http.request(method, path, content=slot(1)).status_code in (403, 404)
+    assert set(client.gate.counts.refused) == {"G1"}
+    assert not any(fake_gcs.faults.stats().values())
+
+
+def test_g1_the_bucket_learns_the_generations_name_and_the_client_does_not(objects: Objects, client: Client) -> None:
+    """A file is created below the generation, and read and listed from there."""
+    assert client.put(key(0, 1, 1), slot(1)).status_code == 200
+    assert objects.names("") == [f"{PATH}/{key(0, 1, 1)}"]
+    assert client.http.get(f"/{gates.BUCKET}/{gates.PATH}/{key(0, 1, 1)}").content == slot(1)
+
+
+# G2
+
+
+def listed(client: Client, prefix: str) -> list[str]:
+    """The names that a listing through the gate shows, below the generation."""
+    answer = client.http.get(f"/storage/v1/b/{gates.BUCKET}/o", params={"prefix": f"{gates.PATH}/{prefix}"})
+    return [item["name"].removeprefix(f"{PATH}/") for item in answer.raise_for_status().json().get("items", [])]
+
+
+def test_g2_a_listing_from_a_transaction_begins_there(client: Client) -> None:
+    """Litestream's client asks for the files that begin with that transaction's number, and needs all from there on."""
+    for number in range(1, 6):
+        assert client.put(key(0, number, number), slot(number)).status_code == 200
+    assert client.put(key(1, 1, 5), whole_file(1, 5)).status_code == 200
+    assert listed(client, f"ltx/0/{3:016x}") == [key(0, number, number) for number in (3, 4, 5)]
+    assert listed(client, "ltx/0/") == [key(0, number, number) for number in range(1, 6)]
+    assert listed(client, f"ltx/1/{1:016x}") == [key(1, 1, 5)]
+
+
+# G3
+
+
+def test_g3_a_file_is_created_once(objects: Objects, client: Client) -> None:
+    """The same bytes again are a success, and the object is the first one."""
+    first = client.put(key(0, 1, 1), slot(1))
+    again = client.put(key(0, 1, 1), slot(1))
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert first.json()["generation"] == again.json()["generation"]
+    assert client.gate.stored == 1
+    assert not client.gate.sealed
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_g3_a_slot_whose_answer_was_lost_is_stored(fake_gcs: FakeGcs, client: Client, lost: int) -> None:
+    """INV-2: the gate repeats a request once by itself; after that a look tells, or the child's next attempt."""
+    fake_gcs.faults.add(verb="insert", action="drop", times=lost)
+    answer = client.put(key(0, 1, 1), slot(1))
+    if lost == 1:
+        assert answer.status_code == 200
+    else:
+        assert answer.status_code == 502
+        assert client.gate.stored == 0  # not known
+        assert client.settle(1) == 1
+        assert client.put(key(0, 1, 1), slot(1)).status_code == 200
+    assert client.put(key(0, 2, 2), slot(2)).status_code == 200
+    assert client.gate.stored == 2
+    assert not client.gate.sealed
+
+
+def test_g3_a_slot_after_one_that_is_not_known_is_begun_only_when_that_one_is_found(
+    fake_gcs: FakeGcs, objects: Objects, client: Client
+) -> None:
+    """INV-1: the slots in the bucket have no gap, and `stored` says so."""
+    rule = fake_gcs.faults.add(verb="insert", action="refuse")
+    assert client.put(key(0, 1, 1), slot(1)).status_code == 502
+    fake_gcs.faults.remove(rule)
+    assert client.put(key(0, 2, 2), slot(2)).status_code == 503
+    assert objects.names("") == []
+    assert client.put(key(0, 1, 1), slot(1)).status_code == 200
+    assert client.put(key(0, 2, 2), slot(2)).status_code == 200
+    assert client.gate.stored == 2
+
+
+@pytest.mark.parametrize("kind", ["multipart", "resumable", "settle"])
+def test_g3_a_slot_with_other_bytes_ends_the_life(fake_gcs: FakeGcs, objects: Objects, client: Client, kind: str) -> None:
+    """INV-3: another life has sealed the generation: no request goes out any more, and no slot counts as stored."""
+    assert client.put(key(0, 1, 1), slot(1)).status_code == 200
+    objects.write(f"{PATH}/{key(0, 2, 2)}", slot(2, seed=1))
+    data = slot(2)
+    if kind == "multipart":
+        assert not success(lambda: client.put(key(0, 2, 2), data))
+    elif kind == "resumable":
+        assert not success(lambda: client.part(client.begin(key(0, 2, 2)), data, f"0-{len(data) - 1}/{len(data)}"))
+    else:
+        assert client.settle(2) == 1
+    assert client.gate.sealed
+    assert client.seals == ["another instance has sealed this generation at transaction 2"]
+    assert client.gate.stored == 1
+    assert_fenced(fake_gcs, client)
+    assert objects.read(f"{PATH}/{key(0, 2, 2)}") == slot(2, seed=1)
+
+
+def success(request: Any) -> bool:
+    """Whether a request was answered with a success; a closed connection is none."""
+    try:
+        return bool(request().is_success)
+    except httpx.TransportError:
+        return False
+
+
+def assert_fenced(gcs: FakeGcs, client: Client) -> None:
+    """Whatever the client asks for, no request reaches the bucket."""
+    before = gcs.faults.stats()
+    answers = [
+        client.put(key(0, 9, 9), slot(9)),
+        client.http.post(UPLOAD, params={"uploadType": "resumable"}, json={"name": f"{gates.PATH}/{key(1, 1, 1)}"}),
+        client.http.get(f"/{gates.BUCKET}/{gates.PATH}/{key(0, 1, 1)}"),
+        client.http.get(f"/storage/v1/b/{gates.BUCKET}/o", params={"prefix": f"{gates.PATH}/"}),
+        client.delete(key(1, 1, 1)),
+    ]
+    assert [answer.status_code for answer in answers] == [503] * len(answers)
+    assert all("this life is over" in answer.text for answer in answers)
+    assert gcs.faults.stats() == before
+
+
+# G4
+
+
+def assert_nothing_there(objects: Objects, client: Client) -> None:
+    """The bucket is empty and the gate knows it."""
+    assert objects.names("") == []
+    assert client.gate.stored == 0
+
+
+@pytest.mark.parametrize("length", [0, 1, 99, 100, 5_000, -9, -8, -1])
+def test_g4_a_multipart_body_whose_file_is_cut_off_is_not_forwarded(
+    fake_gcs: FakeGcs, objects: Objects, client: Client, length: int
+) -> None:
+    """INV-1: Litestream's client finalizes what it had sent of a file that it could not read to its end."""
+    assert client.put(key(0, 1, 1), slot(1)[:length]).status_code == 400
+    assert client.gate.counts.refused["G4"] == 1
+    assert fake_gcs.faults.stats()["insert"] == 0
+    assert_nothing_there(objects, client)
+
+
+@pytest.mark.parametrize("name", [key(0, 1, 1), key(1, 2, 4), key(1, 1, 3), key(9, 2, 2)])
+def test_g4_a_file_of_other_transactions_than_its_name_says_is_not_forwarded(
+    fake_gcs: FakeGcs, objects: Objects, client: Client, name: str
+) -> None:
+    """It is whole, and holds the transactions 2 to 3."""
+    assert client.put(name, whole_file(2, 3)).status_code == 400
+    assert fake_gcs.faults.stats()["insert"] == 0
+    assert_nothing_there(objects, client)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"--limit\r\n\r\n{}",
+        multipart(b"{}", slot(1)).replace(b"--limit--", b"--limit"),
+        multipart(json.dumps({"name": f"{gates.PATH}/{key(0, 1, 1)}"}).encode(), slot(1))[:-30],
+    ],
+)
+def test_g4_a_multipart_body_that_does_not_end_is_not_forwarded(
+    fake_gcs: FakeGcs, objects: Objects, client: Client, body: bytes
+) -> None:
+    """Whatever its client thinks of it."""
+    headers = {"content-type": "multipart/related; boundary=limit"}
+    assert client.http.post(UPLOAD, params={"uploadType": "multipart"}, headers=headers, content=body).is_error
+    assert fake_gcs.faults.stats()["insert"] == 0
+    assert_nothing_there(objects, client)
+
+
+@pytest.mark.parametrize("kind", ["multipart", "resumable"])
+def test_g4_a_body_that_breaks_off_is_not_finalized(objects: Objects, client: Client, kind: str) -> None:
+    """The child was killed within its request."""
+    data = slot(1)
+    if kind == "multipart":
+        body = multipart(json.dumps({"name": f"{gates.PATH}/{key(0, 1, 1)}"}).encode(), data)
+        head = [f"POST {UPLOAD}?uploadType=multipart HTTP/1.1", "Content-Type: multipart/related; boundary=limit"]
+    else:
+        body, url = data, urlsplit(client.begin(key(0, 1, 1)))
+        head = [f"PUT {url.path}?{url.query} HTTP/1.1", f"Content-Range: bytes 0-{len(data) - 1}/{len(data)}"]
+    host, port = client.gate.address.split(":")
+    for length in (0, 1, len(body) // 2, len(body) - 1):
+        with socket.create_connection((host, int(port))) as connection:
+            lines = [*head, f"Host: {client.gate.address}", f"Content-Length: {len(body)}", "", ""]
+            connection.sendall("\r\n".join(lines).encode() + body[:length])
+    assert client.put(key(0, 1, 1), data).status_code == 200  # also shows that the gate has met the ends before
+    assert objects.names("") == [f"{PATH}/{key(0, 1, 1)}"]
+    assert objects.read(f"{PATH}/{key(0, 1, 1)}") == data
+
+
+@pytest.mark.parametrize("length", [0, 50, 10_000, -1])
+def test_g4_a_resumable_upload_that_ends_early_is_cancelled(objects: Objects, client: Client, length: int) -> None:
+    """Its last part says that the file ends here, as Litestream's client does when it could not read on."""
+    data = slot(1)[:length]
+    size = len(data)
+    session = client.begin(key(0, 1, 1))
+    answer = client.part(session, data, f"0-{size - 1}/{size}" if size else "*/0")
+    assert answer.status_code == 400
+    assert client.gate.counts.broken_off == 1
+    assert client.part(session, b"", f"*/{size}").status_code == 404  # it is given up
+    assert_nothing_there(objects, client)
+
+
+def test_g4_a_resumable_upload_that_turns_bad_in_a_later_part_is_cancelled(objects: Objects, client: Client) -> None:
+    """Its first part was forwarded already; it is deleted with its session."""
+    data = whole_file(1, 1, pages=40)
+    session = client.begin(key(0, 1, 1))
+    assert is_continued(client.part(session, data[:8192], "0-8191/*"))
+    broken = bytes(len(data) - 8192)
+    assert client.part(session, broken, f"8192-{len(data) - 1}/{len(data)}").status_code == 400
+    assert_nothing_there(objects, client)
+
+
+@pytest.mark.parametrize("total", [0, 100, 8191])
+def test_g4_a_resumable_upload_is_not_finalized_at_less_than_was_checked(
+    fake_gcs: FakeGcs, objects: Objects, client: Client, total: int
+) -> None:
+    """The bucket may have less than the gate has checked; a total that fits that is no whole file."""
+    data = slot(1)
+    session = client.begin(key(0, 1, 1))
+    fake_gcs.faults.add(verb="insert", action="error", times=1)
+    assert client.part(session, data[:8192], "0-8191/*").status_code == 503
+    assert client.part(session, data[:total], f"0-{total - 1}/{total}" if total else "*/0").status_code == 400
+    assert_nothing_there(objects, client)
+
+
+@pytest.mark.parametrize("content_range", ["*/", "8-15/*", "x", "0-7", "-7/8"])
+def test_g4_a_part_that_does_not_say_where_it_belongs_is_refused(
+    fake_gcs: FakeGcs, objects: Objects, client: Client, content_range: str
+) -> None:
+    """A gap could not be checked."""
+    session = client.begin(key(0, 1, 1))
+    before = fake_gcs.faults.stats()["insert"]
+    assert client.part(session, slot(1)[:8], content_range).status_code == 400
+    assert fake_gcs.faults.stats()["insert"] == before
+    assert_nothing_there(objects, client)
