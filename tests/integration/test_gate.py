@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
+import os
+import random
 import socket
+import sqlite3
+import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
@@ -16,10 +26,16 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 
 from local.gcs_process import FakeGcs
-from tests.ltx_files import whole_file
+from local.worker_process import wait_until
+from tests.ltx_files import pieces, whole_file
 from tests.processes import BUCKET, Objects
 from worker import gate as gates
+from worker import ltx, slots
+from worker.errors import SyncUnavailable
 from worker.gate import Gate, Place
+from worker.layout import StoredObject, files
+from worker.litestream import Litestream, Options, find_binary
+from worker.restoring import cover
 
 pytestmark = pytest.mark.slow
 
@@ -440,3 +456,398 @@ def test_g4_a_part_that_does_not_say_where_it_belongs_is_refused(
     assert client.part(session, slot(1)[:8], content_range).status_code == 400
     assert fake_gcs.faults.stats()["insert"] == before
     assert_nothing_there(objects, client)
+
+
+# G5
+
+
+class SlowBucket:
+    """A bucket that reads the beginning of each request and no more; `ended` once a request was broken off."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.requests: list[bytes] = []
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.go_on.set()
+        self._listener.close()
+
+    @property
+    def received(self) -> int:
+        """How many bytes came before the request was broken off."""
+        self.go_on.set()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        return sum(map(len, self.requests))
+
+    def _serve(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection:
+            connection.settimeout(20)
+            self.requests.append(connection.recv(1 << 16))
+            self.begun.set()
+            self.go_on.wait(20)
+            with suppress(ConnectionResetError):
+                while piece := connection.recv(1 << 16):
+                    self.requests.append(piece)
+
+
+def test_g5_a_multipart_upload_under_way_is_broken_off() -> None:
+    """INV-4: what the bucket has is not the whole request, so that it finalizes nothing."""
+    data = slot_of(14 << 20)
+    with (
+        SlowBucket() as bucket,
+        Client(bucket.url) as client,
+        aside(success, lambda: client.put(key(0, 1, 1), data)) as stored,
+    ):
+        assert bucket.begun.wait(20)
+        client.gate.fence()
+        assert not stored.result(20)
+        assert 0 < bucket.received < len(data)
+        assert client.gate.counts.broken_off == 1
+        assert client.put(key(0, 1, 1), slot(1)).status_code == 503
+        assert client.gate.stored == 0
+
+
+@pytest.mark.parametrize("kind", ["multipart", "resumable"])
+def test_g5_after_the_fence_nothing_is_finalized(fake_gcs: FakeGcs, objects: Objects, client: Client, kind: str) -> None:
+    """An upload that waits for the bucket is given up, and a resumable one between two parts goes on no more."""
+    data = slot(1)
+    if kind == "multipart":
+        rule = fake_gcs.faults.add(verb="insert", action="hang")
+        with aside(success, lambda: client.put(key(0, 1, 1), data)) as stored:
+            fake_gcs.faults.wait_for_hits(rule)
+            client.gate.fence()
+            assert not stored.result(20)
+        fake_gcs.faults.remove(rule)
+    else:
+        session = client.begin(key(0, 1, 1))
+        assert is_continued(client.part(session, data[:8192], "0-8191/*"))
+        client.gate.fence()
+        before = fake_gcs.faults.stats()
+        assert client.part(session, data[8192:], f"8192-{len(data) - 1}/{len(data)}").status_code == 503
+        assert fake_gcs.faults.stats() == before
+    assert_fenced(fake_gcs, client)
+    assert_nothing_there(objects, client)
+
+
+def test_g5_a_read_under_way_is_broken_off(fake_gcs: FakeGcs, client: Client) -> None:
+    """Each request is, whatever it asks for; the fence may be set again."""
+    rule = fake_gcs.faults.add(verb="list", action="hang")
+    with aside(
+        success, lambda: client.http.get(f"/storage/v1/b/{gates.BUCKET}/o", params={"prefix": "replica/ltx/0/"})
+    ) as answered:
+        fake_gcs.faults.wait_for_hits(rule)
+        client.gate.fence()
+        client.gate.fence()
+        assert not answered.result(20)
+    assert_fenced(fake_gcs, client)
+
+
+# G6
+
+
+def test_g6_slots_begin_some_time_apart(fake_gcs: FakeGcs) -> None:
+    """A bucket takes about a thousand writes a second, and each costs money."""
+    with Client(fake_gcs.url, spacing_seconds=0.3) as client:
+        began = time.monotonic()
+        for number in range(1, 5):
+            assert client.put(key(0, number, number), slot(number)).status_code == 200
+        assert time.monotonic() - began >= 3 * 0.3
+
+
+# G7
+
+
+def test_g7_a_file_above_level_0_waits_for_its_slots(fake_gcs: FakeGcs, objects: Objects, client: Client) -> None:
+    """INV-10: it never holds what a restore from the slots would not."""
+    assert client.put(key(0, 1, 1), slot(1)).status_code == 200
+    rule = fake_gcs.faults.add(verb="insert", action="hang", name="*/ltx/0/*")
+    with aside(client.put, key(0, 2, 2), slot(2)) as second, aside(client.put, key(1, 1, 2), whole_file(1, 2)) as merged:
+        fake_gcs.faults.wait_for_hits(rule)
+        assert objects.names("") == [f"{PATH}/{key(0, 1, 1)}"]
+        assert not merged.done()
+        fake_gcs.faults.remove(rule)
+        second.result(20)  # the bucket closed its connection, and the gate asked once more
+        assert merged.result(20).status_code == 200
+    assert client.gate.stored == 2
+
+
+@pytest.mark.parametrize("kind", ["multipart", "resumable"])
+def test_g7_a_file_whose_slots_do_not_come_is_refused(
+    fake_gcs: FakeGcs, objects: Objects, client: Client, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The child makes it again at its next interval."""
+    monkeypatch.setattr(slots, "_COVERED_SECONDS", 0.2)
+    assert client.put(key(0, 1, 1), slot(1)).status_code == 200
+    data = whole_file(1, 2)
+    if kind == "multipart":
+        answer = client.put(key(1, 1, 2), data)
+    else:
+        answer = client.part(client.begin(key(1, 1, 2)), data, f"0-{len(data) - 1}/{len(data)}")
+    assert answer.status_code == 503
+    assert client.gate.counts.refused == {"G7": 1}
+    assert objects.names("") == [f"{PATH}/{key(0, 1, 1)}"]
+
+
+# G8
+
+
+def test_g8_a_slot_is_deleted_only_after_the_lease_was_found_ours(objects: Objects, client: Client) -> None:
+    """INV-3: or its name could be free for the seal of another life. A merged file may be deleted at any time."""
+    for number in (1, 2):
+        assert client.put(key(0, number, number), slot(number)).status_code == 200
+    assert client.put(key(1, 1, 2), whole_file(1, 2)).status_code == 200
+    assert client.delete(key(0, 1, 1)).status_code == 409
+    assert len(objects.names("")) == 3
+    client.gate.deletable = 1
+    assert client.delete(key(0, 1, 1)).status_code == 204
+    assert client.delete(key(0, 2, 2)).status_code == 409
+    assert client.delete(key(1, 1, 2)).status_code == 204
+    assert objects.names("") == [f"{PATH}/{key(0, 2, 2)}"]
+    assert client.gate.counts.refused == {"G8": 2}
+
+
+# What is passed on.
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
+def test_an_error_of_the_bucket_is_passed_on_as_it_is(fake_gcs: FakeGcs, client: Client, status: int) -> None:
+    """Its client knows what each of them means; to the gate they are no answer about a slot."""
+    name = f"{PATH}/{key(0, 1, 1)}"
+    fake_gcs.faults.add(verb="*", action="error", status=status)
+    with httpx.Client(base_url=fake_gcs.url, trust_env=False, verify=False) as direct:
+        theirs = [
+            direct.get(f"/{BUCKET}/{name}"),
+            direct.get(f"/storage/v1/b/{BUCKET}/o", params={"prefix": f"{PATH}/ltx/0/"}),
+            direct.delete(f"/storage/v1/b/{BUCKET}/o/{quote(name, safe='')}"),
+            direct.post(f"/upload/storage/v1/b/{BUCKET}/o", params={"uploadType": "resumable", "name": name}),
+            direct.post(f"/upload/storage/v1/b/{BUCKET}/o", params={"uploadType": "media", "name": name}, content=slot(1)),
+        ]
+    client.gate.deletable = 1
+    ours = [
+        client.http.get(f"/{gates.BUCKET}/{gates.PATH}/{key(0, 1, 1)}"),
+        client.http.get(f"/storage/v1/b/{gates.BUCKET}/o", params={"prefix": f"{gates.PATH}/ltx/0/"}),
+        client.delete(key(0, 1, 1)),
+        client.http.post(UPLOAD, params={"uploadType": "resumable"}, json={"name": f"{gates.PATH}/{key(0, 1, 1)}"}),
+        client.put(key(0, 1, 1), slot(1)),
+    ]
+    assert [answer.status_code for answer in ours] == [status] * 5
+    assert [answer.content for answer in ours] == [answer.content for answer in theirs]
+    assert [answer.headers["content-type"] for answer in ours] == [answer.headers["content-type"] for answer in theirs]
+    assert client.gate.stored == 0
+    fake_gcs.faults.clear()
+    assert client.put(key(0, 1, 1), slot(1)).status_code == 200
+    assert client.gate.stored == 1
+
+
+def test_a_bucket_that_is_not_there_is_502(client: Client, fake_gcs: FakeGcs) -> None:
+    """The gate says that no answer came, which its client takes for what it is: not known."""
+    fake_gcs.faults.add(verb="*", action="refuse")
+    answers = [
+        client.put(key(0, 1, 1), slot(1)),
+        client.http.get(f"/{gates.BUCKET}/{gates.PATH}/{key(0, 1, 1)}"),
+        client.http.get(f"/storage/v1/b/{gates.BUCKET}/o", params={"prefix": f"{gates.PATH}/"}),
+    ]
+    assert [answer.status_code for answer in answers] == [502] * 3
+    with pytest.raises(SyncUnavailable):
+        client.settle(1)
+
+
+def test_a_part_of_a_file_is_read(client: Client) -> None:
+    """Litestream reads the pages of a file by ranges when it merges files that it does not have."""
+    data = slot(1)
+    assert client.put(key(0, 1, 1), data).status_code == 200
+    answer = client.http.get(f"/{gates.BUCKET}/{gates.PATH}/{key(0, 1, 1)}", headers={"range": "bytes=100-199"})
+    assert (answer.status_code, answer.content) == (206, data[100:200])
+    assert answer.headers["content-range"] == f"bytes 100-199/{len(data)}"
+    assert client.http.get(f"/{gates.BUCKET}/{gates.PATH}/{key(0, 2, 2)}").status_code == 404
+
+
+# Large files.
+
+
+def slot_of(size: int, transaction: int = 1) -> bytes:
+    """A slot of at least so many bytes of random data."""
+    return whole_file(transaction, transaction, pages=size // 65_536 + 1, page_size=65_536)
+
+
+def test_a_resumable_upload_survives_lost_answers_questions_and_parts_that_come_twice(
+    fake_gcs: FakeGcs, objects: Objects, client: Client
+) -> None:
+    """20 MB of random data in two parts, each of which fails once before, and each of which is sent again after."""
+    data = slot_of(20_000_000)
+    size = len(data)
+    session = client.begin(key(0, 1, 1))
+    assert is_continued(client.part(session, b"", "*/*"))
+    fake_gcs.faults.add(verb="insert", action="error", times=1)
+    assert client.part(session, data[:PART], f"0-{PART - 1}/*").status_code == 503
+    first = client.part(session, data[:PART], f"0-{PART - 1}/*")
+    assert is_continued(first)
+    assert first.headers["range"] == f"bytes=0-{PART - 1}"
+    assert is_continued(client.part(session, data[:PART], f"0-{PART - 1}/*"))  # comes twice
+    asked = client.part(session, b"", f"*/{size}")
+    assert is_continued(asked)
+    assert asked.headers["range"] == f"bytes=0-{PART - 1}"
+    assert objects.names("") == []
+    fake_gcs.faults.add(verb="insert", action="drop", times=2)  # the gate repeats a request once by itself
+    last = f"{PART - 1000}-{size - 1}/{size}"  # begins within what is there
+    assert client.part(session, data[PART - 1000 :], last).status_code == 502
+    assert client.gate.stored == 0
+    answer = client.part(session, data[PART - 1000 :], last)
+    assert answer.status_code == 200
+    digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+    assert (answer.json()["size"], answer.json()["md5Hash"]) == (str(size), digest)
+    assert objects.read(f"{PATH}/{key(0, 1, 1)}") == data
+    assert client.gate.stored == 1
+
+
+def peak_bytes() -> int:
+    """The most memory this process has had since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def test_a_large_file_passes_in_bounded_memory(fake_gcs: FakeGcs, objects: Objects, client: Client, tmp_path: Path) -> None:
+    """INV-7: of 300 MB the gate holds a part or two."""
+    assert client.put(key(0, 1, 1), slot(1)).status_code == 200
+    file = tmp_path / "large.ltx"
+    with file.open("wb") as stream:
+        stream.writelines(pieces(1, 1, pages=300_000_000 // 65_536, page_size=65_536))
+    size = file.stat().st_size
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): forget the peak
+    before = peak_bytes()
+    session = client.begin(key(9, 1, 1))
+    with file.open("rb") as stream:
+
+        def read(length: int) -> Iterator[bytes]:
+            for at in range(0, length, 65_536):
+                yield stream.read(min(65_536, length - at))
+
+        for at in range(0, size, PART):
+            length = min(PART, size - at)
+            total = size if at + length == size else "*"
+            answer = client.part(session, read(length), f"{at}-{at + length - 1}/{total}", **{"content-length": str(length)})
+            assert answer.status_code == 200
+    assert answer.json()["size"] == str(size)
+    assert peak_bytes() - before < 3 * PART
+    file.unlink()
+    objects.delete(f"{PATH}/{key(9, 1, 1)}")
+
+
+# The real Litestream.
+
+CONFIG = Path(__file__).parents[2] / "litestream.yml"
+
+
+class Child:
+    """A database with the real Litestream and its gate; levels are merged after one, two and four seconds."""
+
+    def __init__(self, client: Client, directory: Path) -> None:
+        self.client, self.database = client, directory / "users.db"
+        self._config = directory / "litestream.yml"
+        text = CONFIG.read_text()
+        for usual, quick in {"30s": "1s", "5m": "2s", "1h": "4s"}.items():
+            assert f" {usual}\n" in text
+            text = text.replace(f" {usual}\n", f" {quick}\n")
+        self._config.write_text(text)
+
+    def __enter__(self) -> Self:
+        self._sqlite = sqlite3.connect(self.database)
+        self._sqlite.executescript(
+            "PRAGMA journal_mode = wal; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (n INTEGER PRIMARY KEY, data BLOB);"
+        )
+        options = Options(
+            binary=find_binary("litestream"),
+            config=self._config,
+            database=self.database,
+            metrics_address="off",
+            log_level="warn",
+            start_seconds=30,
+            starts_max=1,
+            silent_max=3,
+        )
+        self._runner = asyncio.Runner()
+        self._litestream = Litestream(options, address=self.client.gate.address, epoch=7)
+        self._runner.run(self._litestream.__aenter__())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.run(self._litestream.__aexit__(None, None, None))
+        self._runner.close()
+        self._sqlite.close()
+
+    def write(self, data: bytes = b"") -> int:
+        """Commit a row, and wait until it is uploaded; its transaction."""
+        with self._sqlite:
+            self._sqlite.execute("INSERT INTO t (data) VALUES (?)", (data,))
+        return self._runner.run(self._litestream.sync(timeout=30))
+
+    def rows(self, file: Path | None = None) -> list[tuple[int, bytes]]:
+        """What is in the database, or in a restored one."""
+        with closing(sqlite3.connect(file or self.database)) as database:
+            return database.execute("SELECT n, data FROM t ORDER BY n").fetchall()
+
+
+def test_litestream_merges_deletes_and_restores_through_the_gate(
+    fake_gcs: FakeGcs, objects: Objects, client: Client, tmp_path: Path
+) -> None:
+    """G2, G7, G8: three levels are made, merged slots go when they may, and a restore uses the levels above 0."""
+    with Child(client, tmp_path) as child:
+
+        def levels() -> set[str]:
+            child.write()
+            client.gate.deletable = client.gate.stored
+            return {name.removeprefix(f"{PATH}/ltx/")[0] for name in objects.names(f"{PATH}/ltx/")}
+
+        wait_until(lambda: levels() >= {"0", "1", "2", "3"}, "merges", seconds=60)
+        newest = child.write()
+        assert client.gate.stored == newest
+        restored = tmp_path / "restored.db"
+        command = [str(find_binary("litestream")), "restore", "-o", str(restored), f"gs://{gates.BUCKET}/{gates.PATH}"]
+        environment = {**os.environ, "STORAGE_EMULATOR_HOST": client.gate.address}
+        assert subprocess.run(command, env=environment, check=False, timeout=60).returncode == 0
+        assert child.rows(restored) == child.rows()
+    stored = [StoredObject(name, 1, datetime.now(UTC), {}) for name in objects.names(PATH)]
+    chosen = cover(PATH, files(PATH, stored), newest)
+    assert {file.level for file in chosen} & {1, 2, 3}
+    assert len(chosen) < newest
+    assert not client.gate.sealed
+    assert client.gate.counts.refused.keys() <= {"G8"}
+
+
+def test_litestream_uploads_a_large_transaction_in_parts(
+    fake_gcs: FakeGcs, objects: Objects, client: Client, tmp_path: Path
+) -> None:
+    """20 MB of random data, an answer of which is lost."""
+    with Child(client, tmp_path) as child:
+        first = child.write()
+        fake_gcs.faults.add(verb="insert", action="drop", name=f"{PATH}/ltx/0/*", times=1)
+        newest = child.write(random.Random(1).randbytes(20_000_000))
+        large = first + 1  # a checkpoint may have followed
+        assert client.settle(newest) == newest
+        assert len(objects.read(f"{PATH}/{key(0, large, large)}")) > PART
+        assert client.gate.counts.requests["upload", "0"] > large + 1  # its session and its parts
+
+
+def test_a_seal_ends_litestreams_way_to_the_bucket(
+    fake_gcs: FakeGcs, objects: Objects, client: Client, tmp_path: Path
+) -> None:
+    """INV-3: the life before stores nothing any more, and its sync is no success."""
+    with Child(client, tmp_path) as child:
+        newest = child.write()
+        seal = ltx.unchanging(transaction=newest + 1, page_size=4096, pages=2, milliseconds=1, node=8)
+        objects.write(f"{PATH}/{key(0, newest + 1, newest + 1)}", seal)
+        with pytest.raises(SyncUnavailable):
+            child.write()
+        assert client.gate.sealed
+        assert client.gate.stored == newest
+        assert_fenced(fake_gcs, client)
+        assert objects.read(f"{PATH}/{key(0, newest + 1, newest + 1)}") == seal
