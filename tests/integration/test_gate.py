@@ -719,8 +719,8 @@ def test_a_large_file_passes_in_bounded_memory(fake_gcs: FakeGcs, objects: Objec
     """INV-7: of 300 MB the gate holds a part or two."""
     assert client.put(key(0, 1, 1), slot(1)).status_code == 200
     file = tmp_path / "large.ltx"
-    with file.open("wb") as stream:
-        stream.writelines(pieces(1, 1, pages=300_000_000 // 65_536, page_size=65_536))
+    with file.open("wb") as large:
+        large.writelines(pieces(1, 1, pages=300_000_000 // 65_536, page_size=65_536))
     size = file.stat().st_size
     Path("/proc/self/clear_refs").write_text("5")  # proc(5): forget the peak
     before = peak_bytes()
