@@ -271,8 +271,8 @@ def kill_alone(worker: WorkerProcess) -> None:
     worker.kill()
 
 
-def stops_in_turn(scene: Stopped, stop: Stop, moments: Sequence[Moment], *, size: int) -> int:
-    """Each kind of upload at each moment, one after the other; a worker serves at the end. How many there were."""
+def stop_in_turn(scene: Stopped, stop: Stop, combinations: Sequence[tuple[str, Moment]], *, size: int) -> None:
+    """Stop in each upload at the moment beside it, one after the other; a worker serves at the end."""
     large = size > PART
     if large:
         worker = scene.start().wait_serving(seconds=_SECONDS)
@@ -280,9 +280,8 @@ def stops_in_turn(scene: Stopped, stop: Stop, moments: Sequence[Moment], *, size
         scene.deliver(worker)
         assert worker.stop() == 0
         worker.wipe()
-    combinations = [(upload, moment) for moment in moments for upload in UPLOADS]
     for upload, moment in combinations:
         stop_in_the_middle(scene, stop, upload, moment, large=large, size=size)
+        scene.forget_old_generations()
     scene.deliver(scene.start().wait_serving(seconds=_SECONDS))
     scene.prove()
-    return len(combinations)

@@ -14,13 +14,14 @@ from tests.stopping import (
     PART,
     SEVERAL_PARTS,
     STOPS,
+    UPLOADS,
     Stop,
     Stopped,
     fill,
     kill_alone,
     quick_config,
+    stop_in_turn,
     stopped,
-    stops_in_turn,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.torture, pytest.mark.timeout(3600)]
@@ -94,11 +95,13 @@ def stop_at(scene: Stopped, seconds: float, stop: Stop, counts: "Counter[str]") 
 @pytest.mark.parametrize("megabytes", [1, 60, 300])
 @pytest.mark.parametrize("stop", STOPS)
 def test_stopped_at_each_moment_of_each_upload(tmp_path: Path, cycle: int, stop: Stop, megabytes: int) -> None:
-    """As `make test` does with small ones, at more moments."""
+    """Every combination of a stop, an upload and a moment; `make test` makes each pair of them."""
     size = megabytes * 1_000_000
+    moments = SEVERAL_PARTS if size > PART else ONE_PART
+    combinations = [(upload, moment) for upload in UPLOADS for moment in moments]
     with (
         FakeGcs(tmp_path / "gcs", buckets=(BUCKET,)) as gcs,
         stopped(gcs, tmp_path, "store", quick_config(tmp_path)) as scene,
     ):
-        stops = stops_in_turn(scene, stop, SEVERAL_PARTS if size > PART else ONE_PART, size=size)
-    print(f"{megabytes} MB: {stops} moments, {stop}: {len(scene.acknowledged)} acknowledged")
+        stop_in_turn(scene, stop, combinations, size=size)
+    print(f"{megabytes} MB: {len(combinations)} moments, {stop}: {len(scene.acknowledged)} acknowledged")
