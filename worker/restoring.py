@@ -72,7 +72,12 @@ class Wanted:
             return self.path
         found = await survey(store, timeout=timeout)
         if self.at is not None:
-            return found.at(self.at, now=now or datetime.now(UTC)).path
+            path = found.at(self.at, now=now or datetime.now(UTC)).path
+            line = [generation.path for generation in found.history]
+            for earlier in reversed([*line[: line.index(path)], path]):
+                if any(file.time <= self.at for file in (await contents(store, earlier, timeout=timeout)).files):
+                    return earlier  # else it had begun by then, and its first file came later
+            return path
         if found.record.live is None:
             raise NotInReplica("the store is empty: nothing has been written to it yet")
         return found.record.live

@@ -149,8 +149,11 @@ def test_a_time_within_a_start_gives_what_was_live_then(history: History, tmp_pa
     began = datetime.fromisoformat(rows[0]["began"])
     found = history.run("restore", "-o", str(tmp_path / "a.db"), "--at", at(began - timedelta(milliseconds=1)))
     assert found["generation"].endswith(f"{rows[1]['epoch']:016x}")
-    found = history.run("restore", "-o", str(tmp_path / "b.db"), "--at", at(began))
+    filled = min(file["time"] for file in history.run("replica", "ls", str(rows[0]["epoch"])))
+    found = history.run("restore", "-o", str(tmp_path / "b.db"), "--at", filled)
     assert found["generation"].endswith(f"{rows[0]['epoch']:016x}")
+    found = history.run("restore", "-o", str(tmp_path / "c.db"), "--at", at(began))
+    assert found["generation"].endswith(f"{rows[1]['epoch']:016x}")
     assert users_in(tmp_path / "a.db") == users_in(tmp_path / "b.db")
 
 
