@@ -31,6 +31,8 @@ from worker.wording import counted
 
 _ATTEMPTS: Final = 3
 """Files may be compacted away or pruned under a running restore; then the bucket is looked at once more."""
+_PATIENT_SHARE: Final = 0.9
+"""A bucket that gives no answer is given up before the restore's time is over: that says nothing of the state (INV-9)."""
 _REMOVALS: Final = 20
 _REMOVAL_SECONDS: Final = 0.05
 
@@ -170,7 +172,7 @@ async def restore(
         StoreError: The bucket did not answer, or refused; likewise.
         OSError: The disk is full or cannot be written, which says nothing about the state; likewise.
     """
-    patient = store.patient(seconds)
+    patient = store.patient(_PATIENT_SHARE * seconds)
     try:
         async with asyncio.timeout(seconds):
             for attempt in range(1, _ATTEMPTS + 1):

@@ -199,7 +199,7 @@ def test_an_outage_shows_and_ends(watched: Watched, fake_gcs: FakeGcs) -> None:
     wait_until(lambda: total(scrape(worker), "solowriter_unconfirmed_seconds") > 0, "an age of what waits")
     during = scrape(worker)
     assert during["solowriter_held_messages", ()] == 1
-    assert during["solowriter_held_bytes", ()] == len(body(2, "m2"))
+    assert len(body(2, "m2")) < during["solowriter_held_bytes", ()] < len(body(2, "m2")) + 1000  # and its head
     wait_until(lambda: bool(said(worker, "litestream.log")), "a line of Litestream's")
     line = said(worker, "litestream.log")[0]
     assert line["severity"] in ("WARNING", "ERROR")
