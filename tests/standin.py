@@ -1,4 +1,4 @@
-"""Google Cloud with real credentials, in a namespace of its own: the fake bucket behind TLS and tokens, under Google's names.
+"""Google with real credentials, in a namespace of its own: the fake bucket, behind TLS and tokens, by Google's names.
 
 `python -m tests.standin KIND FOLDER` begins in a network and mount namespace (`unshare --net --mount`), where the
 names of Google's servers lead to this process. It hands out tokens as they do, to a metadata server's caller, for a
