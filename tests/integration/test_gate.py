@@ -28,7 +28,7 @@ from google.auth.credentials import AnonymousCredentials
 from local.gcs_process import FakeGcs
 from local.worker_process import wait_until
 from tests.ltx_files import pieces, whole_file
-from tests.processes import BUCKET, Objects, quick_levels
+from tests.processes import BUCKET, Objects
 from worker import gate as gates
 from worker import ltx, slots
 from worker.errors import SyncUnavailable
@@ -745,13 +745,20 @@ def test_a_large_file_passes_in_bounded_memory(fake_gcs: FakeGcs, objects: Objec
 
 # The real Litestream.
 
+CONFIG = Path(__file__).parents[2] / "litestream.yml"
+
 
 class Child:
     """A database with the real Litestream and its gate; levels are merged after one, two and four seconds."""
 
     def __init__(self, client: Client, directory: Path) -> None:
         self.client, self.database = client, directory / "users.db"
-        self._config = quick_levels(directory)
+        self._config = directory / "litestream.yml"
+        text = CONFIG.read_text()
+        for usual, quick in {"30s": "1s", "5m": "2s", "1h": "4s"}.items():
+            assert f": {usual}\n" in text
+            text = text.replace(f": {usual}\n", f": {quick}\n")
+        self._config.write_text(text)
 
     def __enter__(self) -> Self:
         self._sqlite = sqlite3.connect(self.database)
