@@ -152,7 +152,7 @@ def all_slots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """Merged files, and the slots they were made of."""
     directory = tmp_path_factory.mktemp("damage")
     config = directory / "litestream.yml"
-    text = CONFIG.read_text()
+    text = CONFIG.read_text()  # slots stay for its five minutes
     for usual, quick in {"interval: 30s": "interval: 1s", "interval: 5m\n  ": "interval: 2s\n  "}.items():
         assert usual in text
         text = text.replace(usual, quick)

@@ -428,8 +428,10 @@ def test_g4_a_resumable_upload_that_turns_bad_in_a_later_part_is_cancelled(objec
     data = whole_file(1, 1, pages=40)
     session = client.begin(key(0, 1, 1))
     assert is_continued(client.part(session, data[:8192], "0-8191/*"))
+    (theirs,) = (session.url for session in client.gate._sessions.values())
     broken = bytes(len(data) - 8192)
     assert client.part(session, broken, f"8192-{len(data) - 1}/{len(data)}").status_code == 400
+    assert httpx.put(theirs, headers={"content-range": "bytes */*"}, trust_env=False).status_code == 404
     assert_nothing_there(objects, client)
 
 
@@ -541,13 +543,12 @@ def test_g5_after_the_fence_nothing_is_finalized(fake_gcs: FakeGcs, objects: Obj
 def test_g5_a_read_under_way_is_broken_off(fake_gcs: FakeGcs, client: Client) -> None:
     """Each request is, whatever it asks for; the fence may be set again."""
     rule = fake_gcs.faults.add(verb="list", action="hang")
-    with aside(
-        success, lambda: client.http.get(f"/storage/v1/b/{gates.BUCKET}/o", params={"prefix": "replica/ltx/0/"})
-    ) as answered:
+    with aside(listed, client, "ltx/0/") as answered:
         fake_gcs.faults.wait_for_hits(rule)
         client.gate.fence()
         client.gate.fence()
-        assert not answered.result(20)
+        with pytest.raises(httpx.TransportError):  # and not the gate's answer that the bucket gave none in time
+            answered.result(20)
     assert_fenced(fake_gcs, client)
 
 
@@ -733,9 +734,15 @@ def test_a_large_file_passes_in_bounded_memory(fake_gcs: FakeGcs, objects: Objec
 
         for at in range(0, size, PART):
             length = min(PART, size - at)
-            total = size if at + length == size else "*"
-            answer = client.part(session, read(length), f"{at}-{at + length - 1}/{total}", **{"content-length": str(length)})
-            assert answer.status_code == 200
+            where = f"{at}-{at + length - 1}/{size if at + length == size else '*'}"
+            for _ in range(
+                3
+            ):  # a busy disk may keep the fake from answering in time; Litestream's client repeats a part too
+                stream.seek(at)
+                answer = client.part(session, read(length), where, **{"content-length": str(length)})
+                if answer.status_code != 502:
+                    break
+            assert answer.status_code == 200, answer.text
     assert answer.json()["size"] == str(size)
     assert peak_bytes() - before < 3 * PART
     file.unlink()
@@ -755,8 +762,8 @@ class Child:
         self._config = directory / "litestream.yml"
         text = CONFIG.read_text()
         for usual, quick in {"30s": "1s", "5m": "2s", "1h": "4s"}.items():
-            assert f" {usual}\n" in text
-            text = text.replace(f" {usual}\n", f" {quick}\n")
+            assert f": {usual}\n" in text
+            text = text.replace(f": {usual}\n", f": {quick}\n")
         self._config.write_text(text)
 
     def __enter__(self) -> Self:
