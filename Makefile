@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
 N      ?= 10
-MINUTES ?= 90
+MINUTES ?= 480
 SOAK_MINUTES ?= 10
 
 .DEFAULT_GOAL := help

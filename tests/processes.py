@@ -61,9 +61,9 @@ class Objects:
     def __init__(self, gcs: FakeGcs) -> None:
         self._http = httpx.Client(base_url=gcs.url, trust_env=False, timeout=10)
 
-    def initialize(self) -> None:
+    def initialize(self, prefix: str = PREFIX) -> None:
         """Do what `python -m worker init` does, without a process."""
-        self.write(RECORD, encode(Record(state="released", holder="", revision="", epoch=0, live=None)))
+        self.write(f"{prefix}/lease.json", encode(Record(state="released", holder="", revision="", epoch=0, live=None)))
 
     def record(self) -> dict[str, Any]:
         """The lease record."""

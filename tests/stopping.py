@@ -22,7 +22,7 @@ from local.faults import ALL, Action
 from local.gcs_process import FakeGcs
 from local.proof import prove
 from local.worker_process import ROOT, WorkerProcess, wait_until
-from tests.processes import BUCKET, QUICK, kill_9, litestream_of, push, pushing
+from tests.processes import BUCKET, QUICK, Objects, kill_9, litestream_of, push, pushing
 
 Stop = Literal["SIGTERM", "the child killed", "the worker killed", "a hand-over"]
 STOPS: Final[tuple[Stop, ...]] = ("SIGTERM", "the child killed", "the worker killed", "a hand-over")
@@ -93,8 +93,9 @@ class Stopped:
     _pending: "list[tuple[str, int, Future[httpx.Response]]]" = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        done = self.place().run("init")
-        assert done.returncode == 0, done.stderr
+        objects = Objects(self.gcs)
+        objects.initialize(self.name)
+        objects.close()
 
     @property
     def url(self) -> str:

@@ -30,6 +30,8 @@ STOPS_IN_A_CYCLE = 20
 """`make torture`, with its ten cycles, makes 200 of each size."""
 SENDERS = 4
 LATEST_SECONDS = 3.0
+SERVES_SECONDS = 600.0
+"""Longest a start may take here: two cores are shared by several stores of 300 MB."""
 
 
 @pytest.mark.parametrize("megabytes", [60, 300])
@@ -59,7 +61,7 @@ def test_stopped_at_a_random_moment_after_serving_began(tmp_path: Path, cycle: i
 def serves(scene: Stopped) -> bool:
     """Start the next worker; whether it serves."""
     try:
-        scene.start().wait_serving(seconds=180)
+        scene.start().wait_serving(seconds=SERVES_SECONDS)
     except (RuntimeError, TimeoutError) as error:
         print(f"did not serve: {error}")
         return False
@@ -94,14 +96,14 @@ def stop_at(scene: Stopped, seconds: float, stop: Stop, counts: "Counter[str]") 
 
 @pytest.mark.parametrize("megabytes", [1, 60, 300])
 @pytest.mark.parametrize("stop", STOPS)
-def test_stopped_at_each_moment_of_each_upload(tmp_path: Path, cycle: int, stop: Stop, megabytes: int) -> None:
-    """Every combination of a stop, an upload and a moment; `make test` makes each pair of them."""
+def test_stopped_in_each_upload(tmp_path: Path, cycle: int, stop: Stop, megabytes: int) -> None:
+    """Each kind of upload, at another of its moments in each cycle: ten cycles make every combination at least twice."""
     size = megabytes * 1_000_000
     moments = SEVERAL_PARTS if size > PART else ONE_PART
-    combinations = [(upload, moment) for upload in UPLOADS for moment in moments]
+    combinations = [(upload, moments[(cycle + at) % len(moments)]) for at, upload in enumerate(UPLOADS)]
     with (
         FakeGcs(tmp_path / "gcs", buckets=(BUCKET,)) as gcs,
         stopped(gcs, tmp_path, "store", quick_config(tmp_path)) as scene,
     ):
         stop_in_turn(scene, stop, combinations, size=size)
-    print(f"{megabytes} MB: {len(combinations)} moments, {stop}: {len(scene.acknowledged)} acknowledged")
+    print(f"{megabytes} MB: {len(combinations)} uploads, {stop}: {len(scene.acknowledged)} acknowledged")
