@@ -131,10 +131,10 @@ class Recovery:
             folder = scratch / str(number)
             folder.mkdir()
             plan = await self._compare(parts, folder)
-            file, txid = Path(plan.wanted.file), 0 if plan.newest is None else plan.newest.txid
-            if plan.newest is None:  # what it holds is not known, but where it ends is
-                txid = (await contents(parts.store.patient(_LIST_SECONDS), live, timeout=_LIST_SECONDS)).transactions
-            data = unchanging_after(txid, file, epoch=parts.lease.epoch)
+            found = await contents(parts.store.patient(_LIST_SECONDS), live, timeout=_LIST_SECONDS)
+            # Where the newest state cannot be restored, what it holds is not known, but where it ends is.
+            txid = found.transactions if plan.newest is None else plan.newest.txid
+            data = await _unchanging_after(txid, found.files, parts, Path(plan.wanted.file))
             sealing = functools.partial(seal, parts.store, slot_name(live, txid + 1), data)
             if await insist(sealing, seconds=self._settings.first_sync_timeout_seconds):
                 return plan
