@@ -100,6 +100,8 @@ async def generation(store: restoring.Bucket, *, timeout: float) -> list[Finding
         if record.live is None:
             return []
         found = await restoring.verify(store, record.live, request_seconds=timeout)
+    except (StoreUnavailable, StoreMissing):
+        return [note(check, "not read: the lines on the store say why")]
     except StoreError as error:
         return [trouble(check, error)]
     seen = f"{found.generation}: {counted(found.files, 'file')}, {found.bytes:,} bytes, transactions 1 to {found.txid}"

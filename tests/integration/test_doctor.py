@@ -87,7 +87,7 @@ def test_a_good_set_up_beside_a_running_service(place: Place, objects: Objects) 
         assert {f"preconditions: {probe}" for probe in PROBES} <= found.keys()
         assert found["store"]["found"].startswith("held by ")
         assert "0.5.17" in found["litestream version"]["found"]
-        assert found["litestream upload"]["found"] == "transaction 1 was uploaded and confirmed"
+        assert found["litestream upload"]["found"] == "transaction 1 was uploaded through the gate and confirmed"
         assert found["litestream's SQLite"]["found"] == "3.53.0"
         assert objects.names(f"{PREFIX}/doctor/") == []
         assert push(worker, 2, "m2").status_code == 204
