@@ -83,7 +83,7 @@ grant() {  # grant GROUP RESOURCE ROLE MEMBER FLAG...: one binding, on one resou
     fi
     # Without a condition, said so that nothing asks where a policy has one already. Not every group knows the flag.
     local condition=()
-    [[ ${group[0]} == pubsub ]] || condition=(--condition=None)
+    [[ ${group[0]} == pubsub || ${group[*]} == 'run jobs' ]] || condition=(--condition=None)
     patiently gcloud "${group[@]}" add-iam-policy-binding "$resource" "$@" --role="$role" --member="$member" \
         ${condition[@]+"${condition[@]}"}
 }

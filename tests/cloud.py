@@ -38,6 +38,7 @@ PLAIN: Final = (
     "compute",
     "monitoring",
     "logging",
+    "cloudscheduler",
 )
 Body = dict[str, Any]
 
