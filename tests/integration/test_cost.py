@@ -86,6 +86,7 @@ def test_a_merge_costs_one_upload_and_three_listings(fake_gcs: FakeGcs, tmp_path
                 number += 1
         # One more merge may be under way at either end.
         assert 2 * (MERGES - 1) <= faults.hits(slots) <= 2 * (MERGES + 1)
-        assert MERGES - 1 <= faults.hits(merges) <= MERGES + 1
+        # At whole five minutes the merge to level 2 lists level 1 as well.
+        assert MERGES - 1 <= faults.hits(merges) <= MERGES + 2
     finally:
         worker.kill()
