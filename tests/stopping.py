@@ -275,12 +275,12 @@ def kill_alone(worker: WorkerProcess) -> None:
 def stop_in_turn(scene: Stopped, stop: Stop, combinations: Sequence[tuple[str, Moment]], *, size: int) -> None:
     """Stop in each upload at the moment beside it, one after the other; a worker serves at the end."""
     large = size > PART
+    worker = scene.start().wait_serving(seconds=_SECONDS)  # from here on a generation is live
     if large:
-        worker = scene.start().wait_serving(seconds=_SECONDS)
         fill(worker, size)
-        scene.deliver(worker)
-        assert worker.stop() == 0
-        worker.wipe()
+    scene.deliver(worker)
+    assert worker.stop() == 0
+    worker.wipe()
     for upload, moment in combinations:
         stop_in_the_middle(scene, stop, upload, moment, large=large, size=size)
         scene.forget_old_generations()
