@@ -364,4 +364,4 @@ def test_a_port_that_is_taken_ends_with_2(running: Emulator, tmp_path: Path) -> 
         environment = {**os.environ, "PUBSUB_EMULATOR_HOST": running.host}
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
-    assert "set HOST and PORT" in done.stderr
+    assert "set PORT to another one" in done.stderr
