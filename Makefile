@@ -35,8 +35,8 @@ test: $(READY)  ## Every test: unit, property, integration (real Litestream, rea
 test-fast: $(READY)  ## The tests that start no other process
 	$(BIN)/python -m pytest -m "not slow"
 
-torture: $(READY)  ## Each crash test N times (make torture N=10), for at most MINUTES
-	timeout $(MINUTES)m $(BIN)/python -m pytest tests/crash -n 4 --dist worksteal --cycles $(N)
+torture: $(READY)  ## Each crash test N times (make torture N=10), and longer histories, for at most MINUTES
+	timeout $(MINUTES)m env PROPERTY_EXAMPLES=400 $(BIN)/python -m pytest tests/crash tests/property -n 4 --dist worksteal --cycles $(N)
 
 check: $(READY)  ## Formatter, linter, strict types
 	$(BIN)/ruff format --check .

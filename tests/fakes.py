@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Self
 
-from worker.errors import Mismatch, StoreThrottled, StoreUnavailable
+from worker.bodies import Bodies
+from worker.errors import Mismatch, StoreError, StoreThrottled, StoreUnavailable
+from worker.layout import StoredObject
 
 
 @dataclass
@@ -87,3 +90,56 @@ class MemoryStore:
         self.calls.append(operation)
         left = self.faults.get(operation)
         return left.pop(0) if left else "ok"
+
+
+@dataclass
+class BodyStore:
+    """Objects with the time of their creation. While `error` is set, each call raises it."""
+
+    bodies: dict[str, bytes] = field(default_factory=dict)
+    created: dict[str, datetime] = field(default_factory=dict)
+    error: StoreError | None = None
+
+    async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
+        """See `worker.bodies.Store`."""
+        self._fail()
+        assert name not in self.bodies, "a name is used once"
+        self.bodies[name], self.created[name] = data, datetime.now(UTC)
+        return 1
+
+    async def read(self, name: str, *, timeout: float) -> tuple[bytes, int] | None:
+        """See `worker.bodies.Store`."""
+        self._fail()
+        return (self.bodies[name], 1) if name in self.bodies else None
+
+    async def objects(self, name_prefix: str, *, timeout: float) -> list[StoredObject]:
+        """See `worker.bodies.Store`."""
+        self._fail()
+        return [StoredObject(name, len(data), self.created[name], {}) for name, data in self.bodies.items()]
+
+    async def delete(self, name: str, *, timeout: float) -> None:
+        """See `worker.bodies.Store`."""
+        self._fail()
+        del self.bodies[name]
+
+    def _fail(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+@dataclass
+class Epoch:
+    """A lease held at an epoch; `lost` is what a look at it raises."""
+
+    held_epoch: int | None = 7
+    lost: Exception | None = None
+
+    async def verify(self) -> None:
+        """See `worker.bodies.Holder`."""
+        if self.lost is not None:
+            raise self.lost
+
+
+def bodies(store: BodyStore | None = None, lease: Epoch | None = None) -> Bodies:
+    """The bytes of large messages, in memory."""
+    return Bodies(store or BodyStore(), lease or Epoch())

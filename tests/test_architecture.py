@@ -59,6 +59,7 @@ DECIDERS = {"worker.lease", "worker.replica", "worker.replication", "worker.succ
 """Each decides one rule over interfaces of its own, and imports no adapter."""
 COMPOSED = {
     "worker.access",
+    "worker.bodies",
     "worker.intake",
     "worker.erasure",
     "worker.expiry",

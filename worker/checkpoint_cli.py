@@ -10,7 +10,7 @@ import msgspec
 from rich.console import Console
 
 from publisher import values
-from worker import checkpoints, subscription_options
+from worker import checkpoints, gcs, subscription_options
 from worker.agreement import agreed
 from worker.config import Settings
 from worker.gcs import Bucket
@@ -129,7 +129,7 @@ def _show(rows: list[checkpoints.Listed], options: argparse.Namespace, nothing: 
 
 
 def _with_bucket(settings: Settings, use: Callable[[Bucket], Awaitable[T]]) -> T:
-    store = Bucket(settings.bucket, settings.prefix).patient(settings.restore_timeout_seconds)
+    store = Bucket(settings.bucket, settings.prefix).patient(gcs.COMMAND_PATIENCE_SECONDS)
 
     async def run() -> T:
         return await use(store)

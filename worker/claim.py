@@ -10,6 +10,7 @@ processes each hold the lock of a file of that name.
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,10 @@ from worker.errors import Unfit
 
 SUFFIX: Final = ".lock"
 _TEXT_BYTES: Final = 100
+_ENDING_SECONDS: Final = 2.0
+"""How long a lock is waited for: a process that was killed keeps its files for a moment, and so does a child that it has
+just started, until its exec closes them."""
+_PAUSE_SECONDS: Final = 0.02
 
 
 @contextlib.contextmanager
@@ -46,8 +51,15 @@ def held(database: Path) -> Iterator[None]:
 
 
 def _lock(descriptor: int, database: Path) -> None:
+    until = time.monotonic() + _ENDING_SECONDS
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            try:
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(_PAUSE_SECONDS)
     except BlockingIOError:
         holder = os.pread(descriptor, _TEXT_BYTES, 0).decode("ascii", "replace").strip() or "unknown"
         raise Unfit(

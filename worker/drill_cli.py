@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from publisher import values
-from worker import drill_commands, service_options
+from worker import drill_commands, gcs, service_options
 from worker.config import Settings
 from worker.drill import Drill
 from worker.drill_commands import CountedService, Driller
@@ -92,7 +92,7 @@ async def _run(settings: Settings, options: argparse.Namespace, scratch: Path) -
     # Cancelled, it removes its scratch; by default SIGTERM, a scheduler's way to end it, would leave that behind.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     url = service_options.service_url(options.url, os.environ)
-    store = Bucket(settings.bucket, settings.prefix).patient(settings.restore_timeout_seconds)
+    store = Bucket(settings.bucket, settings.prefix).patient(gcs.COMMAND_PATIENCE_SECONDS)
     try:
         async with service_options.connect(CountedService, url, os.environ) as service:
             drill = await Driller(
@@ -115,7 +115,7 @@ async def _run(settings: Settings, options: argparse.Namespace, scratch: Path) -
 
 
 def _show(settings: Settings, options: argparse.Namespace) -> int:
-    store = Bucket(settings.bucket, settings.prefix).patient(settings.restore_timeout_seconds)
+    store = Bucket(settings.bucket, settings.prefix).patient(gcs.COMMAND_PATIENCE_SECONDS)
     try:
         drill = asyncio.run(drill_commands.latest(store, timeout=_REQUEST_SECONDS))
     finally:

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from worker.bodies import Bodies
 from worker.database import connect, migrate
 from worker.errors import Mismatch, Refused, StoreUnavailable
 from worker.lease_record import Store
@@ -35,6 +36,7 @@ class Erasure:
     """Erases users of the running service. `change` is `Intake.change`; `timeout` is for the request to the bucket."""
 
     store: Store
+    bodies: Bodies
     change: Callable[[Callable[[Transaction], Any]], Awaitable[Any]]
     timeout: float
 
@@ -45,7 +47,8 @@ class Erasure:
             Refused: This instance does not serve, or it is not confirmed; ask again.
             StoreError: The bucket refuses; nothing was changed.
         """
-        await self.change(lambda _: None)  # nothing is written to the bucket by an instance that does not hold the lease
+        # Before anything is written to the bucket: an instance that does not hold the lease is refused here.
+        bodies: list[str] = await self.change(lambda transaction: transaction.bodies_about(user_id))
         data = msgspec.json.encode({"format": 1, "user_id": user_id})
         try:
             await self.store.write(f"{ROOT}{user_id}.json", data, if_generation=0, timeout=self.timeout)
@@ -54,6 +57,7 @@ class Erasure:
         except StoreUnavailable as error:
             raise Refused(f"the bucket did not take the id, and nothing was changed: {error}") from error
         erased: Erased = await self.change(lambda transaction: transaction.erase(user_id))
+        await self.bodies.delete(bodies)
         return erased
 
 

@@ -41,6 +41,8 @@ _THREADS: Final = 4
 
 _FETCH_THREADS: Final = 24
 """Downloads at once in a restore: 1,000 small objects at 40 ms each take 2 to 3 s instead of 42."""
+COMMAND_PATIENCE_SECONDS: Final = 30.0
+"""How long an operator's command repeats a read. A restore has RESTORE_TIMEOUT_SECONDS of its own."""
 _TIMEOUT_SLACK_SECONDS: Final = 0.5
 _READ_PAUSE_SECONDS: Final = 0.1
 _READ_PAUSE_MAX_SECONDS: Final = 2.0

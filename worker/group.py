@@ -30,12 +30,16 @@ class Problem:
 
 
 class Entry(msgspec.Struct, frozen=True, eq=False):
-    """One message on its way. `deadline` is on the event loop's clock; `done` is only touched by the loop."""
+    """One message on its way. `deadline` is on the event loop's clock; `done` is only touched by the loop.
+
+    `body` names the object that holds the bytes of a large message.
+    """
 
     delivery: Delivery
     content: UserCreated | Problem
     deadline: float
     done: "asyncio.Future[Outcome]"
+    body: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from publisher.message import UserCreated
+from worker.bodies import ROW_BYTES_MAX, Bodies
 from worker.envelope import Delivery
 from worker.errors import Refused
 from worker.group import Change, Entry, Outcome, Problem
@@ -33,8 +34,15 @@ class Intake:
     """Only the event loop touches it."""
 
     def __init__(
-        self, *, max_messages: int, max_bytes: int, hold_seconds: float, waiting: Callable[[], None] = lambda: None
+        self,
+        *,
+        max_messages: int,
+        max_bytes: int,
+        hold_seconds: float,
+        bodies: Bodies,
+        waiting: Callable[[], None] = lambda: None,
     ) -> None:
+        self.bodies = bodies
         self._waiting = waiting  # called for each message held while standing by
         self._max_messages, self._max_bytes, self._hold_seconds = max_messages, max_bytes, hold_seconds
         self._writer: Writer | None = None
@@ -67,15 +75,25 @@ class Intake:
         if self.state is State.STANDBY:
             self.routed()
             await self._changed.wait()
+        if len(delivery.data) <= ROW_BYTES_MAX:
+            return await self._written(held, delivery, content, None)
+        self._serving_writer()
+        async with self.bodies.kept(delivery.data) as body:
+            return await self._written(held, delivery, content, body)
+
+    async def _written(self, held: "Held", delivery: Delivery, content: UserCreated | Problem, body: str | None) -> Outcome:
+        done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._serving_writer().submit(Entry(delivery, content, held.deadline, done, body))
+        return await done
+
+    def _serving_writer(self) -> Writer:
         if self._writer is None:
             raise Refused(
                 "the service stopped before it could serve; the queue delivers this to the next one", reason="stopping"
             )
         if self.state is State.DRAINING:  # since its place was taken; the writer may be closed by now
             raise Refused("the service is stopping; the queue delivers this to the next one", reason="stopping")
-        entry = Entry(delivery, content, held.deadline, asyncio.get_running_loop().create_future())
-        self._writer.submit(entry)
-        return await entry.done
+        return self._writer
 
     def routed(self) -> None:
         """Note that a request of any kind has come: while standing by, it is the proof that traffic is routed here."""

@@ -40,6 +40,8 @@ class Rejection(Model):
     """A message that had no effect, kept whole with the reason. Times are in milliseconds.
 
     `detail` names fields and no values; `attributes` is JSON, and so is `stored`, the user's row that a conflict met.
+    A large message's `data` is empty, and `body` names the object that holds its `bytes` bytes (bodies.py). A discarded one
+    has neither. `about` is the user id that the message states, as far as it can be read.
     It is open while `resolved_at` is null; `resolution` is then what the retry did, or `discarded`.
     """
 
@@ -54,6 +56,9 @@ class Rejection(Model):
     stored = TextField(null=True)
     delivery_attempt = BigIntegerField(null=True)
     resolution = TextField(null=True)
+    body = TextField(null=True)
+    bytes = BigIntegerField(null=True)
+    about = BigIntegerField(null=True)
 
     class Meta:
         table_name = "rejections"

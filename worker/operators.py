@@ -13,6 +13,7 @@ GET /outcomes                   what this instance's deliveries came to since it
 A change is answered once it is in the bucket, like a message (INV-1).
 """
 
+import base64
 import logging
 from collections.abc import Callable
 from datetime import datetime
@@ -73,7 +74,7 @@ async def answer(request: Request, path: str, *, access: Access, intake: Intake,
         return _outcomes(request, intake, tally)
     name = path.removeprefix(ROOT).removeprefix("/")
     if request.method == "POST":
-        return await _change(intake, name, who)
+        return await _change(intake, readers, name, who)
     if request.method != "GET":
         raise WrongMethod("GET, POST")
     if not name:
@@ -83,7 +84,16 @@ async def answer(request: Request, path: str, *, access: Access, intake: Intake,
     found = await readers.read(partial(rejections.whole, message_id=name))
     if found is None:
         raise NotFound("there is no rejection with this message id; `worker rejections list --all` shows all")
+    if found["body"] is not None:
+        found["data"] = base64.b64encode(await _body(intake, found["body"])).decode()
     return JSONResponse(found)
+
+
+async def _body(intake: Intake, name: str) -> bytes:
+    data = await intake.bodies.read(name)
+    if data is None:
+        raise NotFound(f"the bytes of this message are no longer in the bucket: {name} was deleted; discard the rejection")
+    return data
 
 
 async def _counts(request: Request, intake: Intake, readers: Readers) -> Response:
@@ -120,10 +130,12 @@ def _outcomes(request: Request, intake: Intake, tally: Tally) -> Response:
     return Response(msgspec.json.encode(found), media_type="application/json")
 
 
-async def _change(intake: Intake, name: str, who: str) -> Response:
+async def _change(intake: Intake, readers: Readers, name: str, who: str) -> Response:
     message_id, _, verb = name.rpartition("/")
     if verb == "retry":
-        outcome: str = await intake.change(lambda transaction: transaction.retry(message_id))
+        at = await readers.read(partial(rejections.body_of, message_id=message_id))
+        body = None if at is None else await _body(intake, at)
+        outcome: str = await intake.change(lambda transaction: transaction.retry(message_id, body))
         log.info("message %s: retried by %s: %s", message_id, who, outcome, extra={"action": "rejection.retried"})
     elif verb == "discard":
         await intake.change(lambda transaction: transaction.discard(message_id))

@@ -116,17 +116,20 @@ def _receipt(entry: Entry, outcome: Outcome, epoch: int, now: int) -> ReceiptRow
 
 
 def _rejection(entry: Entry, problem: Problem, stored: UserRow | None, now: int) -> dict[str, Any]:
-    delivery = entry.delivery
+    delivery, content = entry.delivery, entry.content
     return {
         "message_id": delivery.message_id,
         "reason": problem.reason,
         "detail": problem.detail,
         "stored": None if stored is None else msgspec.json.encode(stored._asdict()).decode(),
-        "data": delivery.data,
+        "data": b"" if entry.body is not None else delivery.data,
         "attributes": msgspec.json.encode(delivery.attributes).decode(),
         "publish_time": delivery.publish_time,
         "delivery_attempt": delivery.delivery_attempt,
         "received_at": now,
         "resolved_at": None,
         "resolution": None,
+        "body": entry.body,
+        "bytes": len(delivery.data),
+        "about": content.user_id if isinstance(content, UserCreated) else content.claims,
     }

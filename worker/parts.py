@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from worker import database, litestream
 from worker.access import Access
+from worker.bodies import Bodies
 from worker.config import Settings
 from worker.erasure import Erasure
 from worker.errors import Refused
@@ -39,17 +40,20 @@ class Parts:
         holder = str(uuid.uuid4())
         self.succession = self._succession(holder)
         self.lease = self._lease(holder)
+        self._body_store = Bucket(settings.bucket, settings.prefix)  # with threads of its own: a lease read never waits
+        self.bodies = Bodies(self._body_store, self.lease)
         self.intake = Intake(
             max_messages=settings.queue_max_messages,
             max_bytes=settings.queue_max_bytes,
             hold_seconds=settings.hold_limit_seconds,
+            bodies=self.bodies,
             waiting=self.succession.message_received,
         )
         self.tables = Tables(
             database.Reader(self.options.database, busy_timeout_seconds=settings.busy_timeout_seconds), self.intake
         )
         self.verifier = _verifier(settings)
-        self.erasure = Erasure(self.store, self.intake.change, settings.lease_read_timeout_seconds)
+        self.erasure = Erasure(self.store, self.bodies, self.intake.change, settings.lease_read_timeout_seconds)
         self.metrics = Metrics(hold_seconds=settings.hold_limit_seconds)
         info = {"revision": settings.revision, "sqlite": version}
         self.scrape = Scrape(
@@ -66,6 +70,7 @@ class Parts:
     def close(self) -> None:
         """Give back connections and threads."""
         self.store.close()
+        self._body_store.close()
         if self.verifier is not None:
             self.verifier.close()
 

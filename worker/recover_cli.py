@@ -14,7 +14,7 @@ import msgspec
 from rich.console import Console
 
 from publisher import values
-from worker import checkpoints, replay_cli, subscription_options
+from worker import checkpoints, gcs, replay_cli, subscription_options
 from worker.agreement import agreed
 from worker.config import Settings
 from worker.errors import LeaseHeld, LeaseLost, RestoreFailed, StoreError, WorkerError
@@ -218,7 +218,7 @@ def _replayed(
 
 async def _point(settings: Settings, plan: Plan, queue: Queue) -> datetime | str | None:
     assert plan.undone is not None  # only a blind recovery does without
-    store = Bucket(settings.bucket, settings.prefix).patient(settings.restore_timeout_seconds)
+    store = Bucket(settings.bucket, settings.prefix).patient(gcs.COMMAND_PATIENCE_SECONDS)
     try:
         found = await survey(store, timeout=_LIST_SECONDS)
         known = await checkpoints.listed(queue, store, timeout=_LIST_SECONDS)

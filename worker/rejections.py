@@ -22,6 +22,7 @@ _LISTED: Final = (
     Rejection.delivery_attempt,
     Rejection.resolved_at,
     Rejection.resolution,
+    Rejection.bytes,
 )
 _TIMES: Final = ("publish_time", "received_at", "resolved_at")
 
@@ -49,7 +50,7 @@ class Page(msgspec.Struct, frozen=True):
 
 def page(database: Connection, wanted: Filter) -> Page:
     """One page of rejections, without their data but with its `bytes`."""
-    query = Rejection.select(*_LISTED, fn.LENGTH(Rejection.data).alias("bytes"))
+    query = Rejection.select(*_LISTED)
     for given, condition in (
         (wanted.reason, Rejection.reason == wanted.reason),
         (wanted.since, Rejection.received_at >= wanted.since),
@@ -77,17 +78,26 @@ def open_by_reason(database: Connection) -> dict[str, int]:
 
 
 def whole(database: Connection, message_id: str) -> dict[str, Any] | None:
-    """One rejection with everything that is kept of it, or None. `data` is base64."""
+    """One rejection with everything that is kept of it, or None.
+
+    `data` is base64. Where `body` names an object of the bucket, `data` is empty.
+    """
     row: dict[str, Any] | None = Rejection.select().where(Rejection.message_id == message_id).dicts().bind(database).first()
     if row is None:
         return None
     data = bytes(row.pop("data"))
     return _readable(row) | {
-        "bytes": len(data),
         "attributes": msgspec.json.decode(row["attributes"]),
         "stored": None if row["stored"] is None else msgspec.json.decode(row["stored"]),
         "data": base64.b64encode(data).decode(),
     }
+
+
+def body_of(database: Connection, message_id: str) -> str | None:
+    """The object that holds an open rejection's bytes; None if its row holds them, or there is no such rejection."""
+    query = Rejection.select(Rejection.body).where((Rejection.message_id == message_id) & Rejection.resolved_at.is_null())
+    row: tuple[str | None] | None = query.tuples().bind(database).first()
+    return None if row is None else row[0]
 
 
 def _readable(row: dict[str, Any]) -> dict[str, Any]:

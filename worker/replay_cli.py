@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from publisher import values
-from worker import checkpoints, service_options, subscription_options
+from worker import checkpoints, gcs, service_options, subscription_options
 from worker.agreement import agreed
 from worker.config import Settings
 from worker.errors import ServiceUnreachable
@@ -174,7 +174,7 @@ async def _target(settings: Settings, options: argparse.Namespace) -> datetime |
         return options.since  # type: ignore[no-any-return]  # argparse's
     if "/" in options.snapshot:
         return str(options.snapshot)
-    store = Bucket(settings.bucket, settings.prefix).patient(settings.restore_timeout_seconds)
+    store = Bucket(settings.bucket, settings.prefix).patient(gcs.COMMAND_PATIENCE_SECONDS)
     try:
         return (await checkpoints.find(store, options.snapshot, timeout=_REQUEST_SECONDS)).snapshot
     finally:

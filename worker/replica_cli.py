@@ -9,6 +9,7 @@ import msgspec
 from rich.console import Console
 
 from publisher import values
+from worker import gcs
 from worker.config import Settings
 from worker.errors import ConfigError, RestoreFailed
 from worker.gcs import Bucket
@@ -175,7 +176,7 @@ def _verify(settings: Settings, options: argparse.Namespace) -> int:
 def _with_bucket(settings: Settings, use: Any) -> Any:
     store = Bucket(settings.bucket, settings.prefix)
     try:
-        return asyncio.run(use(store.patient(settings.restore_timeout_seconds)))
+        return asyncio.run(use(store.patient(gcs.COMMAND_PATIENCE_SECONDS)))
     finally:
         store.close()
 

@@ -199,6 +199,7 @@ async def _housekeeping(parts: Parts, side: asyncio.TaskGroup) -> AsyncIterator[
     async with (
         running(side, "retention", retention_.prune_every(interval, parts.store, parts.lease, retention, may=clock_agrees)),
         running(side, "expiry", expiry.run(parts.tables, interval_seconds=interval, may=clock_agrees)),
+        running(side, "bodies", parts.bodies.collect_every(interval, parts.tables, may=clock_agrees)),
         running(side, "checkpoints", _checkpoints(parts)),
     ):
         yield

@@ -85,8 +85,10 @@ class Transaction:
             kept.execute(self.database)
         return made.outcomes
 
-    def retry(self, message_id: str) -> Outcome:
+    def retry(self, message_id: str, body: bytes | None = None) -> Outcome:
         """Handle a rejected message once more, as it was published; it stays open unless it has its effect now.
+
+        `body` is the message's bytes where they are an object of the bucket.
 
         Raises:
             NotFound: There is no such rejection.
@@ -97,11 +99,11 @@ class Transaction:
         delivery = Delivery(
             message_id=message_id,
             publish_time=row["publish_time"],
-            data=bytes(row["data"]),
+            data=bytes(row["data"]) if row["body"] is None else body or b"",
             attributes=attributes,
             delivery_attempt=row["delivery_attempt"],
         )
-        entry = Entry(delivery, content_of(delivery.data, attributes), 0.0, None)  # type: ignore[arg-type]  # nobody waits
+        entry = Entry(delivery, content_of(delivery.data, attributes), 0.0, None, row["body"])  # type: ignore[arg-type]  # no sender
         made = self._plan([entry], ())
         Receipt.delete().where(Receipt.message_id == message_id).execute(self.database)
         insert(self.database, User, made.users)
@@ -116,14 +118,14 @@ class Transaction:
         return made.outcomes[0]
 
     def discard(self, message_id: str) -> None:
-        """Give a rejected message up: it has no effect, and its receipt says that it was handled.
+        """Give a rejected message up: it has no effect, its receipt says that it was handled, and its bytes are dropped.
 
         Raises:
             NotFound: There is no such rejection.
             Resolved: It has been resolved already.
         """
         self._open(message_id)
-        self._update(message_id, {"resolved_at": self.now, "resolution": DISCARDED})
+        self._update(message_id, {"resolved_at": self.now, "resolution": DISCARDED, "data": b"", "body": None})
 
     def erase(self, user_id: int) -> Erased:
         """Leave a tombstone in the place of a user, and nothing else that says whose it was.
@@ -134,10 +136,16 @@ class Transaction:
         receipts, rejections = self.erase_all([user_id])
         return Erased(found is not None and not found.deleted, receipts, rejections)
 
+    def bodies_about(self, user_id: int) -> list[str]:
+        """The objects that hold large rejected messages about a user."""
+        named = Rejection.select(Rejection.body, Rejection.about, Rejection.data, Rejection.stored)
+        rows: Iterable[dict[str, Any]] = named.where(Rejection.body.is_null(False)).dicts().bind(self.database).iterator()
+        return [row["body"] for row in rows if user_id in _about(row)]
+
     def erase_all(self, user_ids: Sequence[int]) -> tuple[int, int]:
         """Erase several users in one pass over each table; how many receipts and rejections spoke of them."""
         erased = set(user_ids)
-        kept = Rejection.select(Rejection.message_id, Rejection.data, Rejection.stored).dicts()
+        kept = Rejection.select(Rejection.message_id, Rejection.data, Rejection.stored, Rejection.about).dicts()
         rows: Iterable[dict[str, Any]] = kept.bind(self.database).iterator()
         rejected = [row["message_id"] for row in rows if _about(row) & erased]
         receipts = 0
@@ -187,4 +195,4 @@ def _about(rejection: dict[str, Any]) -> set[int | None]:
     """Whom a rejection is about: by what it met, and by what it says or tries to say."""
     stored = rejection["stored"]
     met = None if stored is None else msgspec.json.decode(stored)["user_id"]
-    return {met, claimed_user(bytes(rejection["data"]))}
+    return {met, rejection["about"], claimed_user(bytes(rejection["data"]))}

@@ -203,7 +203,9 @@ class Writer:
         except _ROW_ERRORS as error:
             # Delivered again it would be refused again: kept, it can be retried once the cause is mended (INV-6).
             log.exception("the database refused a valid row", extra={"action": "writer.not_storable"})
-            problem = Problem(NOT_STORABLE, f"the database refused the row: {type(error).__name__}; the log says why")
+            text = f"the database refused the row: {type(error).__name__}; the log says why"
+            about = entry.content.claims if isinstance(entry.content, Problem) else entry.content.user_id
+            problem = Problem(NOT_STORABLE, text, about)
             return self._write([structs.replace(entry, content=problem)])
 
     def _write(self, entries: Sequence[Entry]) -> list[Outcome]:

@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import pytest
 
 from local.worker_process import ROOT
 from tests.cloud import NUMBER, PROJECT, Cloud, Serving
+from tests.warm_gcloud import warm_gcloud
 from worker import config
 
 pytestmark = [
@@ -47,6 +49,14 @@ JOB = f"run/apis/run.googleapis.com/v1/namespaces/{PROJECT}/jobs/users-worker-co
 INVOKERS = f"run/v1/projects/{PROJECT}/locations/{REGION}/services/users-worker"
 REPOSITORY = f"artifactregistry/v1/projects/{PROJECT}/locations/{REGION}/repositories/solowriter"
 ROLE = f"projects/{PROJECT}/roles/users_worker_snapshots"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each command of gcloud without the time that it takes to load."""
+    with warm_gcloud(tmp_path_factory.mktemp("gcloud")) as path, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", path)
+        yield
 
 
 def clone(folder: Path) -> Path:

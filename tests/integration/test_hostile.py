@@ -24,7 +24,7 @@ from local.gcs_process import FakeGcs
 from local.proof import live_generation, restore
 from local.worker_process import WorkerProcess
 from tests.integration.hostile import MARK, Damaged, Hostile, NoPush, Row, corpus, largest
-from tests.processes import BUCKET, QUICK, URL, Objects, body, push
+from tests.processes import BUCKET, PREFIX, QUICK, URL, Objects, body, push
 
 pytestmark = pytest.mark.slow
 
@@ -131,7 +131,13 @@ def stored(gcs: FakeGcs, scratch: Path) -> Stored:
         tables = (
             {row[0]: dict(row) for row in database.execute(f"SELECT * FROM {name}")} for name in Stored.__annotations__
         )
-        return Stored(*tables)
+        found = Stored(*tables)
+    objects = Objects(gcs)
+    for kept in found.rejections.values():
+        if kept["body"] is not None:
+            kept["data"] = objects.read(f"{PREFIX}/{kept['body']}")
+    objects.close()
+    return found
 
 
 def unfit(hostile: Hostile, status: int, found: Stored) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import signal
@@ -19,7 +20,8 @@ import pytest
 from local.gcs_process import FakeGcs
 from local.proof import prove
 from local.worker_process import WorkerProcess, wait_until
-from tests.processes import QUICK, URL, Load, Objects, push, pushing
+from publisher import message
+from tests.processes import PREFIX, QUICK, URL, Load, Objects, push, pushing
 
 pytestmark = pytest.mark.slow
 
@@ -144,3 +146,36 @@ def test_a_loop_that_stands_still_ends_the_process(tmp_path: Path, store: FakeGc
         assert worker.wait(seconds=10) in (0, 1)
     finally:
         worker.kill()
+
+
+def test_large_bad_messages_stop_no_good_one(tmp_path: Path, store: FakeGcs) -> None:
+    """INV-6: 40 bad messages of 9.5 MB leave the database small, and each is exported whole after a kill and a wipe."""
+    worker = worker_of(store, tmp_path)
+    bad = {f"bad{number}": b'{"user_id":%d,"wrong":"' % number + b"x" * 9_500_000 for number in range(1, 41)}
+    objects = Objects(store)
+    try:
+        worker.start().wait_serving()
+        with httpx.Client(timeout=60, trust_env=False) as client:
+            for message_id, data in bad.items():
+                pushed = message.envelope(data, {}, message_id, "2026-01-01T00:00:00Z", "projects/p/subscriptions/s")
+                assert client.post(worker.url, content=pushed).status_code == 204
+        assert push(worker, 1, "good").status_code == 204
+        assert (worker.disk / "users.db").stat().st_size < 1_000_000
+        worker.kill()
+        worker.wipe()
+        worker.start().wait_serving()
+        with httpx.Client(timeout=60, trust_env=False, base_url=worker.url) as client:
+            for message_id, data in bad.items():
+                kept = client.get(f"/rejections/{message_id}").raise_for_status().json()
+                assert (base64.b64decode(kept["data"]) == data, kept["bytes"]) == (True, len(data))
+            assert client.post("/rejections/bad1/retry").json()["outcome"] == "rejected"
+            assert client.post("/rejections/bad2/discard").json()["outcome"] == "discarded"
+            assert len(objects.names(f"{PREFIX}/rejected/")) == len(bad)  # the discarded one goes when it is a day old
+            objects.delete(f"{PREFIX}/{client.get('/rejections/bad3').json()['body']}")
+            answer = client.get("/rejections/bad3")
+            assert answer.status_code == 404
+            assert "no longer in the bucket" in answer.json()["error"]
+    finally:
+        worker.kill()
+        objects.close()
+        print(worker.tail())

@@ -152,8 +152,12 @@ class Bucket:
         generation = self._put(name, data)
         path, is_slot, slot = name.partition("/ltx/0/")
         if is_slot:  # all else that writes slots goes through a gate
-            self.seals[path] = max(self.seals.get(path, 0), int(slot[:16], 16))
-            self.sealed_rows[path] = self.restored(path)
+            sealed = int(slot[:16], 16)
+            # A process that slept since its restore may find that slot's name free again, once the sealed generation
+            # was pruned up to its last slot. It seals nothing with it, and can make nothing live.
+            if sealed > self.seals.get(path, 0):
+                self.seals[path] = sealed
+                self.sealed_rows[path] = self.restored(path)
         return generation
 
     def create(self, name: str, data: bytes, writer: str, *, only: bool = True) -> Answer:

@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
@@ -481,7 +482,7 @@ def quiet() -> Iterator[None]:
 
 def test_the_protocol_holds() -> None:
     """Whatever happens, in whatever order: nothing acknowledged is lost, and nobody writes beside the holder."""
-    check(OneWriter, examples=400)
+    check(OneWriter, examples=int(os.environ.get("PROPERTY_EXAMPLES", "120")))
 
 
 def test_zombies_harm_nothing() -> None:

@@ -181,6 +181,19 @@ GROUP_MAX: Final = st.integers(1, 5)
 # The model.
 
 
+def _about(sent: Sent) -> int | None:
+    """The user id that a message states, if it can be read."""
+    if sent.user is not None:
+        return sent.user[0]
+    try:
+        stated = json.loads(sent.data.decode(errors="replace"))["user_id"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    if isinstance(stated, str) and stated.isascii() and stated.isdecimal():
+        stated = int(stated)
+    return stated if type(stated) is int and 0 < stated < 2**63 else None
+
+
 @dataclass
 class Model:
     """What the documentation promises, in dictionaries by id."""
@@ -206,6 +219,9 @@ class Model:
                 "received_at": now,
                 "resolved_at": None,
                 "resolution": None,
+                "body": None,
+                "bytes": len(sent.data),
+                "about": _about(sent),
             }
         self._receive(sent, fate, reason, epoch, now)
         return fate
@@ -231,7 +247,7 @@ class Model:
         row = self.rejections.get(message_id)
         if row is None or row["resolved_at"] is not None:
             return NotFound if row is None else Resolved
-        row |= {"resolved_at": now, "resolution": "discarded"}
+        row |= {"resolved_at": now, "resolution": "discarded", "data": b""}
         return None
 
     def expire(self, now: float) -> dict[str, int]:

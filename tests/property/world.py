@@ -33,6 +33,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
+from tests.fakes import bodies
 from tests.property.bucket import Ack, Ask, Bucket, Rows, applied, ltx_file, stored
 from tests.property.loop import Loop
 from worker import app, database, gate, generation, layout, litestream, recovery, supervisor
@@ -566,8 +567,10 @@ class Process:
                 max_messages=settings.queue_max_messages,
                 max_bytes=settings.queue_max_bytes,
                 hold_seconds=settings.hold_limit_seconds,
+                bodies=bodies(),
                 waiting=succession.message_received,
             ),
+            bodies=bodies(),
             tables=SimpleNamespace(open=False, read=_nothing),
             metrics=Metrics(hold_seconds=settings.hold_limit_seconds, clock=clock),
             erasure=None,

@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 from publisher import message
 from publisher.connections import Bounds, Connections
 from publisher.message import MAX_USER_ID
+from tests.fakes import bodies
 from worker import app
 from worker.access import Access
 from worker.errors import Refused, RequestError, Unwritable
@@ -90,13 +91,19 @@ class Noting(Observer):
         self.refusals.append((error.status, error.reason))
 
 
+def _intake(*, max_bytes: int = 10_000, waiting: Callable[[], None] = lambda: None) -> Intake:
+    return Intake(max_messages=2, max_bytes=max_bytes, hold_seconds=60, bodies=bodies(), waiting=waiting)
+
+
 @dataclass
 class Site:
     """The application and what it stands on."""
 
     writer: Answering = field(default_factory=Answering)
     users: Table = field(default_factory=Table)
-    intake: Intake = field(default_factory=lambda: Intake(max_messages=2, max_bytes=10_000, hold_seconds=60))
+    intake: Intake = field(
+        default_factory=lambda: Intake(max_messages=2, max_bytes=10_000, hold_seconds=60, bodies=bodies())
+    )
     serving: bool = True
     access: Access = field(default_factory=Access)
     eraser: Erasing = field(default_factory=Erasing)
@@ -321,7 +328,7 @@ def test_a_wrong_method_is_seen(caplog: pytest.LogCaptureFixture, method: str, p
 
 def test_bytes_are_held_as_they_arrive() -> None:
     """INV-7: a sender that announces a large body and sends none takes no room from the others."""
-    site = Site(intake=Intake(max_messages=2, max_bytes=LIMIT, hold_seconds=60))
+    site = Site(intake=_intake(max_bytes=LIMIT))
     held: list[int] = []
 
     async def slow() -> AsyncIterator[bytes]:
@@ -510,7 +517,9 @@ def test_any_request_that_is_routed_here_asks_for_the_lease(site: Site, method: 
     """A deployment to an idle topic answers reads without waiting for a message; probes and scrapes prove no traffic."""
     asked: list[None] = []
     site.serving, site.users.error = False, Refused("not serving yet; ask again")
-    site.intake = Intake(max_messages=2, max_bytes=10_000, hold_seconds=60, waiting=lambda: asked.append(None))
+    site.intake = Intake(
+        max_messages=2, max_bytes=10_000, hold_seconds=60, bodies=bodies(), waiting=lambda: asked.append(None)
+    )
     site.ask(method, path)
     assert bool(asked) == routed
 

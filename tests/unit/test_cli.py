@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from worker import cli, config
+from worker import cli, config, gcs
 
 
 def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,6 +25,7 @@ def test_a_bucket_that_gives_no_answer_has_a_next_step(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A service asks again by itself; a command says who should."""
+    monkeypatch.setattr(gcs, "COMMAND_PATIENCE_SECONDS", 0.5)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
     assert cli.main(["replica"], {"REPLICA_URL": "gs://bucket/store"}) == 1
     assert capsys.readouterr().err.endswith("; look at the network and REPLICA_URL, and try again\n")
@@ -34,7 +35,7 @@ def test_a_defect_that_ends_the_service_is_one_line_of_the_log() -> None:
     """With its action and its traceback in one entry, not some twenty lines of text; and nothing holds up the end."""
     program = """
 import threading
-from worker import cli, supervisor
+from worker import cli, gcs, supervisor
 
 async def run(*_):
     threading.Thread(target=threading.Event().wait).start()

@@ -9,6 +9,7 @@ import pytest
 
 from publisher.message import UserCreated
 from tests.entries import delivery, turns, until
+from tests.fakes import bodies
 from worker.errors import Refused, Unwritable
 from worker.group import Entry, Outcome
 from worker.intake import Intake, State
@@ -31,7 +32,7 @@ class Collector:
 
 def make(*, messages: int = 10, size: int = 10_000, hold: float = 60) -> Intake:
     """An intake that stands by."""
-    return Intake(max_messages=messages, max_bytes=size, hold_seconds=hold)
+    return Intake(max_messages=messages, max_bytes=size, hold_seconds=hold, bodies=bodies())
 
 
 def serving(intake: Intake) -> Collector:
@@ -94,7 +95,7 @@ def test_a_message_while_standing_by_is_told_of() -> None:
 
     async def body() -> None:
         told: list[int] = []
-        intake = Intake(max_messages=2, max_bytes=10_000, hold_seconds=60, waiting=lambda: told.append(1))
+        intake = Intake(max_messages=2, max_bytes=10_000, hold_seconds=60, bodies=bodies(), waiting=lambda: told.append(1))
         requests = [sent(intake, f"m{number}") for number in range(3)]
         await turns()
         assert len(told) == 2

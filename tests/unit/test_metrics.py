@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import worker.errors
 from publisher.connections import REFUSALS
 from tests.entries import entry, until
-from tests.fakes import Clock, MemoryStore
+from tests.fakes import Clock, MemoryStore, bodies
 from tests.test_docs import rows
 from worker import app, database, families, rejections
 from worker.access import Access
@@ -93,7 +93,7 @@ class World:
     litestream: str = "off"
 
     def __post_init__(self) -> None:
-        self.intake = Intake(max_messages=10, max_bytes=100, hold_seconds=HOLD)
+        self.intake = Intake(max_messages=10, max_bytes=100, hold_seconds=HOLD, bodies=bodies())
         self.metrics = Metrics(hold_seconds=HOLD, clock=self.clock)
         known = Families(
             self.metrics, self.intake, self.lease, self.directory / "users.db", {"revision": "r", "sqlite": "3"}

@@ -237,6 +237,9 @@ def test_a_conflict_is_kept_with_both_sides(bench: Bench) -> None:
         "delivery_attempt": None,
         "resolved_at": None,
         "resolution": None,
+        "body": None,
+        "bytes": 49,
+        "about": 5,
     }
 
 
