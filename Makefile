@@ -38,10 +38,11 @@ test-fast: $(READY)  ## The tests that start no other process
 torture: $(READY)  ## Each crash test N times (make torture N=10), and longer histories, for at most MINUTES
 	timeout $(MINUTES)m env PROPERTY_EXAMPLES=400 $(BIN)/python -m pytest tests/crash tests/property -n 4 --dist worksteal --cycles $(N)
 
-check: $(READY)  ## Formatter, linter, strict types
+check: $(READY)  ## Formatter, linter, strict types, which room may import which
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(READY)  ## Apply the formatter and the linter's safe fixes
 	$(BIN)/ruff format .

@@ -34,7 +34,7 @@ from bench.latency import GET_MS, PUT_MS
 from bench.pushes import Pushes
 from bench.store import BUCKET_URL, MEGABYTE, Store, open_store
 from local.worker_process import ROOT, WorkerProcess
-from worker.litestream import find_binary
+from worker.replica.litestream import find_binary
 
 _IN_FLIGHT: Final = 2
 """Requests: one is uploaded while the next is committed, so that nearly every message is an upload of its own."""

@@ -19,12 +19,14 @@ from starlette.responses import Response
 
 from bench import noop
 from publisher import message
-from worker import config, database, envelope
-from worker.background import running
-from worker.generation import Generation
-from worker.models import Connection, Receipt, User
-from worker.parts import Parts
-from worker.replication import Confirmation
+from worker import config
+from worker.database import connections
+from worker.database.models import Connection, Receipt, User
+from worker.ingest.confirmation import Confirmation
+from worker.ingest.http import envelope
+from worker.replica.generation import Generation
+from worker.tasks import running
+from worker.wiring import Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,10 @@ async def _serve(settings: config.Settings) -> None:
         lease.held(release_seconds=settings.release_seconds),
         asyncio.TaskGroup() as side,
         running(side, "lease renewal", lease.keep()),
-        Generation(lease, parts.store, parts.options, settings, side=side) as generation,
+        Generation(lease, parts.store, parts.options, settings, side=side, prepare=parts.prepare) as generation,
     ):
         await generation.begin()
-        connection = database.connect(parts.options.database, busy_timeout_seconds=settings.busy_timeout_seconds)
+        connection = connections.connect(parts.options.database, busy_timeout_seconds=settings.busy_timeout_seconds)
         with connection.connection_context():
             store = Store(connection, generation, lease.epoch)
             await noop.serve(sys.modules[__name__], settings.port, store=store)

@@ -48,7 +48,7 @@ async def serve(module: Any, port: int, **state: object) -> None:
     for name, value in state.items():
         setattr(application.state, name, value)
     doors = Connections(_BOUNDS)
-    # The keywords are those of worker/supervisor.py; tests/unit/test_bench.py holds them together.
+    # The keywords are those of worker/supervisor.py; tests/unit/bench/test_bench.py holds them together.
     server = _Server(
         uvicorn.Config(
             application,

@@ -20,9 +20,9 @@ from bench.naive import write
 from bench.store import BUCKET_URL, Store
 from local.worker_process import wait_until
 from publisher.message import UserCreated
-from worker import database
-from worker.litestream import find_binary
-from worker.models import Connection
+from worker.database import connections
+from worker.database.models import Connection
+from worker.replica.litestream import find_binary
 
 PATH: Final = "plain"
 _BUSY_SECONDS: Final = 5.0
@@ -60,7 +60,7 @@ def replicated(store: Store) -> Iterator[Plain]:
     directory = store.directory / PATH
     directory.mkdir()
     file, control, config = directory / "users.db", directory / "ls.sock", directory / "litestream.yml"
-    database.migrate(file, busy_timeout_seconds=_BUSY_SECONDS)
+    connections.migrate(file, busy_timeout_seconds=_BUSY_SECONDS)
     settings = {
         "socket": {"enabled": True, "path": str(control)},
         "logging": {"level": "warn"},
@@ -73,7 +73,7 @@ def replicated(store: Store) -> Iterator[Plain]:
         process.running(command, store.gcs.environment(), log=log),
     ):
         wait_until(control.exists, "Litestream's control socket")
-        yield Plain(database.connect(file, busy_timeout_seconds=_BUSY_SECONDS), file, control)
+        yield Plain(connections.connect(file, busy_timeout_seconds=_BUSY_SECONDS), file, control)
 
 
 class _Control(http.client.HTTPConnection):

@@ -25,10 +25,10 @@ from bench.pushes import Pushes
 from bench.store import Store, open_store
 from local.worker_process import WorkerProcess
 from worker.config import Settings
-from worker.gcs import Bucket
-from worker.litestream import find_binary
-from worker.restore_commands import restore
-from worker.restoring import Wanted
+from worker.operations.restore import restore
+from worker.replica.bucket import Bucket
+from worker.replica.litestream import find_binary
+from worker.replica.restoring import Wanted
 
 PLAIN: Final = "plain litestream restore"
 FUNCTION: Final = "the worker's function"

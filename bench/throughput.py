@@ -28,7 +28,7 @@ from bench.part import Scale
 from bench.store import BUCKET_URL, Store, open_store
 from local.ports import free_port
 from worker.config import Settings
-from worker.litestream import find_binary
+from worker.replica.litestream import find_binary
 
 QUESTION: Final = "throughput: what does durability cost?"
 CONNECTIONS: Final = 256

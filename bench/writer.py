@@ -25,12 +25,11 @@ from bench.figures import Figure
 from bench.part import Scale
 from bench.store import memory
 from publisher.message import UserCreated
-from worker import database
 from worker.config import Settings
-from worker.envelope import Delivery
-from worker.group import Entry, Group, Outcome
-from worker.models import Receipt, User, columns
-from worker.writer import Writer
+from worker.database import connections
+from worker.database.models import Receipt, User, columns
+from worker.ingest.messages import Delivery, Entry, Group, Outcome
+from worker.ingest.writer import Writer
 
 QUESTION: Final = "writer: what does the writer cost beside bare SQLite?"
 _MESSAGES: Final = 50_000
@@ -49,7 +48,7 @@ def measure(scale: Scale) -> list[Figure]:
         for which in ("ours", "bare") if run % 2 else ("bare", "ours"):
             with tempfile.TemporaryDirectory(prefix="solowriter-bench-", dir=memory()) as name:
                 file = Path(name) / "users.db"
-                database.migrate(file, busy_timeout_seconds=_SETTINGS.busy_timeout_seconds)
+                connections.migrate(file, busy_timeout_seconds=_SETTINGS.busy_timeout_seconds)
                 gc.collect()
                 seconds = asyncio.run(_ours(file, messages)) if which == "ours" else _bare(file, messages)
                 (ours if which == "ours" else bare).append(messages / seconds)
@@ -88,7 +87,7 @@ async def _ours(file: Path, messages: int) -> float:
         )
         for number in range(_FIRST_ID, _FIRST_ID + messages)
     ]
-    connection = database.connect(file, busy_timeout_seconds=_SETTINGS.busy_timeout_seconds)
+    connection = connections.connect(file, busy_timeout_seconds=_SETTINGS.busy_timeout_seconds)
     group_max, gather = _SETTINGS.group_max_messages, _SETTINGS.group_gather_seconds
     async with Writer(connection, _Confirmed(), epoch=1, group_max=group_max, gather_seconds=gather) as writer:
         running = asyncio.create_task(writer.run())
@@ -105,7 +104,7 @@ async def _ours(file: Path, messages: int) -> float:
 
 
 def _bare(file: Path, messages: int) -> float:
-    connection = database.connect(file, busy_timeout_seconds=_SETTINGS.busy_timeout_seconds)
+    connection = connections.connect(file, busy_timeout_seconds=_SETTINGS.busy_timeout_seconds)
     with connection.connection_context():
         cursor = connection.cursor()  # type: ignore[no-untyped-call]  # Peewee's
         statements = [

@@ -1,7 +1,7 @@
 """What a month costs, by formula: requests to the bucket, bytes kept there, the instance, and Pub/Sub.
 
 Prices and latencies are assumptions (`Prices`, `Assumptions`), the counts follow from how the worker and its Litestream work
-(worker/replication.py, litestream.yml): one upload for each confirmation, and confirmations one after the other, so that
+(worker/ingest/confirmation.py, litestream.yml): one upload for each confirmation, one confirmation after the other, so that
 there are never more of them a second than fit into it, however many messages come. Litestream merges its files every 30 s, 5
 minutes and hour, lists two levels whenever it has merged, and keeps what it merged until a full copy of the database is
 newer.
@@ -42,7 +42,7 @@ PAGE: Final = 1000
 _OWN_SECONDS: Final = 30.0
 """About so often Litestream adds a transaction of its own while there is a load: seen, two a minute."""
 _LOOK_SECONDS: Final = 10.0
-"""Between two looks at the lease before slots may be deleted (worker/generation.py)."""
+"""Between two looks at the lease before slots may be deleted (worker/replica/generation.py)."""
 _START_WRITES: Final = 4
 """Of a start: the lease, the seal, the manifest, the live switch; beside the full copies."""
 SPACINGS: Final = (0.0, 0.25, 1.0)

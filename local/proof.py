@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.litestream import find_binary
+from worker.replica.litestream import find_binary
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from worker import envelope
+from worker.ingest.http import envelope
 
 _TIMEOUT_SECONDS: Final = 65.0
 """Longer than the worker's default ack deadline: it is the worker that answers, not the proxy."""

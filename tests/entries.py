@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 from publisher import message
 from publisher.message import UserCreated
-from worker.envelope import Delivery
-from worker.group import Entry, Problem
+from worker.ingest.messages import Delivery, Entry, Problem
 
 PUBLISHED = 1_700_000_000_000
 """When every message is published unless a test says otherwise, in milliseconds."""

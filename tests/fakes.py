@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Self
 
-from worker.bodies import Bodies
 from worker.errors import Mismatch, StoreError, StoreThrottled, StoreUnavailable
-from worker.layout import StoredObject
+from worker.ingest.bodies import Bodies
+from worker.replica.layout import StoredObject
 
 
 @dataclass
@@ -47,13 +47,13 @@ class MemoryStore:
         return "gs://bucket/prefix"
 
     async def read(self, name: str, *, timeout: float) -> tuple[bytes, int] | None:
-        """See `worker.lease.Store`."""
+        """See `worker.lease.lease.Store`."""
         if self._fault("read") != "ok":
             raise StoreUnavailable("read: no answer")
         return self.objects.get(name)
 
     async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
-        """See `worker.lease.Store`."""
+        """See `worker.lease.lease.Store`."""
         fault = self._fault("write")
         if fault == "refuse":
             raise StoreUnavailable("write: no answer")
@@ -67,18 +67,18 @@ class MemoryStore:
         return self.generation
 
     async def names(self, name_prefix: str, *, timeout: float) -> list[str]:
-        """See `worker.gcs.Bucket`."""
+        """See `worker.replica.bucket.Bucket`."""
         if self._fault("names") != "ok":
             raise StoreUnavailable("names: no answer")
         return sorted(name for name in self.objects if name.startswith(name_prefix))
 
     async def folders(self, name_prefix: str, *, timeout: float) -> list[str]:
-        """See `worker.gcs.Bucket`."""
+        """See `worker.replica.bucket.Bucket`."""
         below = [name.removeprefix(name_prefix) for name in self.objects if name.startswith(name_prefix)]
         return sorted({name.split("/")[0] for name in below if "/" in name})
 
     def patient(self, seconds: float) -> Self:
-        """See `worker.gcs.Bucket`."""
+        """See `worker.replica.bucket.Bucket`."""
         return self
 
     def put(self, name: str, data: bytes) -> None:
@@ -101,24 +101,24 @@ class BodyStore:
     error: StoreError | None = None
 
     async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
-        """See `worker.bodies.Store`."""
+        """See `worker.ingest.bodies.Store`."""
         self._fail()
         assert name not in self.bodies, "a name is used once"
         self.bodies[name], self.created[name] = data, datetime.now(UTC)
         return 1
 
     async def read(self, name: str, *, timeout: float) -> tuple[bytes, int] | None:
-        """See `worker.bodies.Store`."""
+        """See `worker.ingest.bodies.Store`."""
         self._fail()
         return (self.bodies[name], 1) if name in self.bodies else None
 
     async def objects(self, name_prefix: str, *, timeout: float) -> list[StoredObject]:
-        """See `worker.bodies.Store`."""
+        """See `worker.ingest.bodies.Store`."""
         self._fail()
         return [StoredObject(name, len(data), self.created[name], {}) for name, data in self.bodies.items()]
 
     async def delete(self, name: str, *, timeout: float) -> None:
-        """See `worker.bodies.Store`."""
+        """See `worker.ingest.bodies.Store`."""
         self._fail()
         del self.bodies[name]
 
@@ -135,7 +135,7 @@ class Epoch:
     lost: Exception | None = None
 
     async def verify(self) -> None:
-        """See `worker.bodies.Holder`."""
+        """See `worker.ingest.bodies.Holder`."""
         if self.lost is not None:
             raise self.lost
 

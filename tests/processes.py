@@ -17,7 +17,7 @@ from local.gcs_process import FakeGcs
 from local.worker_process import WorkerProcess, wait_until
 from publisher import message
 from publisher.message import UserCreated
-from worker.lease_record import Record, encode
+from worker.lease.record import Record, encode
 
 BUCKET = "users"
 PREFIX = "store"

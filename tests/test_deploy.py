@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from worker import config
-from worker.litestream import Litestream, Options, find_binary
+from worker.replica.litestream import Litestream, Options, find_binary
 
 ROOT = Path(__file__).parent.parent
 

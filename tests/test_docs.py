@@ -20,14 +20,14 @@ import pytest
 import publisher.arguments
 import publisher.errors
 import publisher.settings
-import worker.cli
+import worker.cli.main
+import worker.cli.rejections
+import worker.cli.subscription_options
 import worker.errors
-import worker.rejection_cli
-import worker.subscription_options
 from local import docs
 from local.setting_texts import WORKER
 from worker import config
-from worker.outcome import REASONS
+from worker.database.models import REASONS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -127,7 +127,7 @@ def test_every_worker_setting_is_documented_with_its_default() -> None:
     """docs/configuration.md has one row for each setting, and no row for anything else."""
     documented = rows("configuration.md", "## Worker")
     described = {name: default for name, default, _ in config.described()}
-    commands_only = set(worker.rejection_cli.ENVIRONMENT) | {"PUBSUB_EMULATOR_HOST"}
+    commands_only = set(worker.cli.rejections.ENVIRONMENT) | {"PUBSUB_EMULATOR_HOST"}
     assert set(documented) - FOREIGN_VARIABLES == set(described) | commands_only
     wrong = {name: documented[name][0] for name in described if not same_value(documented[name][0], described[name])}
     assert not wrong, {name: (shown, described[name]) for name, shown in wrong.items()}
@@ -319,19 +319,22 @@ def test_every_invariant_that_is_cited_is_documented() -> None:
             assert set(re.findall(r"INV-\d+", file.read_text())) <= known, file
 
 
-def test_every_module_of_the_worker_is_on_the_map() -> None:
-    """docs/architecture.md names each module, and none that is gone."""
+def test_every_room_is_on_the_map() -> None:
+    """docs/architecture.md names each room and top-level module, and no path that is gone."""
     text = (DOCS / "architecture.md").read_text()
-    there = {f"worker/{file.name}" for file in (ROOT / "worker").glob("*.py") if not file.name.startswith("__")}
-    assert set(re.findall(r"`(worker/\w+\.py)`", text)) == there
-    table = text.partition("\n## Modules\n")[2].partition("\n## ")[0]
-    assert sorted(re.findall(r"`(worker/\w+\.py)`", table)) == sorted(there), "each of them once, in the table"
+    rooms = text.partition("\n## Rooms\n")[2].partition("```\n")[2].partition("```")[0]
+    shown = set(re.findall(r"\b(\w+(?:\.py|/))", rooms))
+    for entry in (ROOT / "worker").iterdir():
+        name = f"{entry.name}/" if entry.is_dir() else entry.name
+        assert name in shown or name.startswith("__"), name
+    for path in re.findall(r"`((?:worker|publisher|local|bench)/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), path
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        *commands(worker.cli._parser(), "python -m worker"),
+        *commands(worker.cli.main._parser(), "python -m worker"),
         *commands(publisher.arguments.parser(), "python -m publisher"),
     ],
 )
@@ -343,7 +346,7 @@ def test_every_command_is_documented(command: str) -> None:
 def test_every_documented_command_exists() -> None:
     """`python -m worker VERB` and the like in the documentation are commands that there are."""
     known = {
-        *commands(worker.cli._parser(), "python -m worker"),
+        *commands(worker.cli.main._parser(), "python -m worker"),
         *commands(publisher.arguments.parser(), "python -m publisher"),
         *(f"python -m local {name}" for name in re.findall(r'add_parser\(\s*"([a-z]+)"', sources("local"))),
     }
@@ -397,7 +400,7 @@ def test_every_documented_make_target_exists() -> None:
 def test_every_documented_setting_exists() -> None:
     """A variable in backticks, with an underscore, is one that something reads; so is what an example sets."""
     known = {name for name, _, _ in config.described()} | set(publisher.settings.ENVIRONMENT) | FOREIGN_VARIABLES
-    known |= set(worker.rejection_cli.ENVIRONMENT) | set(worker.subscription_options.ENVIRONMENT)
+    known |= set(worker.cli.rejections.ENVIRONMENT) | set(worker.cli.subscription_options.ENVIRONMENT)
     known |= {name for name in vars(publisher.settings) if name.isupper()}  # its fixed limits
     for file in (ROOT / "deploy").glob("*.sh"):
         known |= set(re.findall(r"\$\{([A-Z_]+):?-", file.read_text()))
@@ -436,7 +439,7 @@ def test_links_resolve(file: Path) -> None:
 
 @pytest.mark.parametrize("file", TEXTS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_code_in_backticks_that_looks_like_a_file_is_one(file: Path) -> None:
-    """`worker/app.py` and the like are files or folders that there are."""
+    """`worker/ingest/http/app.py` and the like are files or folders that there are."""
     for name in re.findall(rf"`((?:{'|'.join((*PACKAGES, 'docs', 'deploy', 'tests'))})/[\w./-]*)`", file.read_text()):
         assert (ROOT / name).exists(), f"{file.name}: {name}"
 

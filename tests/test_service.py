@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-import worker.pubsub
+import worker.operations.pubsub
 from deploy.render import render
 from worker import config
 from worker.errors import ConfigError
@@ -201,8 +201,8 @@ def test_the_service_sets_only_what_is_a_setting() -> None:
 
 
 def test_the_worker_has_the_rights_that_it_uses_and_no_others() -> None:
-    """What the calls in worker/pubsub.py need is what our own role and the two on the subscription give."""
-    called = set(re.findall(r"_subscriber\(\)\.(\w+)\(", inspect.getsource(worker.pubsub)))
+    """What the calls in worker/operations/pubsub.py need is what our own role and the two on the subscription give."""
+    called = set(re.findall(r"_subscriber\(\)\.(\w+)\(", inspect.getsource(worker.operations.pubsub)))
     assert called == set(NEEDED)
     role = set(re.findall(r"\bpubsub\.snapshots\.\w+", SCRIPT))
     granted = set(re.findall(r"\broles/pubsub\.\w+", SCRIPT.partition("make_subscription()")[2]))

@@ -6,6 +6,7 @@ to load when a value is wrong or when the time limits do not nest (INV-8); the e
 what it must be.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from publisher import values
-from worker import places
 from worker.errors import ConfigError
 
 PLATFORM_GRACE_SECONDS: Final = 10.0
@@ -25,9 +25,59 @@ CHECKPOINT_HOURS_MIN: Final = 1.0
 WORKER_COUNTS: Final = ("WORKERS", "WEB_CONCURRENCY")
 """Variables by which other servers are told to run several processes."""
 
+PREFIX_MAX: Final = 512
+"""Longest prefix, in characters: an object's name has at most 1,024 bytes (documentation, "Quotas and limits")."""
+NAME_MAX_BYTES: Final = 200
+"""Longest name of the database's file: those beside it are longer, and a name has at most 255 bytes."""
+
+_URL: Final = re.compile(r"gs://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])/([^/]+(?:/[^/]+)*)/?", re.ASCII)
+_PART: Final = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
+_SIGNS_OF_URLS: Final = "?#%"
+"""Litestream 0.5.17 puts the file's name into a URL as it is, and SQLite opens another file. A folder it is given by another
+name (litestream.plain); SQLite names the WAL for the file, so there is none for that."""
+
+
+def store_place(url: str) -> tuple[str, str]:
+    """The bucket and the prefix of a REPLICA_URL.
+
+    Raises:
+        Wrong: It is no store's place, or is one that different readers would take for different ones.
+    """
+    found = _URL.fullmatch(url)
+    if found is None:
+        raise values.Wrong("must be gs://BUCKET/PREFIX, for example gs://acme-users/prod")
+    parts = found[2].split("/")
+    if any(not _PART.fullmatch(part) or part in (".", "..") for part in parts) or len(found[2]) > PREFIX_MAX:
+        raise values.Wrong(
+            "must be gs://BUCKET/PREFIX, for example gs://acme-users/prod: the prefix has letters, digits, '.', '_', '-', "
+            f"and '/' between its parts, and at most {PREFIX_MAX} characters; no part is '.' or '..'"
+        )
+    return found[1], found[2]
+
+
+def database_file(text: str) -> Path:
+    """The path of the working copy.
+
+    Raises:
+        Wrong: It can be no file here.
+    """
+    file = values.path(text)
+    if len(os.fsencode(file.name)) > NAME_MAX_BYTES:
+        raise values.Wrong(f"must be a file whose name has at most {NAME_MAX_BYTES} bytes")
+    if any(sign in file.name for sign in _SIGNS_OF_URLS):
+        raise values.Wrong("must be a file without '?', '#' and '%' in its name: Litestream would open another file")
+    try:
+        folder = file.is_dir()
+    except OSError as error:
+        raise values.Wrong(f"must be a path that can be opened ({error.strerror})") from None
+    if folder:
+        raise values.Wrong("must be a file, not a folder")
+    return file
+
+
 _TEXTS: Final[Mapping[str, Callable[[str], Any]]] = {
-    "REPLICA_URL": places.store,
-    "DATABASE_PATH": places.database,
+    "REPLICA_URL": store_place,
+    "DATABASE_PATH": database_file,
     "LITESTREAM_CONFIG": values.path,
     "LITESTREAM_BIN": lambda text: str(values.path(text)),
     "PUSH_AUDIENCE": values.word,
@@ -279,12 +329,12 @@ class Settings:
     @property
     def bucket(self) -> str:
         """The bucket's name, from REPLICA_URL."""
-        return places.store(self.replica_url)[0]
+        return store_place(self.replica_url)[0]
 
     @property
     def prefix(self) -> str:
         """The prefix inside the bucket, from REPLICA_URL, with no slash at either end."""
-        return places.store(self.replica_url)[1]
+        return store_place(self.replica_url)[1]
 
 
 def load(environ: Mapping[str, str]) -> Settings:

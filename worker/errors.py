@@ -35,7 +35,7 @@
         └── Unwritable        500  the database refused a message altogether: a bug of ours
 
 "Definitely lost" (`LeaseLost`) and "don't know" (`StoreUnavailable`, `SyncUnavailable`) are different answers. Errors of
-other libraries are translated where the library is called (gcs.py, litestream.py, writer.py) and nowhere else. Each
+other libraries are translated where the library is called (bucket.py, litestream.py, writer.py) and nowhere else. Each
 message ends in what the operator can do next.
 """
 

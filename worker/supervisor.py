@@ -24,18 +24,24 @@ import uvicorn
 
 from publisher.connections import SPARE_CONNECTIONS, Bounds, Connections
 from publisher.listening import listen, spare_files
-from worker import app, checkpointing, claim, database, doctor_quick, lease_record, pubsub, telemetry, tracing
-from worker import retention as retention_
-from worker.background import plain, running
 from worker.config import Settings
+from worker.database import connections
 from worker.errors import ConfigError, LeaseLost, StoreUnavailable, WorkerError
-from worker.expiry import Expiry
-from worker.generation import Generation
-from worker.intake import State
-from worker.metrics import TimedConfirmation
-from worker.parts import Parts
-from worker.replication import Replicator
-from worker.writer import Writer
+from worker.ingest.confirmation import Replicator
+from worker.ingest.expiry import Expiry
+from worker.ingest.http import app
+from worker.ingest.intake import State
+from worker.ingest.writer import Writer
+from worker.lease import record
+from worker.operations import checkpointing, pubsub
+from worker.operations.doctor import quick
+from worker.replica import claim
+from worker.replica import retention as retention_
+from worker.replica.generation import Generation
+from worker.tasks import plain, running
+from worker.telemetry import logs, tracing
+from worker.telemetry.metrics import TimedConfirmation
+from worker.wiring import Parts
 
 _CLOSE_SECONDS: Final = 1
 """How long open connections may take to end once everything held has been answered."""
@@ -67,12 +73,12 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
     """
     parts = Parts(settings)
     _tune()
-    telemetry.label(parts.labels)
+    logs.label(parts.labels)
     try:
-        doctor_quick.at_start(settings)
+        quick.at_start(settings)
         parts.metrics.spans = _spans(parts)
         with contextlib.suppress(StoreUnavailable):  # an outage is waited out while standing by
-            await lease_record.look(parts.store, timeout=settings.lease_read_timeout_seconds)  # a mistyped URL ends here
+            await record.look(parts.store, timeout=settings.lease_read_timeout_seconds)  # a mistyped URL ends here
         with claim.held(settings.database_path):
             async with _listening(settings, parts) as (port, server):
                 listening(port)
@@ -135,7 +141,9 @@ async def _life(stop: asyncio.Event, parts: Parts) -> None:
     async with lease_.held(release_seconds=settings.release_seconds), asyncio.TaskGroup() as side:
         async with (
             running(side, "lease renewal", lease_.keep()),
-            Generation(lease_, parts.store, parts.options, settings, side=side, counts=parts.metrics.bucket) as generation,
+            Generation(
+                lease_, parts.store, parts.options, settings, side=side, prepare=parts.prepare, counts=parts.metrics.bucket
+            ) as generation,
         ):
             lease_.on_loss = generation.abandon
             generation.on_restored = parts.metrics.restored_in
@@ -146,7 +154,7 @@ async def _life(stop: asyncio.Event, parts: Parts) -> None:
 async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, generation: Generation) -> None:
     settings, lease_ = parts.settings, parts.lease
     metrics = parts.metrics
-    connection = database.connect(parts.options.database, busy_timeout_seconds=settings.busy_timeout_seconds)
+    connection = connections.connect(parts.options.database, busy_timeout_seconds=settings.busy_timeout_seconds)
     leave = asyncio.Event()
     async with (
         Replicator(

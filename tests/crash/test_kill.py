@@ -8,7 +8,7 @@ import pytest
 from local.gcs_process import FakeGcs
 from local.worker_process import WorkerProcess
 from tests.crash.arena import Arena, arena
-from worker.layout import path_of
+from worker.replica.layout import path_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

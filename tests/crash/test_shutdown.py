@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.arena import arena
-from worker.layout import path_of
+from worker.replica.layout import path_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -1,4 +1,4 @@
-"""`worker.gcs.Bucket` against the fake Cloud Storage through Google's client: what the lease and a restore stand on."""
+"""`Bucket` against the fake Cloud Storage through Google's client: what the lease and a restore stand on."""
 
 import asyncio
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 
 from local.gcs_process import FakeGcs
 from worker.errors import Mismatch, StoreMissing, StoreThrottled, StoreUnavailable
-from worker.gcs import Bucket
+from worker.replica.bucket import Bucket
 
 pytestmark = pytest.mark.slow
 

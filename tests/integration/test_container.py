@@ -24,7 +24,7 @@ from local.ports import free_port
 from local.worker_process import wait_until
 from tests import cage
 from tests.test_deploy import ROOT, environment, final, stages, user
-from worker.litestream import find_binary
+from worker.replica.litestream import find_binary
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -18,11 +18,11 @@ from local.proof import prove
 from local.worker_process import WorkerProcess, wait_until
 from tests.processes import BUCKET, PREFIX, QUICK, Objects, push
 from worker.errors import NotInReplica, RestoreFailed
-from worker.gcs import Bucket
-from worker.layout import File, path_of
-from worker.litestream import find_binary
-from worker.replica import contents
-from worker.restoring import Restored, Verified, Wanted, restore, verify
+from worker.replica.bucket import Bucket
+from worker.replica.layout import File, path_of
+from worker.replica.litestream import find_binary
+from worker.replica.restoring import Restored, Verified, Wanted, restore, verify
+from worker.replica.survey import contents
 
 pytestmark = pytest.mark.slow
 

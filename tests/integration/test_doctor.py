@@ -16,8 +16,8 @@ from local.gcs_process import FakeGcs
 from local.pubsub import Emulator, EmulatorMissing, emulator
 from local.worker_process import ROOT, WorkerProcess
 from tests.processes import PREFIX, QUICK, URL, Objects, push
-from tests.unit.test_doctor import documented
-from worker.litestream import find_binary
+from tests.unit.operations.test_doctor import documented
+from worker.replica.litestream import find_binary
 
 pytestmark = pytest.mark.slow
 

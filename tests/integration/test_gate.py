@@ -29,13 +29,13 @@ from local.gcs_process import FakeGcs
 from local.worker_process import wait_until
 from tests.ltx_files import pieces, whole_file
 from tests.processes import BUCKET, Objects
-from worker import gate as gates
-from worker import ltx, slots
 from worker.errors import SyncUnavailable
-from worker.gate import Gate, Place
-from worker.layout import StoredObject, files
-from worker.litestream import Litestream, Options, find_binary
-from worker.restoring import cover
+from worker.replica import gate as gates
+from worker.replica import ltx, slots
+from worker.replica.gate import Gate, Place
+from worker.replica.layout import StoredObject, files
+from worker.replica.litestream import Litestream, Options, find_binary
+from worker.replica.restoring import cover
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,7 @@ import pytest
 from local.gcs_process import FakeGcs
 from local.worker_process import ROOT, WorkerProcess, wait_until
 from tests.processes import QUICK
-from worker.litestream import find_binary
+from worker.replica.litestream import find_binary
 
 pytestmark = pytest.mark.slow
 

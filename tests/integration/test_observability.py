@@ -26,9 +26,9 @@ from local.worker_process import WorkerProcess, wait_until
 from publisher import message
 from tests.processes import GENERATIONS, PREFIX, QUICK, URL, Load, Objects, body, kill_9, litestream_of, push, pushing
 from tests.promql import named
-from tests.unit.test_alerts import expressions
-from worker.drill import RECORD, Drill
-from worker.litestream_log import log as litestream_logger
+from tests.unit.telemetry.test_alerts import expressions
+from worker.replica.drill_record import RECORD, Drill
+from worker.replica.litestream_log import log as litestream_logger
 
 pytestmark = pytest.mark.slow
 

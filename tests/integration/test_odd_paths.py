@@ -11,7 +11,7 @@ from local.gcs_process import FakeGcs
 from local.proof import prove
 from local.worker_process import WorkerProcess
 from tests.processes import QUICK, URL, push
-from worker.litestream import plain
+from worker.replica.litestream import plain
 
 pytestmark = pytest.mark.slow
 

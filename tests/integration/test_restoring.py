@@ -11,10 +11,10 @@ import lz4.block
 import pytest
 from fastcrc import crc64
 
-from worker import litestream, ltx
-from worker.layout import File
-from worker.litestream import find_binary
-from worker.restoring import cover
+from worker.replica import litestream, ltx
+from worker.replica.layout import File
+from worker.replica.litestream import find_binary
+from worker.replica.restoring import cover
 
 pytestmark = pytest.mark.slow
 

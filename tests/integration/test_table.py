@@ -1,7 +1,7 @@
 """What answers what: each row of the table in docs/message-format.md, over real HTTP, against real worker processes.
 
 Each row's answer is seen on the wire and its effect in a restore of the bucket. The rows of tokens (401, 403) and of bugs
-(500) are held elsewhere: tests/integration/test_fates.py, tests/unit/test_app.py.
+(500) are held elsewhere: tests/integration/test_fates.py, tests/unit/ingest/http/test_app.py.
 """
 
 import json

@@ -34,8 +34,8 @@ from tests.processes import (
     pushing,
 )
 from worker import config, supervisor
-from worker.database import SQLITE_MIN
-from worker.litestream import find_binary
+from worker.database.connections import SQLITE_MIN
+from worker.replica.litestream import find_binary
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,7 @@ SHORT_HOLD = {
     "LEASE_READ_TIMEOUT_SECONDS": "0.5",
 }
 """A hold limit about as short as INV-8 lets it be."""
-OLD_SQLITE = "import sys; sys.modules['pysqlite3'] = None; from worker.cli import main; sys.exit(main(['serve']))"
+OLD_SQLITE = "import sys; sys.modules['pysqlite3'] = None; from worker.cli.main import main; sys.exit(main(['serve']))"
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from typing import Any, Final
 import msgspec
 from fastcrc import crc64
 
-from worker import layout, ltx
 from worker.errors import Mismatch, NotInReplica, RestoreFailed
-from worker.lease_record import RECORD, Record, encode
-from worker.restoring import cover
-from worker.slots import Answer
+from worker.lease.record import RECORD, Record, encode
+from worker.replica import layout, ltx
+from worker.replica.restoring import cover
+from worker.replica.slots import Answer
 
 _PAGES_END: Final = bytes(6)
 _ROWS_AT: Final = 106
@@ -33,7 +33,7 @@ Rows = dict[int, list[str]]
 
 
 def ltx_file(rows: Rows, writer: str) -> bytes:
-    """A whole file, as `worker.ltx` reads it. It says who wrote it, so that no two lives write the same bytes."""
+    """A whole file, as `worker.replica.ltx` reads it. It says who wrote it, so that no two lives write the same bytes."""
     content = ltx._HEADER.pack(b"LTX1", 2, 512, 1, min(rows), max(rows), 0) + _PAGES_END
     content += json.dumps({"writer": writer, "rows": rows}).encode()
     return content + (crc64.go_iso(content) | 1 << 63).to_bytes(8)

@@ -26,7 +26,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.property import world
 from tests.property.bucket import Ack, Ask, Bucket, whole
 from tests.property.world import Process, SimulatedGate
-from worker import gate, generation, ltx, retention
 from worker.config import Settings
 from worker.errors import (
     LeaseLost,
@@ -37,11 +36,12 @@ from worker.errors import (
     StoreUnavailable,
     SyncUnavailable,
 )
-from worker.generation import Generation
-from worker.intake import State
-from worker.layout import MANIFEST, slot_name
-from worker.replica import contents
-from worker.slots import Answer, Digest, Name, Slots
+from worker.ingest.intake import State
+from worker.replica import gate, generation, ltx, retention
+from worker.replica.generation import Generation
+from worker.replica.layout import MANIFEST, slot_name
+from worker.replica.slots import Answer, Digest, Name, Slots
+from worker.replica.survey import contents
 
 PASSING: Final = (RestoreFailed, NotInReplica, StoreMissing, StoreUnavailable, SyncUnavailable)
 """What a life may end with beside the loss of its lease: an outage outlasted a step of its start."""

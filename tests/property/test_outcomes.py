@@ -32,14 +32,15 @@ from hypothesis import strategies as st
 
 from publisher import message
 from publisher.message import UserCreated
-from worker import database, envelope, outcome, transaction
-from worker.envelope import Delivery
+from worker.database import connections
+from worker.database.models import Connection, Receipt, User
 from worker.errors import NotFound, Resolved, Unwritable
-from worker.expiry import Expiry
-from worker.group import Change, Entry, Group, Problem
-from worker.models import Connection, Receipt, User
-from worker.transaction import Transaction, content_of
-from worker.writer import Writer
+from worker.ingest import outcomes, transaction
+from worker.ingest.expiry import Expiry
+from worker.ingest.http import envelope
+from worker.ingest.messages import Change, Delivery, Entry, Group, Problem
+from worker.ingest.transaction import Transaction, content_of
+from worker.ingest.writer import Writer
 
 T = TypeVar("T")
 
@@ -306,7 +307,7 @@ class Holding:
         self._all_lost = asyncio.Event()
 
     def add(self, group: Group) -> None:
-        """See `worker.writer.Committed`."""
+        """See `worker.ingest.writer.Committed`."""
         if self._lost is None:
             group.succeed()
             return
@@ -315,7 +316,7 @@ class Holding:
             self._all_lost.set()
 
     async def room(self) -> None:
-        """See `worker.writer.Committed`: there always is."""
+        """See `worker.ingest.writer.Committed`: there always is."""
 
     def lose(self, count: int) -> asyncio.Event:
         """From now on nothing is answered; the event is set once so many messages are committed."""
@@ -335,7 +336,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _life(self) -> Any:
-        connection = database.connect(self.path, busy_timeout_seconds=5)
+        connection = connections.connect(self.path, busy_timeout_seconds=5)
         self.committed = Holding()
         async with Writer(
             connection,
@@ -376,20 +377,20 @@ class Service:
         assert not any(entry.done.done() for entry in waiting), "INV-1: answered without a confirmation"
 
     async def change(self, apply: Callable[[Transaction], T]) -> T:
-        """See `worker.intake.Intake.change`."""
+        """See `worker.ingest.intake.Intake.change`."""
         change = Change(apply, float("inf"), asyncio.get_running_loop().create_future())
         self.writer.submit(change)
         async with asyncio.timeout(20):
             return await change.done  # type: ignore[no-any-return]  # what `apply` returns
 
     async def read(self, query: Callable[[Connection], T]) -> T:
-        """See `worker.expiry.Database`."""
-        return database.Reader(self.path, busy_timeout_seconds=5).read(query)
+        """See `worker.ingest.expiry.Database`."""
+        return connections.Reader(self.path, busy_timeout_seconds=5).read(query)
 
     def copy(self) -> Path:
         """Another file with what is committed now: what a restore makes."""
         other = self.path.with_suffix(f".{self.epoch}")
-        connection = database.connect(self.path, busy_timeout_seconds=5)
+        connection = connections.connect(self.path, busy_timeout_seconds=5)
         with connection.connection_context():
             connection.execute_sql("VACUUM INTO ?", (str(other),))  # type: ignore[no-untyped-call]
         return other
@@ -398,7 +399,7 @@ class Service:
         """What the file holds, read past the worker's tables."""
         tables: list[dict[Any, dict[str, Any]]] = []
         # Through Peewee's SQLite: a second library in this process would drop the first one's locks on the file.
-        reader = database.connect(self.path, busy_timeout_seconds=5, read_only=True)
+        reader = connections.connect(self.path, busy_timeout_seconds=5, read_only=True)
         with reader.connection_context():
             for table in ("users", "receipts", "rejections"):
                 cursor = reader.execute_sql(f"SELECT * FROM {table}")  # type: ignore[no-untyped-call]
@@ -435,7 +436,7 @@ class Service:
 def empty_database() -> Path:
     """A file with the newest schema, made once: the migrations take longer than a whole history."""
     path = Path(tempfile.mkdtemp()) / "empty.db"
-    database.migrate(path, busy_timeout_seconds=5)
+    connections.migrate(path, busy_timeout_seconds=5)
     return path
 
 
@@ -671,9 +672,9 @@ def test_order_changes_nothing_between_messages_that_agree(
 @contextlib.contextmanager
 def no_receipt_for_what_is_rejected() -> Iterator[None]:
     """Mutant 1: a rejection is taken for its own receipt."""
-    plan = outcome.plan
+    plan = outcomes.plan
 
-    def without(*arguments: Any, **named: Any) -> outcome.Plan:
+    def without(*arguments: Any, **named: Any) -> outcomes.Plan:
         made = plan(*arguments, **named)
         made.receipts = [row for row in made.receipts if row.outcome != "rejected"]
         return made
@@ -685,14 +686,14 @@ def no_receipt_for_what_is_rejected() -> Iterator[None]:
 @contextlib.contextmanager
 def the_publish_time_is_content() -> Iterator[None]:
     """Mutant 2: a time that is not stated is filled in before it is compared."""
-    decide = outcome._decide
+    decide = outcomes._decide
 
     def filled(content: UserCreated | Problem, rows: Any) -> Any:
         if isinstance(content, UserCreated) and content.created_at is None and content.user_id in rows:
             content = msgspec.structs.replace(content, created_at=1_700_000_000)
         return decide(content, rows)
 
-    with mock.patch.object(outcome, "_decide", filled):
+    with mock.patch.object(outcomes, "_decide", filled):
         yield
 
 
@@ -727,13 +728,13 @@ def a_replay_replaces_the_rejection() -> Iterator[None]:
 @contextlib.contextmanager
 def no_time_means_now() -> Iterator[None]:
     """Mutant 5: a time that is not stated is the time of the writing, so what is written again after a crash differs."""
-    made = outcome._row
+    made = outcomes._row
 
-    def now(user: UserCreated, publish_time: int) -> outcome.UserRow:
+    def now(user: UserCreated, publish_time: int) -> outcomes.UserRow:
         row = made(user, publish_time)
         return row._replace(created_at=round(START)) if user.created_at is None else row
 
-    with mock.patch.object(outcome, "_row", now):
+    with mock.patch.object(outcomes, "_row", now):
         yield
 
 

@@ -36,21 +36,25 @@ from starlette.types import Message
 from tests.fakes import bodies
 from tests.property.bucket import Ack, Ask, Bucket, Rows, applied, ltx_file, stored
 from tests.property.loop import Loop
-from worker import app, database, gate, generation, layout, litestream, recovery, supervisor
-from worker.access import Access
+from worker import supervisor
 from worker.config import Settings
+from worker.database import connections
 from worker.errors import StoreMissing, StoreUnavailable, SyncUnavailable
-from worker.generation import Generation
-from worker.group import Change, Entry, Group, Outcome
-from worker.intake import Intake
-from worker.lease import Lease, Timing
-from worker.metrics import Metrics
-from worker.recovery import Plan, Recovery
-from worker.restoring import Wanted
-from worker.restoring import restore as restore_for_real
-from worker.slots import Answer, Name, Refused, Slots
-from worker.succession import Succession, SuccessionTiming
-from worker.writer import Writer
+from worker.ingest.http import app
+from worker.ingest.http.access import Access
+from worker.ingest.intake import Intake
+from worker.ingest.messages import Change, Entry, Group, Outcome
+from worker.ingest.writer import Writer
+from worker.lease.handover import Succession, SuccessionTiming
+from worker.lease.lease import Lease, Timing
+from worker.operations import recovery
+from worker.operations.recovery import Plan, Recovery
+from worker.replica import gate, generation, layout, litestream
+from worker.replica.generation import Generation
+from worker.replica.restoring import Wanted
+from worker.replica.restoring import restore as restore_for_real
+from worker.replica.slots import Answer, Name, Refused, Slots
+from worker.telemetry.metrics import Metrics
 
 _DATA: Final = base64.b64encode(b'{"user_id":1}')
 """What every message holds: nothing here looks at users, only at message ids."""
@@ -64,7 +68,7 @@ class NoAnswer(Exception):
 
 
 class SimulatedGate:
-    """What `worker.gate.Gate` is to a generation and to Litestream, without HTTP. The decisions are `Slots`'."""
+    """What `worker.replica.gate.Gate` is to a generation and to Litestream, without HTTP. The decisions are `Slots`'."""
 
     create_only = True
     """Rule G3, as far as it is a precondition of each upload."""
@@ -97,7 +101,7 @@ class SimulatedGate:
 
     @property
     def stored(self) -> int:
-        """See `worker.gate.Gate`; likewise the rest."""
+        """See `worker.replica.gate.Gate`; likewise the rest."""
         return self.slots.stored
 
     @property
@@ -186,7 +190,7 @@ class SimulatedGate:
 
 
 class Child:
-    """Litestream, writing through one gate. See `worker.litestream.Litestream`."""
+    """Litestream, writing through one gate. See `worker.replica.litestream.Litestream`."""
 
     def __init__(self, options: Any, *, address: SimulatedGate, epoch: int) -> None:
         self.process: Process = Process.of(options.database)
@@ -294,7 +298,7 @@ class Child:
 
 
 async def litestream_restore(replica: Path, output: Path, *, binary: Path, integrity_check: str) -> int:
-    """`litestream restore` of copied files; see `worker.litestream.restore`."""
+    """`litestream restore` of copied files; see `worker.replica.litestream.restore`."""
     rows, end = applied(file.read_bytes() for file in sorted(replica.rglob("*.ltx"), key=lambda file: file.name))
     write_database(output, rows)
     return end
@@ -444,7 +448,7 @@ class Process:
         return await request.answer
 
     def patient(self, seconds: float) -> "Process":
-        """See `worker.gcs.Bucket`; likewise the rest. A read without an answer ends the restore here."""
+        """See `worker.replica.bucket.Bucket`; likewise the rest. A read without an answer ends the restore here."""
         return self
 
     def place(self, path: str) -> Any:  # noqa: D102  # said above
@@ -571,10 +575,15 @@ class Process:
                 waiting=succession.message_received,
             ),
             bodies=bodies(),
+            prepare=_untouched,
             tables=SimpleNamespace(open=False, read=_nothing),
             metrics=Metrics(hold_seconds=settings.hold_limit_seconds, clock=clock),
             erasure=None,
         )
+
+
+async def _untouched(file: Path) -> None:
+    """No user was erased."""
 
 
 async def _nothing(query: object) -> list[object]:
@@ -632,14 +641,14 @@ def installed() -> Iterator[None]:
     gated = functools.partial(Generation, gate_of=cast(Any, SimulatedGate))
     with (
         mock.patch.object(generation, "Litestream", Child),
-        mock.patch.object(database, "migrate", migrate),
+        mock.patch.object(connections, "migrate", migrate),
         mock.patch.object(generation.Generation, "_bound_disk", _for_ever),
         mock.patch.object(litestream, "restore", litestream_restore),
         mock.patch.object(supervisor, "Generation", gated),
         mock.patch.object(recovery, "Generation", gated),
         mock.patch.object(
             supervisor,
-            "database",
+            "connections",
             SimpleNamespace(connect=lambda file, *, busy_timeout_seconds: Process.of(file).disk),
         ),
         mock.patch.object(supervisor, "Writer", DiskWriter),

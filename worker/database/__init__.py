@@ -1,0 +1,1 @@
+"""Tables, connections, bulk statements, queries and migrations. It decides nothing about messages."""

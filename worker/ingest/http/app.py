@@ -1,0 +1,254 @@
+"""HTTP: one functions-framework target for every path and verb. Beside operator_api.py, only this file knows statuses.
+
+POST /           a push from the subscription: 204 acknowledges, anything else leaves the message in the queue
+GET /users/<id>  the user's row; GET /healthz: this process lives; GET /readyz: it can take requests
+GET /metrics: for Prometheus; it holds no user data, so it has no check of its own
+POST /users/<id>/erase: for operators, erases a user for good
+/rejections, /counts, /receipts, /outcomes: for operators, see operator_api.py
+
+The function is at module level because functions-framework looks it up there; what it needs travels with the
+application, so that nothing lives in the module.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import functions_framework.aio
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from publisher import message
+from worker.errors import BadQuery, BodyTooLarge, NoSuchPath, Refused, RequestError, Unwritable, WrongMethod, WrongStore
+from worker.ingest.http import envelope, operator_api, trace_context
+from worker.ingest.http.access import Access
+from worker.ingest.http.delivery_counts import Tally
+from worker.ingest.intake import Held, Intake, State
+from worker.ingest.messages import Delivery, Observer, Problem
+from worker.ingest.transaction import Erased, content_of
+
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_READ: Final = ("/metrics", "/healthz", "/readyz")
+_ID_HEADER: Final = envelope.ID_HEADER.encode()
+_ACKNOWLEDGED: Final = Response(status_code=204)
+"""It has no state: one is enough for all."""
+
+log = logging.getLogger(__name__)
+
+
+class Readers(operator_api.Readers, Protocol):
+    """Where the database is read."""
+
+    async def user(self, user_id: int) -> dict[str, Any] | None:
+        """The user's row, or None. `Refused` while there is no database."""
+
+
+class Eraser(Protocol):
+    """What erases users."""
+
+    async def erase(self, user_id: int) -> Erased:
+        """Erase a user; what was removed, once that is in the bucket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the requests need."""
+
+    intake: Intake
+    readers: Readers
+    access: Access
+    eraser: Eraser
+    body_max_bytes: int
+    unwrapped: bool = False
+    """Whether a push without metadata may come without a wrapper as well."""
+    tally: Tally = field(default_factory=Tally)
+    observer: Observer = field(default_factory=Observer)
+    store: str = ""
+    """The gs://BUCKET/PREFIX that is served; operators' commands say which they mean."""
+    scrape: Callable[[], Awaitable[bytes]] | None = None
+    """Makes the page of metrics."""
+
+
+@functions_framework.aio.http
+async def handle(request: Request) -> Response:
+    """The functions-framework target."""
+    return await _answer(request)
+
+
+async def _answer(request: Request) -> Response:
+    service: Service = request.app.state.service
+    trace_context.REQUEST.set(request.scope)  # for whatever is logged of it
+    try:
+        return await _route(service, request)
+    except RequestError as error:
+        service.observer.refused(error)
+        return _refusal(error)
+    except ClientDisconnect:
+        return Response(status_code=499)  # nobody reads it: the sender closed before its body was whole
+    except Exception:  # a defect; left to the server it would be an entry without action, or a traceback in a text
+        service.observer.broke()
+        log.exception("a request ended by a defect", extra={"action": "request.broke"})
+        return JSONResponse(
+            {"error": "a defect of the service; a message stays in the queue, and the log says more"}, status_code=500
+        )
+
+
+def build(service: Service) -> Starlette:
+    """The ASGI application around `service`."""
+    # From the loaded module: loading it again by its file would make a second copy under a bare name.
+    app: Starlette = functions_framework.aio.create_asgi_app_from_module(  # type: ignore[no-untyped-call]
+        "handle", __file__, "http", sys.modules[__name__], None
+    )
+    app.state.service = service
+    app.add_middleware(_Pushes)
+    return app
+
+
+class _Pushes:
+    """Answers a push as soon as it comes in, as the function would.
+
+    On the usual way a request is matched against routes and wrapped five times, which costs as much as handling a push.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == "/" and scope["method"] == "POST":
+            response = await _answer(Request(scope, receive))
+            await response(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+async def _route(service: Service, request: Request) -> Response:
+    path = request.scope["path"]
+    if path == "/":
+        if request.method != "POST":
+            raise WrongMethod("POST")
+        return await _push(service, request)
+    if operator_api.takes(path) or path.startswith("/users/"):
+        service.intake.routed()  # not for probes and scrapes, which reach an instance without traffic as well
+    if operator_api.takes(path):
+        _check_store(service, request)
+        answer = await operator_api.answer(
+            request, path, access=service.access, intake=service.intake, readers=service.readers, tally=service.tally
+        )
+        answer.headers[operator_api.STORE_HEADER] = service.store
+        return answer
+    if request.method == "POST" and path.startswith("/users/") and path.endswith("/erase"):
+        return await _erase(service, request, path.removeprefix("/users/").removesuffix("/erase"))
+    if not path.startswith("/users/") and path not in _READ:
+        raise NoSuchPath
+    if request.method not in ("GET", "HEAD"):
+        raise WrongMethod("GET")
+    return await _read(service, path)
+
+
+async def _read(service: Service, path: str) -> Response:
+    if path.startswith("/users/"):
+        return await _user(service, path.removeprefix("/users/"))
+    if path == "/metrics":
+        if service.scrape is None:
+            raise NoSuchPath
+        return Response(await service.scrape(), headers={"content-type": METRICS_TYPE})
+    if path == "/healthz":
+        return JSONResponse({"state": service.intake.state})
+    # Standing by is ready: the platform must be able to route to this instance, or a deploy never ends.
+    draining = service.intake.state is State.DRAINING
+    return JSONResponse({"state": service.intake.state}, status_code=503 if draining else 200)
+
+
+async def _push(service: Service, request: Request) -> Response:
+    headers = dict(request.scope["headers"])  # the server gives their names in lower case
+    await service.access.push(request.scope["headers"])
+    with service.intake.hold() as held:
+        delivery = _delivery(service, request, headers, await _body(request, headers, held, service.body_max_bytes))
+        content = content_of(delivery.data, delivery.attributes)
+        outcome = await service.intake.submit(held, delivery, content)
+    service.tally.add(outcome, delivery.publish_time)
+    if outcome == "rejected" and isinstance(content, Problem):  # it names the field, never its value
+        reason = (content.reason, content.detail)
+        log.warning("message %s rejected: %s: %s", delivery.message_id, *reason, extra={"action": "message.rejected"})
+    elif outcome == "conflict":
+        log.warning("message %s kept as a conflict", delivery.message_id, extra={"action": "message.conflict"})
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("message %s: %s", delivery.message_id, outcome, extra={"action": "message.handled"})
+    return _ACKNOWLEDGED
+
+
+def _delivery(service: Service, request: Request, headers: Mapping[bytes, bytes], body: bytes) -> Delivery:
+    if _ID_HEADER in headers or service.unwrapped:
+        return envelope.unwrapped(body, request.headers, now=round(time.time() * 1000))
+    return envelope.decode(body)
+
+
+async def _body(request: Request, headers: Mapping[bytes, bytes], held: Held, limit: int) -> bytes:
+    """The body. It is counted as it arrives, and a large head with it: what is only announced takes no room."""
+    told = headers.get(b"content-length", b"")
+    if told.isdigit():
+        _check_size(int(told), limit)
+    held.grow(request.scope.get("state", {}).get("head_bytes", 0))
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        event = await request.receive()
+        if event["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = event.get("body", b"")
+        size += len(chunk)
+        _check_size(size, limit)
+        held.grow(len(chunk))
+        if not event.get("more_body", False):
+            return b"".join((*chunks, chunk)) if chunks else chunk
+        chunks.append(chunk)
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise BodyTooLarge(f"the body is over BODY_MAX_BYTES, {limit}; Pub/Sub sends no larger message")
+
+
+async def _user(service: Service, text: str) -> Response:
+    row = await service.readers.user(_user_id(text))
+    if row is None or row["deleted"]:
+        return JSONResponse({"error": "no such user"}, status_code=404)
+    return JSONResponse(row)
+
+
+async def _erase(service: Service, request: Request, text: str) -> Response:
+    who = await service.access.operator(request.scope["headers"])
+    _check_store(service, request)
+    erased = await service.eraser.erase(_user_id(text))
+    log.info("a user was erased by %s", who, extra={"action": "user.erased"})
+    return JSONResponse(msgspec.structs.asdict(erased))
+
+
+def _check_store(service: Service, request: Request) -> None:
+    """Refuse what was meant for another store: a service may listen where another one was expected."""
+    meant = request.headers.get(operator_api.STORE_HEADER)
+    if meant and meant != service.store:
+        raise WrongStore(
+            f"this service serves {service.store}, and the request is for {meant}; mend REPLICA_URL or SERVICE_URL"
+        )
+
+
+def _user_id(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 19) or not 1 <= int(text) <= message.MAX_USER_ID:
+        raise BadQuery("the user id must be a whole number from 1 to 2^63-1")
+    return int(text)
+
+
+def _refusal(error: RequestError) -> Response:
+    headers = {"retry-after": str(error.retry_after)} if error.retry_after is not None else {}
+    if isinstance(error, WrongMethod):
+        headers["allow"] = error.allowed
+    if not isinstance(error, Refused | Unwritable):  # an outage and a defect are logged where they are met
+        log.warning("request refused: %s", error, extra={"action": "request.refused"})
+    return JSONResponse({"error": str(error)}, status_code=error.status, headers=headers)

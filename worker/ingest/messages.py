@@ -1,0 +1,130 @@
+"""A message on its way from its delivery to its acknowledgement, the group it is committed in, and who is told of both."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from publisher.message import UserCreated
+from worker.errors import Refused, RequestError
+
+Outcome = Literal["created", "duplicate", "exists", "conflict", "rejected", "erased"]
+"""What a message did. `duplicate`: this message id was handled before. `exists`: the same user with the same content.
+`conflict`: the same user id with other content. `rejected`: it breaks the format. These two are kept as rejections.
+`erased`: the user was erased; the message has no effect, and nothing of it is kept."""
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """One message as the queue delivered it. `publish_time` is in milliseconds since the epoch."""
+
+    message_id: str
+    publish_time: int
+    data: bytes
+    attributes: dict[str, str]
+    ordering_key: str = ""
+    delivery_attempt: int | None = None
+    subscription: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a message cannot have its effect: a code of a closed list, and a line that names the field but no value.
+
+    `claims` is the user it tries to be about, as far as that can be read: an erased one's message is not kept.
+    """
+
+    reason: str
+    detail: str
+    claims: int | None = None
+
+
+class Entry(msgspec.Struct, frozen=True, eq=False):
+    """One message on its way. `deadline` is on the event loop's clock; `done` is only touched by the loop.
+
+    `body` names the object that holds the bytes of a large message.
+    """
+
+    delivery: Delivery
+    content: UserCreated | Problem
+    deadline: float
+    done: "asyncio.Future[Outcome]"
+    body: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Anything else that is done to the database: a transaction of its own, confirmed like a message.
+
+    `apply` runs on the writer's thread inside the transaction and gets a `Transaction` (transaction.py); what it returns is
+    the result. A `RequestError` it raises rolls back and is the answer.
+    """
+
+    apply: Callable[[Any], Any]
+    deadline: float
+    done: "asyncio.Future[Any]"
+
+
+@dataclass(slots=True)
+class Group:
+    """What was committed in one transaction, with the outcome of each message or the result of the one change."""
+
+    entries: Sequence[Entry | Change]
+    results: list[Any]
+    committed_in: int = 0
+    """The transaction that this group is in, or before, once that is known; 0 before."""
+
+    @property
+    def deadline(self) -> float:
+        """When the first of them must be answered."""
+        return min(entry.deadline for entry in self.entries)
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of its messages' data."""
+        return sum(len(entry.delivery.data) for entry in self.entries if isinstance(entry, Entry))
+
+    def is_in(self, committed_in: int, stored: int) -> bool:
+        """Note that the group is in the transaction `committed_in` or before; whether `stored` has reached what is known."""
+        self.committed_in = self.committed_in or committed_in
+        return 0 < self.committed_in <= stored
+
+    def succeed(self) -> None:
+        """Answer all of them with their outcome: they are confirmed."""
+        for entry, result in zip(self.entries, self.results, strict=True):
+            if not entry.done.done():  # a sender may have gone away
+                entry.done.set_result(result)
+
+    def refuse(self, reason: str) -> None:
+        """Answer all of them 503: they may or may not be in the bucket, and will come again."""
+        fail(self.entries, Refused(reason, reason="unconfirmed"))
+
+
+class Observer:
+    """Told of groups and refusals; metrics.py listens. Times are of `time.monotonic`, as the event loop's are."""
+
+    def committed(self, group: Group, began: float) -> None:
+        """A group's COMMIT has returned; its transaction was begun at `began`."""
+
+    def acknowledged(self, groups: Sequence[Group], asked: float) -> None:
+        """Groups were confirmed and answered; the confirmation was begun at `asked`."""
+
+    def unconfirmed(self) -> None:
+        """A confirmation did not come, and is asked for again."""
+
+    def gave_up(self, group: Group) -> None:
+        """A group was answered 503: it was not confirmed within the hold limit."""
+
+    def refused(self, error: RequestError) -> None:
+        """A request was answered with an error."""
+
+    def broke(self) -> None:
+        """A request met a defect and was answered 500."""
+
+
+def fail(entries: Iterable[Entry | Change], error: Exception) -> None:
+    """Answer messages with an error; a sender that has gone away is passed over."""
+    for entry in entries:
+        if not entry.done.done():
+            entry.done.set_exception(error)

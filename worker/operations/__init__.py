@@ -1,0 +1,1 @@
+"""What operators do, as functions. How they type it is in `cli`."""

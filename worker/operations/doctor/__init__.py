@@ -1,0 +1,1 @@
+"""The checks of `worker doctor`. Each returns findings and changes nothing."""

@@ -1,0 +1,45 @@
+"""The list of messages that a recovery undoes, in the bucket: whatever becomes of the machine that ran it, they are known.
+
+undone/<time>.json   message ids, one JSON list; written before the older state is live, and again when it is
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final, Protocol
+
+import msgspec
+
+from publisher.values import rfc3339
+from worker.errors import Mismatch, StoreUnavailable
+
+_REQUEST_SECONDS: Final = 60.0
+"""Longest one request may take: a million ids are 20 MB."""
+
+
+class Store(Protocol):
+    """The bucket's one operation that is used here."""
+
+    async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
+        """See `worker.replica.bucket.Bucket.write`."""
+
+
+async def write(store: Store, now: datetime, messages: Sequence[str], *, if_generation: int) -> int:
+    """Write the ids, in the place of those at `if_generation`; the object's new generation.
+
+    Args:
+        store: The bucket.
+        now: When the recovery began; it names the list.
+        messages: Their ids.
+        if_generation: What an earlier call returned; 0 for the first.
+
+    Raises:
+        StoreError: They are not written, or it is not known whether they are.
+    """
+    name = f"undone/{rfc3339(now)}.json"
+    try:
+        data = msgspec.json.encode(messages)
+        return await store.write(name, data, if_generation=if_generation, timeout=_REQUEST_SECONDS)
+    except Mismatch:
+        raise StoreUnavailable(
+            f"{name} was written by another recovery, or its first answer was lost; run it again"
+        ) from None

@@ -1,0 +1,1 @@
+"""The bucket: Litestream and its gate, generations, restore and retention. It knows no message."""

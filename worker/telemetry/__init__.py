@@ -1,0 +1,1 @@
+"""Logs, metrics and traces. It only listens; nothing waits for it."""

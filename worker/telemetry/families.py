@@ -1,0 +1,221 @@
+"""Metrics as Prometheus reads them: names, kinds, and what there is to know without counting.
+
+Each family is explained in docs/observability.md; alerts and the dashboard are in deploy/.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Protocol, get_args
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from worker.replica.drill_record import Verdict
+from worker.replica.gate import RULES
+from worker.telemetry.metrics import Histogram, Metrics
+
+_STATES: Final = ("standby", "serving", "draining")
+_FILES: Final = (("database", ""), ("wal", "-wal"))
+_MEMORY: Final = (
+    ("/sys/fs/cgroup", "memory.current", "memory.max", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.usage_in_bytes", "memory.limit_in_bytes", "total_inactive_file"),
+)
+"""Where it stands what the instance uses and may use, and how memory.stat calls what is given back before memory runs out:
+cgroups of version 2, then of version 1. Files in memory are used; the system's copies of what is on a disk are not."""
+_MACHINE: Final = "/proc/meminfo"
+"""What there is where no cgroup says anything, as in a virtual machine of its own."""
+_NO_LIMIT: Final = 2**60
+_PASSING: Final = tuple(
+    (kind, level) for kind in ("upload", "read", "list", "delete") for level in ("0", "1", "2", "3", "9")
+)
+"""What passes the gate: kinds of requests, and Litestream's levels."""
+
+
+class Intake(Protocol):
+    """What there is to know of the requests that are held."""
+
+    held_messages: int
+    held_bytes: int
+
+    @property
+    def state(self) -> str: ...  # noqa: D102  # one of _STATES
+
+
+class Lease(Protocol):
+    """What there is to know of the lease."""
+
+    @property
+    def held_epoch(self) -> int | None: ...  # noqa: D102  # the epoch held; None while it is not
+    @property
+    def age(self) -> float: ...  # noqa: D102  # seconds since the record was written last
+
+
+class Families(Collector):
+    """What a registry collects.
+
+    Args:
+        metrics: What is counted.
+        intake: What is held.
+        lease: Who may write.
+        database: The working copy's path.
+        info: What this process is: its revision and the versions in use.
+    """
+
+    def __init__(self, metrics: Metrics, intake: Intake, lease: Lease, database: Path, info: Mapping[str, str]) -> None:
+        self._metrics, self._intake, self._lease, self._database, self._info = metrics, intake, lease, database, dict(info)
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family of ours, as of now."""
+        yield from self._of_messages()
+        yield from self._of_replication()
+        yield from self._of_the_store()
+        yield from self._of_the_process()
+
+    def _of_messages(self) -> Iterator[Metric]:
+        metrics, intake = self._metrics, self._intake
+        yield _counter("solowriter_messages", "Messages handled and confirmed", "outcome", metrics.outcomes)
+        refused = CounterMetricFamily(
+            "solowriter_requests_refused", "Requests answered with an error", labels=("status", "reason")
+        )
+        for (status, reason), count in metrics.refusals.items():
+            refused.add_metric((status, reason), count)
+        yield refused
+        yield _histogram("solowriter_ack_seconds", "From a message's receipt to its acknowledgement", metrics.ack)
+        yield _gauge("solowriter_held_messages", "Requests held now", intake.held_messages)
+        yield _gauge("solowriter_held_bytes", "Bytes of bodies held now", intake.held_bytes)
+        yield _gauge("solowriter_queue_messages", "Messages that wait for the writer now", metrics.pending())
+
+    def _of_replication(self) -> Iterator[Metric]:
+        metrics, now = self._metrics, self._metrics.clock()
+        yield _histogram("solowriter_group_messages", "Messages in one transaction", metrics.group_sizes)
+        yield _histogram("solowriter_commit_seconds", "One transaction, with its way to the writer's thread", metrics.commit)
+        yield _histogram(
+            "solowriter_confirm_seconds", "One confirmation by the bucket, failed ones included", metrics.confirm
+        )
+        about = "Confirmations: confirmed, or not known yet and asked for again"
+        yield _counter("solowriter_confirmations", about, "result", metrics.confirmations)
+        about = "How long the oldest committed group has waited for the bucket"
+        yield _gauge("solowriter_unconfirmed_seconds", about, metrics.unconfirmed_seconds)
+        txid, since = metrics.replicated or (0, now)
+        yield _gauge("solowriter_replicated_transaction", "Newest transaction known to be in the bucket", txid)
+        yield _gauge("solowriter_replicated_age_seconds", "Since a sync last found everything in the bucket", now - since)
+        yield from self._of_the_gate()
+
+    def _of_the_gate(self) -> Iterator[Metric]:
+        counts = self._metrics.bucket
+        for name, about, values in (
+            ("solowriter_gate_requests", "Litestream's requests to the bucket", counts.requests),
+            ("solowriter_gate_bytes", "Bytes of files that went to and from the bucket for Litestream", counts.bytes),
+            ("solowriter_gate_seconds", "What Litestream's requests to the bucket took, added up", counts.seconds),
+        ):
+            family = CounterMetricFamily(name, about, labels=("kind", "level"))
+            for labels in sorted({*_PASSING, *list(values)}):
+                family.add_metric(labels, values[labels])
+            yield family
+        about = "Litestream's requests that the gate refused, by rule"
+        yield _counter("solowriter_gate_refused", about, "rule", dict.fromkeys(RULES, 0) | dict(counts.refused))
+        broken = CounterMetricFamily("solowriter_gate_broken_off", "Uploads that were broken off before they were whole")
+        broken.add_metric((), counts.broken_off)
+        yield broken
+
+    def _of_the_store(self) -> Iterator[Metric]:
+        metrics, epoch, drill = self._metrics, self._lease.held_epoch, self._metrics.drill
+        yield _gauges("solowriter_rejections_open", "Rejections nobody has resolved", "reason", metrics.rejections or {})
+        yield _gauge("solowriter_lease_held", "1 while this instance is the writer", epoch is not None)
+        yield _gauge("solowriter_lease_epoch", "The epoch held; 0 while there is none", epoch or 0)
+        about = "Since the holder last wrote the lease record; 0 while it is not held"
+        yield _gauge("solowriter_lease_age_seconds", about, 0 if epoch is None else self._lease.age)
+        seconds, size = metrics.restored or (0, 0)
+        yield _gauge("solowriter_restore_seconds", "How long the restore at start took; 0 if there was none", seconds)
+        yield _gauge("solowriter_restore_bytes", "What the restore at start wrote", size)
+        verdicts = {} if drill is None else {verdict: verdict == drill.verdict for verdict in get_args(Verdict)}
+        yield _gauges("solowriter_drill_verdict", "1 for the latest drill's verdict", "verdict", verdicts)
+        ended = None if drill is None else drill.at.timestamp()
+        yield _maybe("solowriter_drill_timestamp_seconds", "When the latest drill ended, since the epoch", ended)
+        took = None if drill is None else drill.seconds
+        yield _maybe("solowriter_drill_duration_seconds", "How long the latest drill took", took)
+
+    def _of_the_process(self) -> Iterator[Metric]:
+        states = {state: state == self._intake.state for state in _STATES}
+        yield _gauges("solowriter_state", "1 for what this instance does now", "state", states)
+        sizes = {name: _size(self._database.with_name(self._database.name + end)) for name, end in _FILES}
+        yield _gauges("solowriter_database_bytes", "The working copy and its write-ahead log", "file", sizes)
+        used, limit = _memory()
+        yield _maybe("solowriter_memory_bytes", "What the instance uses, files in memory included", used)
+        yield _maybe("solowriter_memory_limit_bytes", "What the instance may use", limit)
+        yield _counter("solowriter_scrape_failures", "Looks of a scrape that failed", "source", self._metrics.failures)
+        names, values = tuple(self._info), tuple(self._info.values())
+        yield _family("solowriter_info", "1, for this revision and these versions", names, [(values, 1)])
+
+
+def _histogram(name: str, about: str, histogram: Histogram) -> HistogramMetricFamily:
+    """Prometheus's buckets hold those before them as well."""
+    total, buckets = 0, []
+    for bound, count in zip((*map(str, map(float, histogram.bounds)), "+Inf"), histogram.counts, strict=True):
+        total += count
+        buckets.append((bound, float(total)))
+    return HistogramMetricFamily(name, about, buckets=buckets, sum_value=histogram.sum)
+
+
+def _counter(name: str, about: str, label: str, counts: Mapping[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, about, labels=(label,))
+    for value, count in counts.items():
+        family.add_metric((value,), count)
+    return family
+
+
+def _gauge(name: str, about: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, about, value=float(value))
+
+
+def _maybe(name: str, about: str, value: float | None) -> GaugeMetricFamily:
+    return _family(name, about, (), [] if value is None else [((), value)])
+
+
+def _gauges(name: str, about: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    return _family(name, about, (label,), [((said,), value) for said, value in values.items()])
+
+
+def _family(
+    name: str, about: str, labels: Sequence[str], samples: Iterable[tuple[Sequence[str], float]]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, about, labels=labels)
+    for values, number in samples:
+        family.add_metric(values, float(number))
+    return family
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def _memory() -> tuple[float | None, float | None]:
+    """What is used and what may be; None where the system does not say."""
+    machine = _numbers(Path(_MACHINE))
+    total, available = (machine.get(name) for name in ("MemTotal", "MemAvailable"))
+    for folder, used, limit, idle in _MEMORY:
+        if (number := _number(Path(folder, used))) is not None:
+            spare = _numbers(Path(folder, "memory.stat")).get(idle, 0)
+            return max(0, number - spare), _number(Path(folder, limit)) or total
+    return (None if total is None or available is None else total - available), total
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """Lines of a name, a number, and perhaps the unit kB."""
+    try:
+        lines = [line.replace(":", " ").split() for line in file.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {words[0]: int(words[1]) * (1024 if words[2:] == ["kB"] else 1) for words in lines if len(words) > 1}
+
+
+def _number(file: Path) -> float | None:
+    try:
+        number = int(file.read_text())
+    except (OSError, ValueError):  # "max" is no limit
+        return None
+    return None if number >= _NO_LIMIT else number

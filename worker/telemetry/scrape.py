@@ -1,0 +1,136 @@
+"""GET /metrics: this process's counts, what has to be looked up, and Litestream's own numbers.
+
+Three things are looked up, side by side and for METRICS_TIMEOUT_SECONDS at most: Litestream's page, at each scrape; the open
+rejections and the latest drill, METRICS_REFRESH_SECONDS apart at least. What cannot be looked up is as it was known last and
+counts as a failure: a scrape is always answered, whatever state the instance is in.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol, TypeVar
+
+import httpx
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.registry import Collector
+
+from worker.database import rejections
+from worker.database.models import Connection
+from worker.errors import NotInReplica, StoreMissing, WorkerError
+from worker.lease.record import Store
+from worker.replica import drill_record
+from worker.telemetry.metrics import Metrics
+
+_LITESTREAM: Final = "litestream_"
+_PAGE_MAX: Final = 1_000_000
+"""Bytes read of Litestream's page; it has about 8,000."""
+
+T = TypeVar("T")
+
+
+class Tables(Protocol):
+    """Where rejections are counted."""
+
+    open: bool
+    """Whether there is a database."""
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """What `query` reads. `Refused` while there is no database."""
+
+
+class Scrape:
+    """Makes the page. Only the event loop touches it; the registry is its own, so that two can be in one process.
+
+    Args:
+        families: What this process knows of itself.
+        metrics: Where what was looked up is kept.
+        tables: Where rejections are counted.
+        store: Where the latest drill is recorded.
+        litestream: Litestream's address for metrics, `host:port`; `off` for none.
+        timeout_seconds: Longest one look may take.
+        refresh_seconds: Least time between two looks at rejections and the drill.
+    """
+
+    def __init__(
+        self,
+        families: Collector,
+        metrics: Metrics,
+        tables: Tables,
+        store: Store,
+        *,
+        litestream: str,
+        timeout_seconds: float,
+        refresh_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._metrics, self._tables, self._store = metrics, tables, store
+        self._timeout, self._refresh, self._clock = timeout_seconds, refresh_seconds, clock
+        self._url = "" if litestream in ("", "off") else f"http://{litestream}/metrics"
+        self._looked = float("-inf")  # when rejections and drill were looked up last
+        # Loopback and without TLS: reading the system's certificates would only cost time at each start.
+        transport = httpx.AsyncHTTPTransport(verify=False, limits=httpx.Limits(max_connections=4))
+        self._http = httpx.AsyncClient(transport=transport, trust_env=False, timeout=timeout_seconds)
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self.registry.register(families)
+
+    async def page(self) -> bytes:
+        """Everything, in Prometheus's text format."""
+        looks = asyncio.gather(*self._looks())
+        litestream = await self._look("litestream", self._litestream())
+        await looks
+        return generate_latest(self.registry) + (litestream or b"")
+
+    async def close(self) -> None:
+        """Give back connections."""
+        await self._http.aclose()
+
+    def _looks(self) -> list[Awaitable[None]]:
+        now = self._clock()
+        if now - self._looked < self._refresh:
+            return []
+        self._looked = now  # before the looks end: a second scrape does not look beside this one
+        return [self._look("drill", self._drill()), self._look("database", self._rejections())]
+
+    async def _look(self, source: str, look: Awaitable[T]) -> T | None:
+        """What a look finds; None where it fails, or takes too long."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await look
+        except (WorkerError, TimeoutError, httpx.HTTPError):
+            self._metrics.failures[source] += 1
+            return None
+
+    async def _rejections(self) -> None:
+        if self._tables.open:
+            self._metrics.rejections = await self._tables.read(rejections.open_by_reason)
+
+    async def _drill(self) -> None:
+        with contextlib.suppress(NotInReplica, StoreMissing):  # there was none yet
+            self._metrics.drill = await drill_record.latest(self._store, timeout=self._timeout)
+
+    async def _litestream(self) -> bytes:
+        if not self._url or not self._tables.open:  # there is none, or it is being started
+            return b""
+        async with self._http.stream("GET", self._url) as answer:
+            answer.raise_for_status()
+            page = b""
+            async for chunk in answer.aiter_bytes():
+                page += chunk
+                if len(page) > _PAGE_MAX:
+                    raise httpx.DecodingError("Litestream's page of metrics is too long")
+        return only_litestream(page)
+
+
+def only_litestream(page: bytes) -> bytes:
+    """The lines of a page that are about Litestream's families."""
+    kept = [line for line in page.decode(errors="replace").splitlines() if _family_of(line).startswith(_LITESTREAM)]
+    return "".join(f"{line}\n" for line in kept).encode()
+
+
+def _family_of(line: str) -> str:
+    words = line.split(" ", 3)
+    return words[2] if words[0] == "#" and len(words) > 2 else words[0]
