@@ -334,7 +334,7 @@ def test_every_room_is_on_the_map() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *commands(worker.cli.main._parser(), "python -m worker"),
+        *commands(worker.cli.main.parser_of(*worker.cli.main.VERBS), "python -m worker"),
         *commands(publisher.arguments.parser(), "python -m publisher"),
     ],
 )
@@ -346,7 +346,7 @@ def test_every_command_is_documented(command: str) -> None:
 def test_every_documented_command_exists() -> None:
     """`python -m worker VERB` and the like in the documentation are commands that there are."""
     known = {
-        *commands(worker.cli.main._parser(), "python -m worker"),
+        *commands(worker.cli.main.parser_of(*worker.cli.main.VERBS), "python -m worker"),
         *commands(publisher.arguments.parser(), "python -m publisher"),
         *(f"python -m local {name}" for name in re.findall(r'add_parser\(\s*"([a-z]+)"', sources("local"))),
     }

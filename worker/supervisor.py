@@ -33,7 +33,6 @@ from worker.ingest.http import app
 from worker.ingest.intake import State
 from worker.ingest.writer import Writer
 from worker.lease import record
-from worker.operations import checkpointing, pubsub
 from worker.operations.doctor import quick
 from worker.replica import claim
 from worker.replica import retention as retention_
@@ -216,6 +215,8 @@ async def _housekeeping(parts: Parts, side: asyncio.TaskGroup) -> AsyncIterator[
 async def _checkpoints(parts: Parts) -> None:
     settings = parts.settings
     if settings.checkpoint_hours:
+        from worker.operations import checkpointing, pubsub  # a tenth of a second of a cold start, where it is not set
+
         queue = pubsub.Queue(pubsub.subscription_name(settings.subscription, settings.project))
         await checkpointing.take_every(settings.checkpoint_hours, queue, parts.store)
 

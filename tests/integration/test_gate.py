@@ -30,11 +30,11 @@ from local.worker_process import wait_until
 from tests.ltx_files import pieces, whole_file
 from tests.processes import BUCKET, Objects
 from worker.errors import SyncUnavailable
-from worker.replica import gate as gates
-from worker.replica import ltx, slots
-from worker.replica.gate import Gate, Place
+from worker.replica import ltx, place, slots
+from worker.replica.gate import Gate
 from worker.replica.layout import StoredObject, files
 from worker.replica.litestream import Litestream, Options, find_binary
+from worker.replica.place import Place
 from worker.replica.restoring import cover
 
 pytestmark = pytest.mark.slow
@@ -43,7 +43,7 @@ PATH = "store/generations/0000000000000007"
 """Where the generation is; only the gate knows."""
 PART = 16 << 20
 """The size of a part of Google's client for Go."""
-UPLOAD = f"/upload/storage/v1/b/{gates.BUCKET}/o"
+UPLOAD = f"/upload/storage/v1/b/{place.BUCKET}/o"
 
 
 def key(level: int, first: int, last: int) -> str:
@@ -81,10 +81,10 @@ class Client:
 
     def put(self, name: str, data: bytes) -> httpx.Response:
         """A file of one part: multipart."""
-        head = json.dumps({"bucket": gates.BUCKET, "name": f"{gates.PATH}/{name}"}).encode()
+        head = json.dumps({"bucket": place.BUCKET, "name": f"{place.PATH}/{name}"}).encode()
         return self.http.post(
             UPLOAD,
-            params={"uploadType": "multipart", "name": f"{gates.PATH}/{name}"},
+            params={"uploadType": "multipart", "name": f"{place.PATH}/{name}"},
             headers={"content-type": "multipart/related; boundary=limit"},
             content=multipart(head, data),
         )
@@ -92,7 +92,7 @@ class Client:
     def begin(self, name: str) -> str:
         """The session of a file of several parts."""
         answer = self.http.post(
-            UPLOAD, params={"uploadType": "resumable"}, json={"bucket": gates.BUCKET, "name": f"{gates.PATH}/{name}"}
+            UPLOAD, params={"uploadType": "resumable"}, json={"bucket": place.BUCKET, "name": f"{place.PATH}/{name}"}
         )
         assert answer.status_code == 200, answer.text
         return answer.headers["location"]
@@ -104,7 +104,7 @@ class Client:
 
     def delete(self, name: str) -> httpx.Response:
         """Delete a file."""
-        return self.http.delete(f"/storage/v1/b/{gates.BUCKET}/o/{quote(f'{gates.PATH}/{name}', safe='')}")
+        return self.http.delete(f"/storage/v1/b/{place.BUCKET}/o/{quote(f'{place.PATH}/{name}', safe='')}")
 
 
 def multipart(head: bytes, data: bytes) -> bytes:
@@ -183,8 +183,8 @@ def test_g1_a_name_outside_the_generation_is_refused_by_every_verb(fake_gcs: Fak
     resource = json.dumps({"name": name}).encode()
     related = {"content-type": "multipart/related; boundary=limit"}
     answers = [
-        client.http.get(f"/{gates.BUCKET}/{quoted}"),
-        client.http.delete(f"/storage/v1/b/{gates.BUCKET}/o/{quoted}"),
+        client.http.get(f"/{place.BUCKET}/{quoted}"),
+        client.http.delete(f"/storage/v1/b/{place.BUCKET}/o/{quoted}"),
         client.http.post(UPLOAD, params={"uploadType": "resumable"}, content=resource),
         client.http.post(UPLOAD, params={"uploadType": "resumable", "name": name}, content=b"{}"),
         client.http.post(UPLOAD, params={"uploadType": "multipart"}, headers=related, content=multipart(resource, slot(1))),
@@ -198,7 +198,7 @@ def test_g1_a_name_outside_the_generation_is_refused_by_every_verb(fake_gcs: Fak
 def test_g1_a_listing_outside_the_generation_is_refused(fake_gcs: FakeGcs, client: Client, prefix: str | None) -> None:
     """The gate's client learns of no other object."""
     parameters = {} if prefix is None else {"prefix": prefix}
-    assert client.http.get(f"/storage/v1/b/{gates.BUCKET}/o", params=parameters).status_code == 403
+    assert client.http.get(f"/storage/v1/b/{place.BUCKET}/o", params=parameters).status_code == 403
     assert not any(fake_gcs.faults.stats().values())
 
 
@@ -206,17 +206,17 @@ def test_g1_a_listing_outside_the_generation_is_refused(fake_gcs: FakeGcs, clien
     ("method", "path"),
     [
         ("GET", "/"),
-        ("GET", f"/storage/v1/b/{gates.BUCKET}"),
+        ("GET", f"/storage/v1/b/{place.BUCKET}"),
         ("GET", f"/storage/v1/b/{BUCKET}/o?prefix=replica/"),
-        ("GET", f"/storage/v1/b/{gates.BUCKET}/o/{quote('replica/' + key(0, 1, 1), safe='')}"),
-        ("PATCH", f"/storage/v1/b/{gates.BUCKET}/o/{quote('replica/' + key(0, 1, 1), safe='')}"),
-        ("POST", f"/storage/v1/b/{gates.BUCKET}/o/{quote('replica/' + key(1, 1, 1), safe='')}/compose"),
-        ("DELETE", f"/storage/v1/b/{gates.BUCKET}"),
+        ("GET", f"/storage/v1/b/{place.BUCKET}/o/{quote('replica/' + key(0, 1, 1), safe='')}"),
+        ("PATCH", f"/storage/v1/b/{place.BUCKET}/o/{quote('replica/' + key(0, 1, 1), safe='')}"),
+        ("POST", f"/storage/v1/b/{place.BUCKET}/o/{quote('replica/' + key(1, 1, 1), safe='')}/compose"),
+        ("DELETE", f"/storage/v1/b/{place.BUCKET}"),
         ("POST", "/storage/v1/b"),
         ("POST", f"{UPLOAD}?uploadType=media&name=replica/{key(0, 1, 1)}"),
         ("DELETE", f"{UPLOAD}?upload_id=1"),
         ("PUT", f"{UPLOAD}?upload_id=foreign"),
-        ("PUT", f"/{gates.BUCKET}/replica/{key(0, 1, 1)}"),
+        ("PUT", f"/{place.BUCKET}/replica/{key(0, 1, 1)}"),
         ("POST", "/batch/storage/v1"),
     ],
 )
@@ -233,7 +233,7 @@ def test_g1_the_bucket_learns_the_generations_name_and_the_client_does_not(objec
     """A file is created below the generation, and read and listed from there."""
     assert client.put(key(0, 1, 1), slot(1)).status_code == 200
     assert objects.names("") == [f"{PATH}/{key(0, 1, 1)}"]
-    assert client.http.get(f"/{gates.BUCKET}/{gates.PATH}/{key(0, 1, 1)}").content == slot(1)
+    assert client.http.get(f"/{place.BUCKET}/{place.PATH}/{key(0, 1, 1)}").content == slot(1)
 
 
 # G2
@@ -241,7 +241,7 @@ def test_g1_the_bucket_learns_the_generations_name_and_the_client_does_not(objec
 
 def listed(client: Client, prefix: str) -> list[str]:
     """The names that a listing through the gate shows, below the generation."""
-    answer = client.http.get(f"/storage/v1/b/{gates.BUCKET}/o", params={"prefix": f"{gates.PATH}/{prefix}"})
+    answer = client.http.get(f"/storage/v1/b/{place.BUCKET}/o", params={"prefix": f"{place.PATH}/{prefix}"})
     return [item["name"].removeprefix(f"{PATH}/") for item in answer.raise_for_status().json().get("items", [])]
 
 
@@ -331,9 +331,9 @@ def assert_fenced(gcs: FakeGcs, client: Client) -> None:
     before = gcs.faults.stats()
     answers = [
         client.put(key(0, 9, 9), slot(9)),
-        client.http.post(UPLOAD, params={"uploadType": "resumable"}, json={"name": f"{gates.PATH}/{key(1, 1, 1)}"}),
-        client.http.get(f"/{gates.BUCKET}/{gates.PATH}/{key(0, 1, 1)}"),
-        client.http.get(f"/storage/v1/b/{gates.BUCKET}/o", params={"prefix": f"{gates.PATH}/"}),
+        client.http.post(UPLOAD, params={"uploadType": "resumable"}, json={"name": f"{place.PATH}/{key(1, 1, 1)}"}),
+        client.http.get(f"/{place.BUCKET}/{place.PATH}/{key(0, 1, 1)}"),
+        client.http.get(f"/storage/v1/b/{place.BUCKET}/o", params={"prefix": f"{place.PATH}/"}),
         client.delete(key(1, 1, 1)),
     ]
     assert [answer.status_code for answer in answers] == [503] * len(answers)
@@ -377,7 +377,7 @@ def test_g4_a_file_of_other_transactions_than_its_name_says_is_not_forwarded(
         b"",
         b"--limit\r\n\r\n{}",
         multipart(b"{}", slot(1)).replace(b"--limit--", b"--limit"),
-        multipart(json.dumps({"name": f"{gates.PATH}/{key(0, 1, 1)}"}).encode(), slot(1))[:-30],
+        multipart(json.dumps({"name": f"{place.PATH}/{key(0, 1, 1)}"}).encode(), slot(1))[:-30],
     ],
 )
 def test_g4_a_multipart_body_that_does_not_end_is_not_forwarded(
@@ -395,7 +395,7 @@ def test_g4_a_body_that_breaks_off_is_not_finalized(objects: Objects, client: Cl
     """The child was killed within its request."""
     data = slot(1)
     if kind == "multipart":
-        body = multipart(json.dumps({"name": f"{gates.PATH}/{key(0, 1, 1)}"}).encode(), data)
+        body = multipart(json.dumps({"name": f"{place.PATH}/{key(0, 1, 1)}"}).encode(), data)
         head = [f"POST {UPLOAD}?uploadType=multipart HTTP/1.1", "Content-Type: multipart/related; boundary=limit"]
     else:
         body, url = data, urlsplit(client.begin(key(0, 1, 1)))
@@ -634,10 +634,10 @@ def test_an_error_of_the_bucket_is_passed_on_as_it_is(fake_gcs: FakeGcs, client:
         ]
     client.gate.deletable = 1
     ours = [
-        client.http.get(f"/{gates.BUCKET}/{gates.PATH}/{key(0, 1, 1)}"),
-        client.http.get(f"/storage/v1/b/{gates.BUCKET}/o", params={"prefix": f"{gates.PATH}/ltx/0/"}),
+        client.http.get(f"/{place.BUCKET}/{place.PATH}/{key(0, 1, 1)}"),
+        client.http.get(f"/storage/v1/b/{place.BUCKET}/o", params={"prefix": f"{place.PATH}/ltx/0/"}),
         client.delete(key(0, 1, 1)),
-        client.http.post(UPLOAD, params={"uploadType": "resumable"}, json={"name": f"{gates.PATH}/{key(0, 1, 1)}"}),
+        client.http.post(UPLOAD, params={"uploadType": "resumable"}, json={"name": f"{place.PATH}/{key(0, 1, 1)}"}),
         client.put(key(0, 1, 1), slot(1)),
     ]
     assert [answer.status_code for answer in ours] == [status] * 5
@@ -654,8 +654,8 @@ def test_a_bucket_that_is_not_there_is_502(client: Client, fake_gcs: FakeGcs) ->
     fake_gcs.faults.add(verb="*", action="refuse")
     answers = [
         client.put(key(0, 1, 1), slot(1)),
-        client.http.get(f"/{gates.BUCKET}/{gates.PATH}/{key(0, 1, 1)}"),
-        client.http.get(f"/storage/v1/b/{gates.BUCKET}/o", params={"prefix": f"{gates.PATH}/"}),
+        client.http.get(f"/{place.BUCKET}/{place.PATH}/{key(0, 1, 1)}"),
+        client.http.get(f"/storage/v1/b/{place.BUCKET}/o", params={"prefix": f"{place.PATH}/"}),
     ]
     assert [answer.status_code for answer in answers] == [502] * 3
     with pytest.raises(SyncUnavailable):
@@ -666,10 +666,10 @@ def test_a_part_of_a_file_is_read(client: Client) -> None:
     """Litestream reads the pages of a file by ranges when it merges files that it does not have."""
     data = slot(1)
     assert client.put(key(0, 1, 1), data).status_code == 200
-    answer = client.http.get(f"/{gates.BUCKET}/{gates.PATH}/{key(0, 1, 1)}", headers={"range": "bytes=100-199"})
+    answer = client.http.get(f"/{place.BUCKET}/{place.PATH}/{key(0, 1, 1)}", headers={"range": "bytes=100-199"})
     assert (answer.status_code, answer.content) == (206, data[100:200])
     assert answer.headers["content-range"] == f"bytes 100-199/{len(data)}"
-    assert client.http.get(f"/{gates.BUCKET}/{gates.PATH}/{key(0, 2, 2)}").status_code == 404
+    assert client.http.get(f"/{place.BUCKET}/{place.PATH}/{key(0, 2, 2)}").status_code == 404
 
 
 # Large files.
@@ -818,7 +818,7 @@ def test_litestream_merges_deletes_and_restores_through_the_gate(
         newest = child.write()
         assert client.gate.stored == newest
         restored = tmp_path / "restored.db"
-        command = [str(find_binary("litestream")), "restore", "-o", str(restored), f"gs://{gates.BUCKET}/{gates.PATH}"]
+        command = [str(find_binary("litestream")), "restore", "-o", str(restored), f"gs://{place.BUCKET}/{place.PATH}"]
         environment = {**os.environ, "STORAGE_EMULATOR_HOST": client.gate.address}
         assert subprocess.run(command, env=environment, check=False, timeout=60).returncode == 0
         assert child.rows(restored) == child.rows()

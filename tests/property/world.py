@@ -49,7 +49,7 @@ from worker.lease.handover import Succession, SuccessionTiming
 from worker.lease.lease import Lease, Timing
 from worker.operations import recovery
 from worker.operations.recovery import Plan, Recovery
-from worker.replica import gate, generation, layout, litestream
+from worker.replica import gate, generation, layout, litestream, place
 from worker.replica.generation import Generation
 from worker.replica.restoring import Wanted
 from worker.replica.restoring import restore as restore_for_real
@@ -141,7 +141,7 @@ class SimulatedGate:
 
     async def upload(self, key: str, data: bytes, writer: str) -> None:
         """See `Gate._multipart`."""
-        name = gate._read_name(f"{gate.PATH}/{key}")
+        name = gate._read_name(f"{place.PATH}/{key}")
         check = gate._Check(name)
         await check.feed(memoryview(data))
         digest = check.end()
@@ -151,7 +151,7 @@ class SimulatedGate:
 
     async def delete(self, key: str) -> None:
         """See `Gate._delete`."""
-        name = gate._read_name(f"{gate.PATH}/{key}")
+        name = gate._read_name(f"{place.PATH}/{key}")
         self.slots.check_deletion(name)
         full, bucket = f"{self.path}/{key}", self.process.bucket
         await self._ask(f"delete {full}", lambda: bucket.objects.pop(full, None), changes=True)

@@ -43,9 +43,7 @@ between snapshot and record, or is the way back from a replay (before-replay-...
 def add(verbs: Any) -> None:
     """Add the commands to the worker's parser."""
     raw = argparse.RawDescriptionHelpFormatter
-    making = verbs.add_parser(
-        "checkpoint", help="a snapshot of the queue, with the state it goes with", description=_INTRO, formatter_class=raw
-    )
+    making = verbs.add_parser("checkpoint", description=_INTRO, formatter_class=raw)
     making.add_argument(
         "--name",
         metavar="NAME",

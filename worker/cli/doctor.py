@@ -58,7 +58,6 @@ def add(verbs: Any) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = verbs.add_parser(
         "doctor",
-        help="check the settings, the store, Litestream, the machine and the subscription",
         description=_DOCTOR,
         formatter_class=raw,
     )

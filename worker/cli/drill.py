@@ -50,9 +50,7 @@ log = logging.getLogger(__name__)
 def add(verbs: Any) -> None:
     """Add the commands to the worker's parser."""
     raw = argparse.RawDescriptionHelpFormatter
-    drill = verbs.add_parser(
-        "drill", help="prove that the live generation can be restored", description=_DRILL, formatter_class=raw
-    )
+    drill = verbs.add_parser("drill", description=_DRILL, formatter_class=raw)
     service_options.add_url(drill)
     drill.add_argument(
         "--scratch",

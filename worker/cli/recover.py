@@ -50,7 +50,7 @@ was published, or else to the newest checkpoint that is old enough. --replay-fro
 
 def add(verbs: Any) -> None:
     """Add the command to the worker's parser."""
-    parser = verbs.add_parser("recover", help="make an earlier state the live one", description=_INTRO)
+    parser = verbs.add_parser("recover", description=_INTRO)
     parser.add_argument(
         "--at",
         metavar="TIME",

@@ -55,9 +55,7 @@ def add(verbs: Any) -> None:
     """Add the commands to the worker's parser."""
     raw = argparse.RawDescriptionHelpFormatter
     environment = "environment:\n" + "\n".join(f"  {name:<16}{text}" for name, text in ENVIRONMENT.items())
-    top = verbs.add_parser(
-        "rejections", help="see, retry, discard or export rejected messages", description=_INTRO, formatter_class=raw
-    )
+    top = verbs.add_parser("rejections", description=_INTRO, formatter_class=raw)
     inner = top.add_subparsers(metavar="COMMAND", required=True)
     listing = inner.add_parser("list", help="a table of the open ones", description="List rejections, oldest first.")
     show = inner.add_parser("show", help="everything that is kept of one", description="Show one rejection, with its data.")
@@ -110,7 +108,6 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
 def _add_erase(verbs: Any, environment: str) -> None:
     erase = verbs.add_parser(
         "erase",
-        help="erase a user for good",
         description=_ERASE,
         epilog=environment,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -55,7 +55,7 @@ A time needs a subscription or a topic that retains acknowledged messages; a che
 
 def add(verbs: Any) -> None:
     """Add the command to the worker's parser."""
-    parser = verbs.add_parser("replay", help="have the queue deliver messages again", description=_INTRO)
+    parser = verbs.add_parser("replay", description=_INTRO)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument(
         "--snapshot", metavar="NAME", type=values.word, help="a checkpoint's name, or projects/PROJECT/snapshots/ID"

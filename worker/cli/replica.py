@@ -55,7 +55,7 @@ The live service is not touched, and no lease is needed.
 def add(verbs: Any) -> None:
     """Add the commands to the worker's parser."""
     raw = argparse.RawDescriptionHelpFormatter
-    replica = verbs.add_parser("replica", help="what is in the bucket", description=_REPLICA, formatter_class=raw)
+    replica = verbs.add_parser("replica", description=_REPLICA, formatter_class=raw)
     replica.add_argument("--json", action="store_true", help="print JSON")
     replica.set_defaults(command=_replica)
     inner = replica.add_subparsers(metavar="COMMAND")
@@ -67,9 +67,7 @@ def add(verbs: Any) -> None:
     verify.add_argument("epoch", metavar="EPOCH", type=values.whole(1), nargs="?", help="the live one if not given")
     verify.add_argument("--json", action="store_true", help="print JSON")
     verify.set_defaults(command=_verify)
-    restoring = verbs.add_parser(
-        "restore", help="a state from the bucket, into a file", description=_RESTORE, formatter_class=raw
-    )
+    restoring = verbs.add_parser("restore", description=_RESTORE, formatter_class=raw)
     restoring.add_argument(
         "-o", "--output", metavar="FILE", type=values.path, required=True, help="a file that does not exist yet"
     )

@@ -28,7 +28,6 @@ def add(verbs: Any) -> None:
     """Add the command to the worker's parser."""
     parser = verbs.add_parser(
         "smoke",
-        help="see a published user through: acknowledged, read back, erased",
         description=_INTRO,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -32,7 +32,7 @@ from worker.errors import (
     StoreMissing,
     StoreUnavailable,
 )
-from worker.ingest.http.operator_api import COUNTS
+from worker.ingest.http.paths import COUNTS
 from worker.lease.record import Store, look
 from worker.operations.restore import Store as Bucket
 from worker.operations.restore import restore

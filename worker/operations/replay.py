@@ -26,7 +26,7 @@ import msgspec
 
 from publisher.values import rfc3339
 from worker.errors import NotSeekable, QueueError, QueueMissing, QueueUnavailable, ServiceUnreachable
-from worker.ingest.http.operator_api import OUTCOMES, RECEIPTS
+from worker.ingest.http.paths import OUTCOMES, RECEIPTS
 from worker.operations.checkpoints import snapshot_name
 from worker.operations.pubsub import Snapshot, Subscription
 from worker.operations.service_client import Service

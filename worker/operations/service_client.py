@@ -17,7 +17,7 @@ import httpx
 from publisher import values
 from publisher.message import MAX_DATA_BYTES
 from worker.errors import ServiceRefused, ServiceUnreachable
-from worker.ingest.http.operator_api import COUNTS, ROOT, STORE_HEADER
+from worker.ingest.http.paths import COUNTS, ROOT, STORE_HEADER
 from worker.operations.identity import Identity
 
 _REQUEST_SECONDS: Final = 60.0

@@ -33,8 +33,8 @@ from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from worker.errors import Mismatch, StoreDenied, StoreMissing, StoreThrottled, StoreUnavailable
-from worker.replica.gate import Place
 from worker.replica.layout import StoredObject
+from worker.replica.place import Place
 
 _THREADS: Final = 4
 """Requests at once: a renewal, a lease read, and room for one of each that hangs until its timeout."""
@@ -291,6 +291,16 @@ class Bucket:
     def _translated(self, request: Callable[[], T], what: str) -> T:
         with _translate(f"{what} at {self._url}"):
             return request()
+
+
+@contextmanager
+def opened(bucket: str, prefix: str) -> Iterator[Bucket]:
+    """The bucket of a command, closed after the block."""
+    store = Bucket(bucket, prefix)
+    try:
+        yield store
+    finally:
+        store.close()
 
 
 @contextmanager

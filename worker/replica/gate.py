@@ -38,7 +38,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 from urllib.request import getproxies
 
@@ -51,11 +51,8 @@ from yarl import URL
 
 from worker.errors import LitestreamError, SyncUnavailable
 from worker.replica import ltx
+from worker.replica.place import BUCKET, PATH, Credentials, Place
 from worker.replica.slots import Answer, Digest, Name, Refused, Slots
-
-BUCKET: Final = "bucket"
-PATH: Final = "replica"
-"""What the child calls its bucket and its path in it. Where they are, only the gate knows."""
 
 _FILE: Final = re.compile(rf"{PATH}/(ltx/(\d)/([0-9a-f]{{16}})-([0-9a-f]{{16}})\.ltx)")
 _FROM: Final = re.compile(r"ltx/\d/[0-9a-f]{16}")
@@ -82,24 +79,6 @@ RULES: Final = ("G1", "G3", "G4", "G5", "G7", "G8")
 """The rules by which a request can be refused."""
 
 log = logging.getLogger(__name__)
-
-
-class Credentials(Protocol):
-    """What the gate asks of Google's credentials."""
-
-    @property
-    def valid(self) -> bool: ...  # noqa: D102  # whether the token lasts for a while
-    def refresh(self, request: Any) -> None: ...  # noqa: D102  # fetch a token; blocks
-    def apply(self, headers: dict[str, str]) -> None: ...  # noqa: D102  # put the token into the headers
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A generation in a bucket; `access` finds the endpoint and the credentials, and may block."""
-
-    bucket: str
-    path: str
-    access: Callable[[], tuple[str, Credentials]]
 
 
 @dataclass(slots=True)

@@ -42,9 +42,10 @@ from worker.errors import (
 )
 from worker.lease.lease import Lease
 from worker.replica import ltx
-from worker.replica.gate import Counts, Gate, Place
+from worker.replica.gate import Counts, Gate
 from worker.replica.layout import MANIFEST, Manifest, path_of, slot_name
 from worker.replica.litestream import Litestream, Options
+from worker.replica.place import Place
 from worker.replica.restoring import Bucket, Restored, Wanted, restore
 from worker.tasks import running
 

@@ -32,7 +32,7 @@ from typing import Final, Self
 import msgspec
 
 from worker.errors import ConfigError, LitestreamError, RestoreFailed, SyncUnavailable
-from worker.replica import gate, litestream_log
+from worker.replica import litestream_log, place
 from worker.replica.child import Child, Kept
 
 _RESTART_PAUSE_SECONDS: Final = 0.2
@@ -262,8 +262,8 @@ class Litestream:
             "LITESTREAM_LOG_LEVEL": options.log_level,
             "LITESTREAM_DATABASE": str(self._database),
             "LITESTREAM_META": str(self._meta),
-            "LITESTREAM_BUCKET": gate.BUCKET,
-            "LITESTREAM_REPLICA_PATH": gate.PATH,
+            "LITESTREAM_BUCKET": place.BUCKET,
+            "LITESTREAM_REPLICA_PATH": place.PATH,
             "LITESTREAM_SNAPSHOT_INTERVAL": f"{options.snapshot_hours:g}h",
             "LITESTREAM_SNAPSHOT_RETENTION": f"{24 * options.retention_days:g}h",
         }

@@ -38,9 +38,9 @@ from worker.operations.doctor import litestream, machine, queue, quick
 from worker.operations.doctor import store as doctor_store
 from worker.operations.doctor.findings import Finding, note, ok, refused, report, warning
 from worker.operations.pubsub import Delivery
-from worker.replica.gate import Place
 from worker.replica.layout import StoredObject
 from worker.replica.litestream import find_binary
+from worker.replica.place import Place
 
 ROOT = Path(__file__).parent.parent.parent.parent
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)

@@ -74,7 +74,7 @@ def options(
 
 
 ALL = [
-    *((main._parser(), words, action) for words, action in options(main._parser())),
+    *((main.parser_of(*main.VERBS), words, action) for words, action in options(main.parser_of(*main.VERBS))),
     *((publisher.arguments.parser(), words, action) for words, action in options(publisher.arguments.parser())),
 ]
 

@@ -27,9 +27,9 @@ from worker.errors import (
 )
 from worker.lease.lease import Lease
 from worker.replica import generation, litestream, ltx
-from worker.replica.gate import Place
 from worker.replica.generation import Generation, insist, seal, trim, unchanging_after
 from worker.replica.layout import Manifest, path_of, slot_name
+from worker.replica.place import Place
 from worker.replica.restoring import Restored, Wanted
 
 MINE = f"{path_of(4)}/manifest.json"

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from publisher import message
 from worker.errors import BadQuery, BodyTooLarge, NoSuchPath, Refused, RequestError, Unwritable, WrongMethod, WrongStore
-from worker.ingest.http import envelope, operator_api, trace_context
+from worker.ingest.http import envelope, operator_api, paths, trace_context
 from worker.ingest.http.access import Access
 from worker.ingest.http.delivery_counts import Tally
 from worker.ingest.intake import Held, Intake, State
@@ -140,7 +140,7 @@ async def _route(service: Service, request: Request) -> Response:
         answer = await operator_api.answer(
             request, path, access=service.access, intake=service.intake, readers=service.readers, tally=service.tally
         )
-        answer.headers[operator_api.STORE_HEADER] = service.store
+        answer.headers[paths.STORE_HEADER] = service.store
         return answer
     if request.method == "POST" and path.startswith("/users/") and path.endswith("/erase"):
         return await _erase(service, request, path.removeprefix("/users/").removesuffix("/erase"))
@@ -232,7 +232,7 @@ async def _erase(service: Service, request: Request, text: str) -> Response:
 
 def _check_store(service: Service, request: Request) -> None:
     """Refuse what was meant for another store: a service may listen where another one was expected."""
-    meant = request.headers.get(operator_api.STORE_HEADER)
+    meant = request.headers.get(paths.STORE_HEADER)
     if meant and meant != service.store:
         raise WrongStore(
             f"this service serves {service.store}, and the request is for {meant}; mend REPLICA_URL or SERVICE_URL"

@@ -18,7 +18,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -31,16 +31,10 @@ from worker.database.rejections import PAGE_MAX, Filter
 from worker.errors import BadQuery, NotFound, WrongMethod
 from worker.ingest.http.access import Access
 from worker.ingest.http.delivery_counts import Tally
+from worker.ingest.http.paths import COUNTS, OUTCOMES, RECEIPTS, ROOT
 from worker.ingest.intake import Intake
 
 T = TypeVar("T")
-
-ROOT: Final = "/rejections"
-COUNTS: Final = "/counts"
-RECEIPTS: Final = "/receipts"
-OUTCOMES: Final = "/outcomes"
-STORE_HEADER: Final = "solowriter-store"
-"""Of a request: the store that is meant. Of an answer: the one that is served."""
 
 log = logging.getLogger(__name__)
 

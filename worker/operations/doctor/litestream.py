@@ -24,8 +24,9 @@ from worker.database import connections
 from worker.errors import LitestreamError, StoreError, SyncUnavailable
 from worker.operations.doctor.findings import Finding, note, ok, refused, warning
 from worker.operations.doctor.store import SCRATCH
-from worker.replica.gate import Gate, Place
+from worker.replica.gate import Gate
 from worker.replica.litestream import Litestream, Options
+from worker.replica.place import Place
 
 WRITTEN_FOR: Final = (0, 5, 17)
 """What the confirmations rest on was read in, and tried with, this version."""
