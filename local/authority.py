@@ -40,7 +40,7 @@ class Authority:
     def __init__(self, *, max_age: int = 3600, key_bits: int = 2048) -> None:
         self.max_age = max_age
         self.available = True
-        """While this is False, it answers 503 to whoever asks for the certificates."""
+        """While this is False, it answers 503 to each request for the certificates."""
         self.fetches = 0
         """How many requests for the certificates it got, answered or not."""
         self.certificates: dict[str, str] = {}

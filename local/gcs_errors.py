@@ -69,7 +69,7 @@ def invalid(message: str) -> GcsError:
 
 
 def unsupported(what: str) -> GcsError:
-    """501 for a part of the API that this fake leaves out, so that nobody takes silence for success."""
+    """501 for a part of the API that this fake leaves out, so that silence is not taken for success."""
     return GcsError(501, "notImplemented", f"the fake GCS does not do {what}", "NotImplemented")
 
 

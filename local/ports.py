@@ -15,7 +15,7 @@ be some connection's own a moment later."""
 
 
 class _Taken:
-    """Which ports processes of this user have chosen, those included that nobody listens on yet, or for the moment.
+    """Which ports processes of this user have chosen, also those without a listener yet, or for the moment.
 
     A port is taken by locking one byte of a file that all of them share: the kernel lets go of it when the process ends.
     Such a lock keeps other processes out, not the other threads of this one, so its own are in a set as well.
@@ -29,7 +29,7 @@ class _Taken:
         self._choosing = threading.Lock()
 
     def take(self, port: int) -> bool:
-        """Whether it is ours from now on, and nobody else's."""
+        """Whether it is ours alone from now on."""
         with self._choosing:
             if self._file is None or self._process != os.getpid():  # a forked process has none of these locks
                 self._file, self._process, self._ours = self._path.open("ab"), os.getpid(), set()
@@ -47,7 +47,7 @@ _taken: Final = _Taken(Path(tempfile.gettempdir(), f"solowriter-ports-{os.getuid
 
 
 def free_port(preferred: int = 0) -> int:
-    """A loopback port nobody listens on, and no other call returns while this process lives: `preferred` if it is free.
+    """A free loopback port, which no other call returns while this process lives: `preferred` if it is free.
 
     Raises:
         OSError: There is none.

@@ -78,7 +78,7 @@ class Recorder:
                 self.refused += 1
         except httpx.HTTPError:
             self.refused += 1
-            return Response(status_code=502)  # nobody there, or killed while it worked: the queue delivers again
+            return Response(status_code=502)  # no worker there, or it was killed while it worked: the queue delivers again
         finally:
             self.under_way -= 1
         return Response(answer.content, status_code=answer.status_code)

@@ -86,7 +86,7 @@ WORKER: Final[Mapping[str, Mapping[str, Text]]] = {
             "",
             "`true`: the subscription has no wrapper and writes no metadata, so every body is a message's data. With "
             "metadata an unwrapped push is recognized without this.",
-            "A body that is no push is somebody's mistake, and should say so.",
+            "A body that is no push is a mistake, and should be answered as one.",
         ),
     },
     "Who may send": {
@@ -111,7 +111,7 @@ WORKER: Final[Mapping[str, Mapping[str, Text]]] = {
         "OPERATORS": Text(
             "e-mail addresses, with commas",
             "Who may read, retry and discard rejections: service accounts that operators impersonate.",
-            "Nobody, until somebody is named.",
+            "No account, until one is named.",
         ),
         "OIDC_CERTS_URL": Text(
             "URL",
@@ -278,7 +278,7 @@ WORKER: Final[Mapping[str, Mapping[str, Text]]] = {
         "TRACE_FLUSH_SECONDS": Text(
             "seconds",
             "At shutdown, longest wait for the last spans to be exported, if traces are on.",
-            "After the lease is released: nobody waits for it but the platform.",
+            "After the lease is released: only the platform waits for it.",
         ),
     },
     "Litestream": {

@@ -59,7 +59,7 @@ POST /users takes the JSON of one message, {"user_id": 5}, and answers
        Retry-After seconds. Repeating is harmless, because a user that is repeated is absorbed.
 GET /healthz answers 200 while the process lives.
 
-It checks nobody's identity: leave that to the platform (on Cloud Run, require authentication).
+It checks no identity: leave that to the platform (on Cloud Run, require authentication).
 A first signal stops taking users and answers what is in flight; a second one leaves at once.
 
 examples:

@@ -105,7 +105,7 @@ class AsyncSink:
         self._tasks.discard(task)
         place.give_back()
         if not task.cancelled():
-            task.exception()  # or asyncio would log it, if nobody waits for it any more
+            task.exception()  # or asyncio would log it, if no caller waits for it any more
 
     def take_bytes(self, size: int) -> None:
         """Count `size` more bytes. Only `Place` calls this.

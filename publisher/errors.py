@@ -11,7 +11,7 @@
         |-- BusyError                 the gateway takes no more just now; it was not sent
         `-- NotConfirmedError         given up waiting; whether the message was accepted is unknown
 
-The starred ones would meet every other message as well: whoever publishes many stops at the first (`fatal`).
+The starred ones would meet every other message as well: a load stops at the first (`fatal`).
 """
 
 from typing import ClassVar

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """What the requests need."""
+    """The parts that requests use."""
 
     sink: AsyncSink
     limits: GatewayLimits
@@ -106,7 +106,7 @@ async def _user(gateway: Gateway, request: Request) -> Response:
     except DeliveryError as error:
         return _undelivered(gateway, error)
     except ClientDisconnect:
-        return Response(status_code=499)  # nobody reads it: the sender closed before its body was whole
+        return Response(status_code=499)  # it reaches no one: the sender closed before its body was whole
     log.debug("message %s accepted", message_id, extra={"action": "gateway.accepted"})
     return JSONResponse({"message_id": message_id}, status_code=202)
 

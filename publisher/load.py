@@ -236,7 +236,7 @@ class Loader:
                 self._keep(self._rejects, part if part.endswith(b"\n") or not part else part + b"\n")
 
     def _keep(self, file: BinaryIO, data: bytes) -> None:
-        """Write, at once: whoever watches the file learns of it now. A full disk ends the reading, not the account."""
+        """Write at once, so that the file can be watched. A full disk ends the reading, not the account."""
         try:
             file.write(data)
             file.flush()

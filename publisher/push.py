@@ -1,7 +1,7 @@
 """Delivers messages to a worker as a push subscription would, for machines without any Pub/Sub.
 
 Same envelope, same acknowledging answers, same pauses; a message keeps its id in every attempt. Two things
-differ from Pub/Sub: one message's refusal does not slow the others down, and attempts end, because somebody is
+differ from Pub/Sub: one message's refusal does not slow the others down, and attempts end, because a person is
 waiting for the outcome.
 
 All deliveries run on an event loop in a thread of its own.

@@ -20,14 +20,14 @@ from publisher.settings import MAX_LINE_BYTES
 COLUMNS: Final = ("user_id", "email_address", "settings", "created_at")
 """The CSV columns; only user_id is required."""
 FORMAT_OF_SUFFIX: Final = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-"""What a file's name says about its format."""
+"""The formats by the ending of a file's name."""
 LINE_TOO_LONG: Final = "line_too_long"
 """Problem code: the line has more than MAX_LINE_BYTES bytes; it is read past, not kept."""
 BAD_CSV: Final = "bad_csv"
 """Problem code: the row's quoting or its number of cells is wrong."""
 
 DELIMITERS: Final = (",", ";", "\t")
-"""What may stand between two cells, in the order in which it is tried."""
+"""The delimiters, in the order in which they are tried."""
 
 _BOM: Final = b"\xef\xbb\xbf"
 _CELL_MAX_BYTES: Final = 2 * MAX_DATA_BYTES

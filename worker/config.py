@@ -322,7 +322,7 @@ class Settings:
                 "GOOGLE_CLOUD_PROJECT set, for CHECKPOINT_HOURS"
             )
         if self.operators and not self.push_audience:
-            raise ConfigError("OPERATORS is set and PUSH_AUDIENCE is not: nobody's token could be verified; set it as well")
+            raise ConfigError("OPERATORS is set and PUSH_AUDIENCE is not: no token could be verified; set it as well")
         for broken in _not_nested(self):
             raise ConfigError(broken)
 

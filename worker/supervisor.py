@@ -258,7 +258,7 @@ async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[in
             ws="none",
             lifespan="off",
             access_log=False,
-            proxy_headers=False,  # nobody asks for the client's address
+            proxy_headers=False,  # the client's address is not used
             server_header=False,
             log_config=None,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Parts:
-    """What exists once per process, whether or not it ever holds the lease."""
+    """The parts that exist once per process, whether or not it ever holds the lease."""
 
     def __init__(self, settings: Settings) -> None:
         version = connections.check_sqlite()
@@ -79,7 +79,7 @@ class Parts:
             self.verifier.close()
 
     def labels(self) -> dict[str, str]:
-        """What each line of the log says of this process: its revision and, while it is the writer, epoch and generation."""
+        """The labels of each log line: the revision and, while this process is the writer, epoch and generation."""
         labels = {"revision": self.settings.revision}
         if self.lease.held_epoch is not None:
             labels |= {"epoch": str(self.lease.held_epoch), "generation": self.lease.live or "none"}
@@ -143,7 +143,7 @@ class Tables:
         return await asyncio.to_thread(self._opened().user, user_id)
 
     async def read(self, query: Callable[[Connection], T]) -> T:
-        """What `query` reads.
+        """Run a query on a reading connection.
 
         Raises:
             Refused: As for `user`.
@@ -151,7 +151,7 @@ class Tables:
         return await asyncio.to_thread(self._opened().read, query)
 
     async def change(self, apply: Callable[[Transaction], T]) -> T:
-        """What `apply` returns, once its transaction is confirmed; see `Intake.change`."""
+        """Make a change, and return its result once it is confirmed; see `Intake.change`."""
         return await self.intake.change(apply)
 
     def _opened(self) -> connections.Reader:

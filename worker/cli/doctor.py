@@ -137,7 +137,7 @@ def _senders(settings: Settings, environ: Mapping[str, str]) -> Finding:
     if environ.get("STORAGE_EMULATOR_HOST"):
         return note("senders", "not verified: fine on one machine with a fake store")
     step = "set PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT, or see to it that the platform lets only the subscription in"
-    return warning("senders", "PUSH_AUDIENCE is not set: whoever reaches the service may post", step)
+    return warning("senders", "PUSH_AUDIENCE is not set: every sender that reaches the service may post", step)
 
 
 def _tokens(settings: Settings, environ: Mapping[str, str]) -> Finding:

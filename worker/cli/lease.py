@@ -58,8 +58,8 @@ def _lease_break(settings: Settings, arguments: argparse.Namespace) -> int:
                 print(f"the lease of {store} is released already, at epoch {record.epoch}: there is nothing to break")
                 return 0
             what = (
-                f"this would release the lease of {record.holder or 'nobody'} ({record.revision}) at epoch {record.epoch}, "
-                f"which is {record.state} now"
+                f"this would release the lease of {record.holder or 'no holder'} ({record.revision}) "
+                f"at epoch {record.epoch}, which is {record.state} now"
             )
             if not agreed(what, yes=False):
                 return 1

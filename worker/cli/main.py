@@ -62,14 +62,14 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
         sys.stdout.flush()
         return code
     except WorkerError as error:
-        # A service asks again by itself; whoever typed a command has to.
+        # A service asks again by itself; a command does not.
         more = "; look at the network and REPLICA_URL, and try again" if isinstance(error, StoreUnavailable) else ""
         print(f"error: {error}{more}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # whoever reads this, such as head, has enough; the flush at the exit must not meet it again
+    except BrokenPipeError:  # the reader, such as head, has closed; the flush at exit must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
@@ -94,7 +94,7 @@ def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         by_itself: Callable[..., int] = arguments.without_settings
         return by_itself(arguments, environ)
     settings = config.load(environ)
-    # What a command does it says itself; the log is for a service, and for whoever asks for it.
+    # What a command does it says itself; the log is for a service, and for LOG_LEVEL=debug.
     quiet = getattr(arguments, "quiet", False) and settings.log_level == "info"
     logs.configure(
         "warning" if quiet else settings.log_level,

@@ -186,7 +186,7 @@ async def _export(service: Service, options: argparse.Namespace) -> int:
             with nullcontext(sys.stdout.buffer) if piped else options.file.open("xb") as file:
                 count = await export(service, wanted, file, lambda done: status.update(f"exporting: {done:,}"))
                 file.flush()
-    except BrokenPipeError:  # whoever reads it has enough
+    except BrokenPipeError:  # the reader has closed
         raise
     except OSError as error:
         raise ServiceRefused(

@@ -78,7 +78,7 @@ def add(verbs: Any) -> None:
 
 
 def look(settings: Settings, queue: Queue, to: datetime | str, *, url: str | None, environ: Mapping[str, str]) -> Plan:
-    """What seeking there would do, for a command that will do it later. The errors are those of `plan`."""
+    """Plan a seek for a command that will do it later. The errors are those of `plan`."""
 
     async def run() -> Plan:
         async with _service(settings, url, environ) as service:

@@ -1,4 +1,4 @@
-"""What the operator's commands print: tables and pairs."""
+"""Tables and pairs, as the operators' commands print them."""
 
 import json
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ from worker.database.models import DISCARDED, Connection, Receipt, Rejection, Us
 
 
 def count(path: Path) -> dict[str, Any]:
-    """What a database at rest holds: its rows, and the message that was handled last."""
+    """Count the rows of a database at rest, and find the message that was handled last."""
     with _at_rest(path) as database:
         newest = Receipt.select().order_by(Receipt.processed_at.desc(), Receipt.message_id.desc()).dicts()
         last: dict[str, Any] | None = newest.bind(database).first()
@@ -32,7 +32,7 @@ def count(path: Path) -> dict[str, Any]:
 
 
 class Undone(msgspec.Struct, frozen=True, kw_only=True):
-    """What one state of a store has and an earlier one has not.
+    """The messages that one state of a store has and an earlier one has not.
 
     `messages` are the receipts that only the newer one has, by message id; `outcomes` counts them. `retried` are the
     messages that both have and that were retried in between. Publish times are in milliseconds since the epoch.
@@ -74,7 +74,7 @@ def undone(*, newer: Path, older: Path, replaced: Sequence[Path] = ()) -> Undone
 
 
 class _Found:
-    """What newer states have, each message counted once, and the older one has not."""
+    """The messages that newer states have and the older one has not, each counted once."""
 
     def __init__(self, older: Path) -> None:
         self._older = older
@@ -119,7 +119,7 @@ def _joined(
 
 @contextlib.contextmanager
 def _at_rest(path: Path) -> Iterator[Connection]:
-    """A database that nobody writes; nothing is written beside it."""
+    """A database without a writer, opened so that nothing is written beside it."""
     database = peewee.SqliteDatabase(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, autoconnect=False)
     with database.connection_context():
         yield database

@@ -112,7 +112,7 @@ def close_journal(path: Path) -> None:
 
 @contextmanager
 def sound() -> Iterator[None]:
-    """For work on a database that is sound and nobody else's: what SQLite cannot do there is the disk's fault.
+    """For work on a sound database that no other process uses: what SQLite cannot do there is the disk's fault.
 
     Raises:
         OSError: The disk is full, or cannot be written.
@@ -136,7 +136,7 @@ class Reader:
         return row
 
     def read(self, query: Callable[[Connection], T]) -> T:
-        """What `query` reads; the connection lives for as long.
+        """Run a query on a connection that lives for as long.
 
         Raises:
             Refused: The database is locked, full or out of reach; ask again.

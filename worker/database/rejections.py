@@ -70,7 +70,7 @@ def page(database: Connection, wanted: Filter) -> Page:
 
 
 def open_by_reason(database: Connection) -> dict[str, int]:
-    """How many nobody has resolved, for each reason there can be."""
+    """How many are open, by reason."""
     query = Rejection.select(Rejection.reason, fn.COUNT(Rejection.message_id)).where(Rejection.resolved_at.is_null())
     rows: list[tuple[str, int]] = list(query.group_by(Rejection.reason).tuples().bind(database))  # type: ignore[arg-type]  # of tuples
     return dict.fromkeys(map(str, REASONS), 0) | dict(rows)

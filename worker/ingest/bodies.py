@@ -65,7 +65,7 @@ class Rows(Protocol):
     """Where the database is read."""
 
     async def read(self, query: Callable[[Connection], T]) -> T:
-        """What `query` reads. `Refused` while there is no database."""
+        """Run a query on a reading connection. `Refused` while there is no database."""
 
 
 class Holder(Protocol):

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Names(Store, Protocol):
-    """What the list needs of the bucket; each call may raise `StoreError`."""
+    """The bucket, as the list uses it; each call may raise `StoreError`."""
 
     async def names(self, name_prefix: str, *, timeout: float) -> list[str]:
         """The objects below a prefix."""
@@ -77,7 +77,7 @@ async def listed(store: Names, *, timeout: float) -> list[int]:
 
 
 def apply(path: Path, user_ids: Sequence[int], *, now: int) -> int:
-    """Erase users in a database that nobody else uses; how many were not erased there yet.
+    """Erase users in a database that no other process uses; how many were not erased there yet.
 
     `now` is in milliseconds since the epoch.
     """

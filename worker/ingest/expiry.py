@@ -27,10 +27,10 @@ class Database(Protocol):
     """Where rows are read, and where they are changed."""
 
     async def read(self, query: Callable[[Connection], T]) -> T:
-        """What `query` reads."""
+        """Run a query on a reading connection."""
 
     async def change(self, apply: Callable[[Transaction], T]) -> T:
-        """What `apply` returns, once its transaction is confirmed."""
+        """Make a change, and return its result once it is confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Expiry:
         unresolved = await database.read(lambda connection: query.bind(connection).count())
         if unresolved:
             log.warning(
-                "%d rejections are deleted that nobody resolved in REJECTION_DAYS",
+                "%d rejections are deleted that were still open after REJECTION_DAYS",
                 unresolved,
                 extra={"action": "expiry.unresolved"},
             )

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class State(StrEnum):
-    """What the instance does with a request now."""
+    """The state of an instance: it decides what happens to a request."""
 
     STANDBY = "standby"
     SERVING = "serving"
@@ -222,7 +222,7 @@ class Held:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._intake.give_back(self, self._size)
-        # Somebody else may have cancelled as well, and that is then not ours to end.
+        # Another caller may have cancelled as well; that cancellation is not ours to end.
         if self._overdue and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             text = "not confirmed within HOLD_LIMIT_SECONDS; the queue delivers this again"
             raise Refused(text, reason="hold_limit") from None

@@ -11,7 +11,7 @@ from publisher.message import UserCreated
 from worker.errors import Refused, RequestError
 
 Outcome = Literal["created", "duplicate", "exists", "conflict", "rejected", "erased"]
-"""What a message did. `duplicate`: this message id was handled before. `exists`: the same user with the same content.
+"""The effect of a message. `duplicate`: this message id was handled before. `exists`: the same user with the same content.
 `conflict`: the same user id with other content. `rejected`: it breaks the format. These two are kept as rejections.
 `erased`: the user was erased; the message has no effect, and nothing of it is kept."""
 
@@ -68,7 +68,7 @@ class Change:
 
 @dataclass(slots=True)
 class Group:
-    """What was committed in one transaction, with the outcome of each message or the result of the one change."""
+    """The messages of one transaction with their outcomes, or its one change with the result."""
 
     entries: Sequence[Entry | Change]
     results: list[Any]

@@ -1,4 +1,4 @@
-"""What each message of a group does: the outcomes, and the rows they write. Pure."""
+"""Decides what each message of a group does: its outcome, and the rows that it writes. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What is done to the database inside one of the writer's transactions. Nothing here begins, commits or rolls back.
+"""The work inside one of the writer's transactions. Nothing here begins, commits or rolls back.
 
 INV-3: the receipt of a message is written in the transaction of its effect, so a message has one effect however often it
 comes; a retry changes receipt, row and rejection in one transaction as well.
@@ -24,7 +24,7 @@ _ID_BYTES: Final = 2 + 6 * _ID_DIGITS
 
 
 class Erased(msgspec.Struct, frozen=True):
-    """What erasing a user removed: whether the user was there, and how many receipts and rejections spoke of them."""
+    """The result of an erasure: whether the user was there, and how many receipts and rejections named the user."""
 
     existed: bool
     receipts: int

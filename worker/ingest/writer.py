@@ -35,7 +35,7 @@ _ROW_ERRORS: Final = (
     ValueError,
     OverflowError,
 )
-"""What a row can cause. Any other database error (locked, full, damaged) says nothing about a message (INV-9)."""
+"""The errors that a row can cause. Any other database error (locked, full, damaged) says nothing about a message (INV-9)."""
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Writer:
     def submit(self, entry: Entry | Change) -> None:
         """Queue a message or a change. Its `done` gets the outcome once that is confirmed, or the error that answers it."""
         while self._pending and self._pending[0].done.done():
-            self._pending.popleft()  # its hold limit passed; while nothing is committed, nobody else would drop it (INV-7)
+            self._pending.popleft()  # its hold limit passed; while nothing is committed, nothing else would drop it (INV-7)
         self._pending.append(entry)
         self._wake.set()
 
@@ -128,7 +128,7 @@ class Writer:
             fail(entries, Refused("the database cannot be written now; the queue delivers this again", reason="database"))
             await asyncio.sleep(_OUTAGE_PAUSE_SECONDS)
         except BaseException:
-            # Cancelled, or a bug: the transaction may still commit, but nobody will confirm it.
+            # Cancelled, or a bug: the transaction may still commit, but it will not be confirmed.
             fail(entries, Refused("the service is stopping; the queue delivers this again", reason="stopping"))
             raise
         else:

@@ -23,7 +23,7 @@ from worker.lease.record import SUCCESSOR, Record, Store, Successor
 log = logging.getLogger(__name__)
 
 _NOBODY = Successor(holder="", revision="", epoch=-1)
-"""What an unreadable request counts as; it may be overwritten."""
+"""Stands for an unreadable request; it may be overwritten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +60,9 @@ class Succession:
         self._message_seen = self._clock()
 
     async def ask(self, record: Record) -> None:
-        """Ask the holder that `record` names to hand over, if messages come in here and nobody else is asking.
+        """Ask the holder that `record` names to hand over, if messages come in here and no other instance asks.
 
-        Another's request that is no longer repeated is replaced: whoever wrote it may be dead, and the holder ignores it.
+        Another's request that is no longer repeated is replaced: its writer may be dead, and the holder ignores it.
 
         Raises:
             StoreUnavailable: It is not known whether the request was written; it is repeated anyway.
@@ -75,10 +75,10 @@ class Succession:
             if request[1] != self._rival[0]:
                 self._rival = request[1], now
             if now - self._rival[1] <= fresh:
-                return  # the holder will hand over; whoever messages are routed to then asks in turn
+                return  # the holder will hand over; the instance that gets messages then asks in turn
         self._asked = now
         wanted = Successor(holder=self._holder, revision=self._revision, epoch=record.epoch)
-        with contextlib.suppress(Mismatch):  # somebody else was faster
+        with contextlib.suppress(Mismatch):  # another instance was faster
             await self._store.write(
                 SUCCESSOR,
                 msgspec.json.encode(wanted),

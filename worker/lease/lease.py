@@ -7,7 +7,7 @@ write. What makes it true is the seal (generation.py): a holder that slept throu
 renews, and before that it can store nothing that it could acknowledge.
 
 A swap whose answer is lost (a timeout, or the 412 that a repeated request meets) is neither won nor lost: the record is
-read again and compared. "Lost" is said only of a record that names somebody else.
+read again and compared. "Lost" is said only of a record that names another holder.
 
 The lease does not know what is protected by it: no database, no Litestream, no HTTP.
 """
@@ -43,7 +43,7 @@ class Timing:
 
 
 class Waiting(Protocol):
-    """What standing by asks of handing over (handover.py)."""
+    """The part of the hand-over that a standing-by instance calls (handover.py)."""
 
     async def reserved(self, record: Record) -> bool:
         """Whether the record was released for another instance."""
@@ -108,7 +108,7 @@ class Lease:
         return self._last().record.live
 
     async def acquire(self) -> None:
-        """Contend until the record is ours, at an epoch nobody had before.
+        """Contend until the record is ours, at a new epoch.
 
         An outage is waited out; `StoreMissing`, `StoreDenied` and `RecordInvalid` are raised.
         """
@@ -230,7 +230,7 @@ class Lease:
             )
 
     async def _take(self) -> bool:
-        """Swap our name in at the next epoch; False when somebody else was faster or nobody knows yet."""
+        """Swap our name in at the next epoch; False when another instance was faster, or the outcome is not known yet."""
         seen = self._last()
         record = Record(
             state="held",
@@ -241,7 +241,7 @@ class Lease:
         )
         async with self._writing:
             self._taking = asyncio.create_task(self._swapped(record, seen.generation), name="lease take")
-            taken = await asyncio.shield(self._taking)  # whoever is told to leave now must still learn what came of it
+            taken = await asyncio.shield(self._taking)  # a caller that is cancelled now must still learn the outcome
         if taken:
             self._taking = None
         return taken
@@ -315,7 +315,7 @@ class Lease:
         ours = record.state == "held" and record.holder == self.holder and record.epoch == self.epoch
         if not ours:
             self._lost(
-                f"the lease is held by {record.holder or 'nobody'} ({record.revision}) at epoch {record.epoch}, "
+                f"the lease is held by {record.holder or 'no holder'} ({record.revision}) at epoch {record.epoch}, "
                 f"no longer by this instance at epoch {self._epoch}; it stops here, and its queue goes to the holder"
             )
 

@@ -36,7 +36,7 @@ class Successor(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Store(Protocol):
-    """The two requests the lease needs of the bucket. Both raise `StoreUnavailable` when nobody knows the outcome."""
+    """The two requests the lease needs of the bucket. Both raise `StoreUnavailable` when the outcome is not known."""
 
     async def read(self, name: str, *, timeout: float) -> tuple[bytes, int] | None:
         """The object's bytes and generation, or None when there is no such object."""
@@ -61,7 +61,7 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Somebody else holds it and may be alive; it cannot be taken for another `seconds`."""
+    """Another instance holds it and may be alive; it cannot be taken for another `seconds`."""
 
     seconds: float
 
@@ -79,7 +79,7 @@ class Lost:
 def decide(
     seen: Seen, now: float, *, holder: str, epoch: int | None, ttl: float, reserved: bool = False
 ) -> Take | Wait | Renew | Lost:
-    """What a process should do about a record. Pure.
+    """Decide what a process should do about a record. Pure.
 
     Args:
         seen: The record as last read.

@@ -1,1 +1,1 @@
-"""What operators do, as functions. How they type it is in `cli`."""
+"""The operators' actions, as functions. How they type it is in `cli`."""

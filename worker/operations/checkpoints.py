@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class Queue(Protocol):
-    """What checkpoints need of Pub/Sub; each call may raise `QueueUnavailable` or `QueueDenied`."""
+    """Pub/Sub, as checkpoints use it; each call may raise `QueueUnavailable` or `QueueDenied`."""
 
     @property
     def subscription(self) -> str:
@@ -62,7 +62,7 @@ class Queue(Protocol):
 
 
 class Store(Objects, Protocol):
-    """What checkpoints need of the bucket; each call may raise `StoreError`."""
+    """The bucket, as checkpoints use it; each call may raise `StoreError`."""
 
     async def delete(self, name: str, *, timeout: float) -> None:
         """Delete an object, if it is there."""
@@ -71,7 +71,7 @@ class Store(Objects, Protocol):
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """`checkpoints/NAME.json`. The state is the generation of `epoch` up to transaction `txid`, or any later one.
 
-    `created_at` is when that state had been read, by the clock of whoever read it; `expires` is Pub/Sub's.
+    `created_at` is when that state had been read, by the reader's clock; `expires` is Pub/Sub's.
     """
 
     format: Literal[1] = 1
@@ -269,7 +269,7 @@ def _row(record: Checkpoint, *, there: bool) -> Listed:
 def superfluous(
     rows: Sequence[Listed], *, keep: int | None = None, older_than: datetime | None = None, now: datetime
 ) -> list[Listed]:
-    """What pruning deletes. Pure.
+    """The checkpoints that pruning deletes. Pure.
 
     Args:
         rows: As `listed` gives them.

@@ -52,7 +52,7 @@ class CountedService(Service):
     """A running worker that is asked for its counts."""
 
     async def counts(self, since: datetime) -> ServiceCounts:
-        """What it holds, all of it confirmed in the bucket; see `GET /counts`.
+        """The rows that it holds, all confirmed in the bucket; see `GET /counts`.
 
         Raises:
             ServiceUnreachable: It does not answer, or not yet.
@@ -63,7 +63,7 @@ class CountedService(Service):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one attempt found. `moved`: the live generation changed meanwhile, so nothing can be concluded."""
+    """The result of one attempt. `moved`: the live generation changed meanwhile, so nothing can be concluded."""
 
     verdict: Verdict
     reason: str
@@ -73,7 +73,7 @@ class Finding:
     moved: bool = False
 
     def drill(self, *, at: datetime, seconds: float) -> Drill:
-        """What is recorded of it."""
+        """The record of it."""
         drill = Drill(
             verdict=self.verdict,
             reason=self.reason,

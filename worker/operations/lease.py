@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Bucket(Store, Protocol):
-    """What these commands need of the bucket, on top of reading and swapping."""
+    """The bucket, as these commands use it, on top of reading and swapping."""
 
     async def updated(self, name: str, *, timeout: float) -> datetime | None:
         """When an object was last written, by the bucket's clock."""
@@ -47,7 +47,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         return [
             ("store", self.store),
             ("state", self.state),
-            ("holder", f"{self.holder or 'nobody yet'} ({self.revision or '-'})"),
+            ("holder", f"{self.holder or 'none yet'} ({self.revision or '-'})"),
             ("epoch", str(self.epoch)),
             ("since", _time(self.since)),
             ("last renewal", _time(self.last_renewal)),
@@ -92,7 +92,7 @@ def _time(moment: datetime | None) -> str:
 def _request(data: bytes, record: Record) -> Successor:
     try:
         return msgspec.json.decode(data, type=Successor)
-    except msgspec.DecodeError:  # it stops no hand-over, so it must not stop whoever looks into one
+    except msgspec.DecodeError:  # it stops no hand-over, so it must not stop this command
         return Successor(holder=f"unreadable {SUCCESSOR}", revision="-", epoch=record.epoch)
 
 
@@ -126,7 +126,7 @@ async def break_(
         sleep: A test's clock.
 
     Raises:
-        LeaseHeld: The holder renewed it while it was watched, so it is alive; or somebody changed it just now.
+        LeaseHeld: The holder renewed it while it was watched, so it is alive; or it changed just now.
     """
     record, generation = await look(store, timeout=timeout)
     if record.state == "released":

@@ -48,7 +48,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Subscription(msgspec.Struct, frozen=True, kw_only=True):
-    """What a subscription can give back. `topic_retention` is zero when its topic retains nothing."""
+    """The messages that a subscription can give back. `topic_retention` is zero when its topic retains nothing."""
 
     name: str
     topic: str
@@ -108,7 +108,7 @@ class Queue:
         return self.subscription.rpartition("/subscriptions/")[0]
 
     async def look(self) -> Subscription:
-        """What the subscription is set to; `QueueMissing` when there is none."""
+        """The subscription's settings; `QueueMissing` when there is none."""
 
         def ask() -> Subscription:
             found = self._subscriber().get_subscription(subscription=self.subscription, **_ONCE)
@@ -137,7 +137,7 @@ class Queue:
         Raises:
             QueueRefused: There is one of that name, the project has 5,000, or its backlog is nearly seven days old.
             QueueMissing: There is no such subscription.
-            QueueUnavailable: Nobody knows whether it was made.
+            QueueUnavailable: It is not known whether it was made.
         """
 
         def ask() -> Snapshot:
@@ -183,7 +183,7 @@ class Queue:
         Raises:
             NotSeekable: It cannot be sought there.
             QueueMissing: There is no such subscription or snapshot.
-            QueueUnavailable: Nobody knows whether it was sought.
+            QueueUnavailable: It is not known whether it was sought.
         """
 
         def ask() -> None:
@@ -283,5 +283,5 @@ def _translate(what: str) -> Iterator[None]:
     except (api.GoogleAPICallError, api.RetryError, google.auth.exceptions.GoogleAuthError) as error:
         place = os.environ.get("PUBSUB_EMULATOR_HOST") or "Pub/Sub"
         raise QueueUnavailable(
-            f"{what}: no answer from {place} ({type(error).__name__}); nobody knows whether it was done: try again"
+            f"{what}: no answer from {place} ({type(error).__name__}); it is not known whether it was done: try again"
         ) from error

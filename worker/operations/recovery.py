@@ -3,8 +3,8 @@
     plan      restore the newest state and the wanted one, and compare their receipts: what lies between is undone
     recover   lease → restore both again → seal what was live → a new generation from the wanted one → live → release
 
-The lease is what makes it safe: the running instance hands over and exits as it would to a new revision, and whoever comes
-next restores the new generation. What was live is not touched; it stays restorable until its retention ends. Dying before
+The lease makes it safe: the running instance hands over and exits as it would to a new revision, and the next
+instance restores the new generation. What was live is not touched; it stays restorable until its retention ends. Dying before
 the switch changes nothing, dying after it leaves the recovery done and the lease to its TTL. The same recovery made again
 counts what the first has undone, so its replay brings back all of it.
 """
@@ -36,7 +36,7 @@ from worker.tasks import plain, running
 from worker.wiring import Parts
 
 REVISION: Final = "recover"
-"""What the lease record calls this process."""
+"""This process's name in the lease record."""
 _LIST_SECONDS: Final = 60.0
 _ASK_SECONDS: Final = 0.5
 """Pause between two notes that the lease is wanted; the request itself is repeated less often."""
@@ -81,7 +81,7 @@ class Recovery:
         self._settings, self._at, self._say, self._blind = settings, at, say, blind
 
     async def plan(self) -> Plan:
-        """What a recovery would undo, as things are now. Nothing is changed, and no lease is needed.
+        """Plan: the messages that a recovery would undo now. Nothing is changed, and no lease is needed.
 
         Raises:
             NotInReplica: The bucket does not hold that state, or nothing is newer than it.
@@ -208,7 +208,7 @@ class Recovery:
 
 
 def forgotten(wanted: Restored, *, now: datetime, receipt_days: float) -> str | None:
-    """What to say of a state so old that receipts of what came after it have expired since; None if it is not. Pure."""
+    """A warning for a state so old that receipts of later messages have expired since; None if it is not. Pure."""
     if wanted.time >= now - timedelta(days=receipt_days):
         return None
     return (

@@ -41,14 +41,14 @@ _OUTAGE_SECONDS: Final = 600.0
 
 
 class Queue(Protocol):
-    """What a replay needs of Pub/Sub; each call may raise `QueueUnavailable` or `QueueDenied`."""
+    """Pub/Sub, as a replay uses it; each call may raise `QueueUnavailable` or `QueueDenied`."""
 
     @property
     def subscription(self) -> str:
         """The subscription's full name."""
 
     async def look(self) -> Subscription:
-        """What it is set to."""
+        """Its settings."""
 
     async def create(self, name: str) -> Snapshot:
         """Make a snapshot; `QueueRefused` when it cannot be made."""
@@ -64,7 +64,7 @@ class Queue(Protocol):
 
 
 class Receipts(msgspec.Struct, frozen=True):
-    """What `GET /receipts` answers. Publish times are in milliseconds since the epoch."""
+    """The answer of `GET /receipts`. Publish times are in milliseconds since the epoch."""
 
     total: int
     outcomes: dict[str, int]
@@ -73,14 +73,14 @@ class Receipts(msgspec.Struct, frozen=True):
 
 
 class Redelivered(msgspec.Struct, frozen=True):
-    """What one instance handled of messages published before the seek. The publish time is the latest one's."""
+    """The messages published before the seek that one instance handled. The publish time is the latest one's."""
 
     outcomes: dict[str, int]
     last_publish_time: int | None = None
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """What `GET /outcomes` answers. `started_at` tells one instance from another, `now` is its clock."""
+    """The answer of `GET /outcomes`. `started_at` tells one instance from another, `now` is its clock."""
 
     started_at: datetime
     now: datetime
@@ -96,23 +96,24 @@ class FollowedService(Service):
         return msgspec.convert(await self._ask("GET", RECEIPTS, {"since": since.isoformat()}), Receipts)
 
     async def answered(self, before: datetime | None = None) -> Answered:
-        """What was handled; of messages published before then, since that was first asked for."""
+        """The counts of handled deliveries; of messages published before then, since that was first asked for."""
         parameters = None if before is None else {"before": before.isoformat()}
         return msgspec.convert(await self._ask("GET", OUTCOMES, parameters), Answered)
 
 
 class Counting(Protocol):
-    """What a replay asks of the service; see `FollowedService`."""
+    """The service, as a replay asks it; see `FollowedService`."""
 
     async def receipts(self, since: datetime) -> Receipts:
         """The receipts of messages published since then."""
 
     async def answered(self, before: datetime | None = None) -> Answered:
-        """What was handled."""
+        """The counts of handled deliveries."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a replay would do. `to` is a time, or a snapshot's full name; nothing published before `since` comes again.
+    """The effect of a replay. `to` is a time, or a snapshot's full name; messages published before `since` do not
+    come again.
 
     Of a snapshot, `expires` says until when it can be sought; of a subscription, the rest says what it retains.
     """

@@ -63,7 +63,7 @@ def replay_point(
 
 
 def _ancestors(wanted: Restored, generations: Sequence[Generation]) -> dict[int | None, tuple[int, int]]:
-    """What the wanted state goes back to: by epoch, how many generations back, and up to which transaction.
+    """The states that the wanted state goes back to: by epoch, how many generations back, and up to which transaction.
 
     A generation that an earlier recovery has left is none of them, although it was live once: what it had acknowledged later
     was undone.

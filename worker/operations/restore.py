@@ -22,11 +22,11 @@ from worker.replica.restoring import Bucket, Wanted
 
 
 class Store(Bucket, erasure.Names, Protocol):
-    """What a restore needs of the bucket."""
+    """The bucket, as a restore uses it."""
 
 
 class Restored(msgspec.Struct, frozen=True, kw_only=True):
-    """What a restored file holds. `time` is when its last transaction was committed."""
+    """The content of a restored file. `time` is when its last transaction was committed."""
 
     file: str
     generation: str

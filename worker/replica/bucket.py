@@ -137,7 +137,7 @@ class Bucket:
         return found
 
     async def folders(self, name_prefix: str, *, timeout: float) -> list[str]:
-        """What follows `name_prefix` up to the next slash, once for each, in order; `timeout` is for each page."""
+        """The folder names right below `name_prefix`, in order; `timeout` is for each page."""
         found: set[str] = set()
         async for page in self._pages(name_prefix, "/", timeout):
             found |= page[1]
@@ -254,7 +254,7 @@ class Bucket:
             self._reader = AuthorizedHttp(client._credentials, http=pool)  # type: ignore[no-untyped-call]
             for scheme in ("https://", "http://"):  # by default ten connections are kept; each fetching thread uses one
                 client._http.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=_THREADS + _FETCH_THREADS))
-            # For traces that nobody takes here, the client asks for the bucket itself after each 404: once a second, as long
+            # For traces that are off here, the client asks for the bucket itself after each 404: once a second, as long
             # as there is no successor.json, and billed. `getattr` and truth are all it asks of this attribute.
             client._bucket_metadata_cache = None
             self._client = client

@@ -31,7 +31,7 @@ _PROVED: Final = "what the service had confirmed is in the restored file, and no
 
 
 class Copy(msgspec.Struct, frozen=True, kw_only=True):
-    """What was restored. `time` is when its last transaction was committed."""
+    """A restored copy. `time` is when its last transaction was committed."""
 
     generation: str
     txid: int

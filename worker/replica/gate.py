@@ -83,7 +83,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Counts:
-    """What has passed the gate, by kind (upload, read, list, delete) and level; only the gate's thread adds to it."""
+    """The passed requests, by kind (upload, read, list, delete) and level; only the gate's thread adds to it."""
 
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     bytes: Counter[tuple[str, str]] = field(default_factory=Counter)

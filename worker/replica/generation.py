@@ -74,7 +74,7 @@ log = logging.getLogger(__name__)
 
 
 class Store(Bucket, Protocol):
-    """What a generation needs of the bucket."""
+    """The bucket, as a generation uses it."""
 
     def place(self, path: str) -> Place:
         """Where a generation is, for its gate."""
@@ -407,7 +407,7 @@ def _holder(manifest: bytes) -> str | None:
     try:
         return msgspec.json.decode(manifest, type=Manifest).holder
     except msgspec.DecodeError:
-        return None  # whoever wrote it, we did not
+        return None  # we did not write it
 
 
 async def insist(attempt: Callable[[], Awaitable[T]], *, seconds: float) -> T:

@@ -58,14 +58,14 @@ class _Databases(msgspec.Struct, frozen=True):
 
 
 class _Position(msgspec.Struct, frozen=True):
-    """What is read of the answer to a sync: the newest transaction that is a file."""
+    """The answer to a sync: the newest transaction that is a file."""
 
     txid: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What every child of this process has in common. Times are in seconds."""
+    """The options that every child of this process shares. Times are in seconds."""
 
     binary: Path
     config: Path
@@ -317,7 +317,7 @@ class _Control(http.client.HTTPConnection):
 
 
 class _Restored(msgspec.Struct, frozen=True):
-    """What is read of what `litestream restore -json` says of a finished restore."""
+    """The report of `litestream restore -json` on a finished restore."""
 
     txid: str
 

@@ -37,7 +37,7 @@ class NotWholeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file holds: transactions `first` to `last`, for a database of `pages` pages of `page_size` bytes.
+    """The head of a file: transactions `first` to `last`, for a database of `pages` pages of `page_size` bytes.
 
     `milliseconds` since 1970 is when the last of them was committed, by the writer's clock.
     """

@@ -10,7 +10,7 @@ PATH: Final = "replica"
 
 
 class Credentials(Protocol):
-    """What the gate asks of Google's credentials."""
+    """Google's credentials, as the gate uses them."""
 
     @property
     def valid(self) -> bool: ...  # noqa: D102  # whether the token lasts for a while

@@ -39,7 +39,7 @@ _REMOVAL_SECONDS: Final = 0.05
 
 
 class Bucket(Objects, Protocol):
-    """What a restore needs of the bucket."""
+    """The bucket, as a restore uses it."""
 
     def patient(self, seconds: float) -> Self:
         """The same bucket, whose reads are repeated for so long."""
@@ -212,7 +212,7 @@ class Damaged(msgspec.Struct, frozen=True):
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
-    """What a look at every file of a generation found."""
+    """The result of checking every file of a generation."""
 
     generation: str
     files: int

@@ -1,4 +1,4 @@
-"""Retention: generations that ended long ago are deleted by the holder of the lease, and by nobody else.
+"""Retention: generations that ended long ago are deleted, by the holder of the lease alone.
 
 The last slot of each stays: it is the seal. A process that was frozen before the generation was sealed may wake at any
 time, and as long as that name is taken it cannot store a slot there, and so acknowledges nothing.
@@ -33,7 +33,7 @@ _APART_SECONDS_MAX = 300.0
 
 
 class Objects(Protocol):
-    """What pruning needs of the bucket; each call raises `StoreUnavailable` when nobody knows."""
+    """The bucket, as pruning uses it; each call raises `StoreUnavailable` when the outcome is not known."""
 
     async def folders(self, name_prefix: str, *, timeout: float) -> list[str]:
         """The folder names right below a prefix."""
@@ -49,7 +49,7 @@ class Objects(Protocol):
 
 
 class Clock(Protocol):
-    """What tells the bucket's time."""
+    """Tells the bucket's time."""
 
     async def updated(self, name: str, *, timeout: float) -> datetime | None:
         """When an object was written last, by the bucket's clock."""

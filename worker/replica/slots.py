@@ -77,7 +77,7 @@ class Answer:
 
 
 class Slots:
-    """What one life has stored of its generation. Only one event loop, the gate's, touches it.
+    """The slots that one life has stored in its generation. Only one event loop, the gate's, touches it.
 
     `stored` and `deletable` are plain numbers that other threads read and write.
 

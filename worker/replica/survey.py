@@ -1,4 +1,4 @@
-"""What is in the bucket: the generations, which of them holds a moment, and the files of one. It changes nothing.
+"""Surveys the bucket: the generations, which of them holds a moment, and the files of one. It changes nothing.
 
 A generation covers the time from its beginning until the next one that was live began. Which ones were live follows
 from the manifests: the live one, what it replaced, what that one replaced, and so on. A generation beside that line was
@@ -21,7 +21,7 @@ _READ_AT_ONCE: Final = 16
 
 
 class Objects(Store, Protocol):
-    """What looking at a replica needs of the bucket; each call may raise `StoreError`."""
+    """The bucket, as a survey uses it; each call may raise `StoreError`."""
 
     async def objects(self, name_prefix: str, *, timeout: float) -> list[StoredObject]:
         """The objects below a prefix, in order of their names."""
@@ -47,7 +47,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a generation holds."""
+    """The content of a generation."""
 
     files: Sequence[File]
     bytes: int
@@ -98,7 +98,7 @@ class Survey:
         return found
 
     def replaced_since(self, path: str) -> list[Generation]:
-        """What recoveries have replaced since that generation was live, oldest first: their last states were undone."""
+        """The generations that recoveries replaced since that one was live, oldest first: their last states are undone."""
         paths = [generation.path for generation in self.history]
         later = self.history[paths.index(path) + 1 :] if path in paths else ()
         wanted = {generation.manifest.replaced for generation in later}

@@ -24,16 +24,16 @@ _MEMORY: Final = (
 """Where it stands what the instance uses and may use, and how memory.stat calls what is given back before memory runs out:
 cgroups of version 2, then of version 1. Files in memory are used; the system's copies of what is on a disk are not."""
 _MACHINE: Final = "/proc/meminfo"
-"""What there is where no cgroup says anything, as in a virtual machine of its own."""
+"""The value where no cgroup sets one, as in a virtual machine of its own."""
 _NO_LIMIT: Final = 2**60
 _PASSING: Final = tuple(
     (kind, level) for kind in ("upload", "read", "list", "delete") for level in ("0", "1", "2", "3", "9")
 )
-"""What passes the gate: kinds of requests, and Litestream's levels."""
+"""The gate's labels: kinds of requests, and Litestream's levels."""
 
 
 class Intake(Protocol):
-    """What there is to know of the requests that are held."""
+    """The requests that are held."""
 
     held_messages: int
     held_bytes: int
@@ -43,7 +43,7 @@ class Intake(Protocol):
 
 
 class Lease(Protocol):
-    """What there is to know of the lease."""
+    """The lease, as the metrics read it."""
 
     @property
     def held_epoch(self) -> int | None: ...  # noqa: D102  # the epoch held; None while it is not
@@ -52,7 +52,7 @@ class Lease(Protocol):
 
 
 class Families(Collector):
-    """What a registry collects.
+    """The metrics that a registry collects.
 
     Args:
         metrics: What is counted.
@@ -121,7 +121,7 @@ class Families(Collector):
 
     def _of_the_store(self) -> Iterator[Metric]:
         metrics, epoch, drill = self._metrics, self._lease.held_epoch, self._metrics.drill
-        yield _gauges("solowriter_rejections_open", "Rejections nobody has resolved", "reason", metrics.rejections or {})
+        yield _gauges("solowriter_rejections_open", "Open rejections", "reason", metrics.rejections or {})
         yield _gauge("solowriter_lease_held", "1 while this instance is the writer", epoch is not None)
         yield _gauge("solowriter_lease_epoch", "The epoch held; 0 while there is none", epoch or 0)
         about = "Since the holder last wrote the lease record; 0 while it is not held"
@@ -194,7 +194,7 @@ def _size(file: Path) -> int:
 
 
 def _memory() -> tuple[float | None, float | None]:
-    """What is used and what may be; None where the system does not say."""
+    """The used bytes and the limit; None where the system does not say."""
     machine = _numbers(Path(_MACHINE))
     total, available = (machine.get(name) for name in ("MemTotal", "MemAvailable"))
     for folder, used, limit, idle in _MEMORY:

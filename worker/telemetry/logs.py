@@ -17,7 +17,7 @@ _SEVERITY: Final = {"WARN": "WARNING", "FATAL": "CRITICAL"}
 _CLOUD: Final = "logging.googleapis.com/"
 
 Labels = Callable[[], Mapping[str, str]]
-"""What is true of the whole process at the moment a line is written."""
+"""The labels of the whole process at the moment a line is written."""
 
 
 class _Json(logging.Formatter):

@@ -1,4 +1,4 @@
-"""What is counted of this process. families.py says how Prometheus reads it.
+"""The counts of this process. families.py says how Prometheus reads them.
 
 The main path reports once a group (observer.py), and a group's messages are counted in one pass over plain numbers. Only the
 event loop touches these.
@@ -61,7 +61,7 @@ class Metrics(Observer):
         self.commit, self.confirm = Histogram(_QUICK_SECONDS), Histogram(_QUICK_SECONDS)
         self.ack = Histogram(_SECONDS)
         self.bucket = Counts()
-        """What has passed the gate; its thread counts it."""
+        """The gate's counts; its thread writes them."""
         self.restored: tuple[float, int] | None = None
         """How many seconds the restore at start took, and the bytes it wrote; None where nothing was restored."""
         self.rejections: Mapping[str, int] | None = None
@@ -71,7 +71,7 @@ class Metrics(Observer):
         self.pending: Callable[[], int] = lambda: 0
         """How many messages wait for the writer."""
         self.spans: Spans | None = None
-        """What makes spans of answered groups; None where nobody wants any."""
+        """Makes spans of answered groups; None when tracing is off."""
         self.replicated: tuple[int, float] | None = None
         """The newest transaction known to be in the bucket, and when that was known."""
         self._unanswered: dict[int, tuple[float, float]] = {}  # by group: when its transaction began, and had returned

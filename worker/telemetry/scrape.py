@@ -36,7 +36,7 @@ class Tables(Protocol):
     """Whether there is a database."""
 
     async def read(self, query: Callable[[Connection], T]) -> T:
-        """What `query` reads. `Refused` while there is no database."""
+        """Run a query on a reading connection. `Refused` while there is no database."""
 
 
 class Scrape:
@@ -96,7 +96,7 @@ class Scrape:
         return [self._look("drill", self._drill()), self._look("database", self._rejections())]
 
     async def _look(self, source: str, look: Awaitable[T]) -> T | None:
-        """What a look finds; None where it fails, or takes too long."""
+        """The value that a look finds; None if it fails, or takes too long."""
         try:
             async with asyncio.timeout(self._timeout):
                 return await look

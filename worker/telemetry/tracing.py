@@ -147,7 +147,7 @@ class Spans:
 
 
 def begin(environ: Mapping[str, str], *, hold_seconds: float, **resource: str) -> Spans | None:
-    """What the standard variables ask for; None where they ask for nothing.
+    """Begin the tracing that the standard variables ask for; None if they ask for none.
 
     Args:
         environ: The environment; the SDK reads its own variables from the process's.

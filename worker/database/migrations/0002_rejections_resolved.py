@@ -1,4 +1,4 @@
-"""What a rejection needs to be worked on: the stored side of a conflict, the delivery attempt, and how it ended."""
+"""Columns for working on a rejection: the stored side of a conflict, the delivery attempt, and how it ended."""
 
 from peewee import BigIntegerField, TextField
 

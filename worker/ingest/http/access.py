@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from worker.errors import Forbidden, Unauthenticated
 
-UNVERIFIED: Final = "somebody the platform let in"
+UNVERIFIED: Final = "a caller that the platform let in"
 
 Headers = Collection[tuple[bytes, bytes]]
 """The headers of a request, their names in lower case."""
@@ -27,11 +27,11 @@ class Verifier(Protocol):
     """Tells whose token it is."""
 
     async def email(self, authorization: str | None) -> str:
-        """The verified e-mail address; `Unauthenticated`, `Forbidden`, or `Refused` when nobody can know now."""
+        """The verified e-mail address; `Unauthenticated`, `Forbidden`, or `Refused` when it cannot be verified now."""
 
 
 class Access:
-    """What each sender may do.
+    """The rights of each sender.
 
     Args:
         verifier: None when tokens are not checked.
@@ -52,8 +52,8 @@ class Access:
 
         Raises:
             Unauthenticated: There is no token, or it is not a valid one for this service.
-            Forbidden: It is somebody else's than PUSH_SERVICE_ACCOUNT's.
-            Refused: Nobody can know now.
+            Forbidden: It belongs to another account than PUSH_SERVICE_ACCOUNT.
+            Refused: It cannot be verified now.
         """
         if self._verifier is None:
             return
@@ -66,7 +66,7 @@ class Access:
         Raises:
             Unauthenticated: There is no token, or it is not a valid one for this service.
             Forbidden: Its e-mail address is not one of OPERATORS.
-            Refused: Nobody can know now.
+            Refused: It cannot be verified now.
         """
         if self._verifier is None:
             return UNVERIFIED

@@ -50,7 +50,7 @@ class Readers(operator_api.Readers, Protocol):
 
 
 class Eraser(Protocol):
-    """What erases users."""
+    """Erases users."""
 
     async def erase(self, user_id: int) -> Erased:
         """Erase a user; what was removed, once that is in the bucket."""
@@ -58,7 +58,7 @@ class Eraser(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What the requests need."""
+    """The parts that requests use."""
 
     intake: Intake
     readers: Readers
@@ -90,7 +90,7 @@ async def _answer(request: Request) -> Response:
         service.observer.refused(error)
         return _refusal(error)
     except ClientDisconnect:
-        return Response(status_code=499)  # nobody reads it: the sender closed before its body was whole
+        return Response(status_code=499)  # it reaches no one: the sender closed before its body was whole
     except Exception:  # a defect; left to the server it would be an entry without action, or a traceback in a text
         service.observer.broke()
         log.exception("a request ended by a defect", extra={"action": "request.broke"})

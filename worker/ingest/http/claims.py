@@ -1,4 +1,4 @@
-"""What the claims of a verified token must say: who made it, for whom, until when, and whose it is. Pure.
+"""Checks the claims of a verified token: issuer, audience, expiry and e-mail address. Pure.
 
 Sources: Pub/Sub documentation, "Authentication for push subscriptions" (the claims); RFC 7519 (seconds since 1970).
 """

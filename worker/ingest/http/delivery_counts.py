@@ -1,6 +1,6 @@
-"""What the deliveries that this process answered came to: counts in memory, from its start. Only the event loop touches it.
+"""Counts of the deliveries that this process answered, by outcome, in memory. Only the event loop touches them.
 
-A redelivery leaves no trace in the database, so whoever follows a replay asks here. A count that is asked for a time
+A redelivery leaves no trace in the database, so `worker replay` asks here. A count that is asked for a time
 counts the deliveries of messages published before it: during a replay those are the redelivered ones.
 """
 
@@ -56,7 +56,7 @@ class Tally:
                 watched.last_publish_time = publish_time
 
     def watch(self, before: int) -> Watched:
-        """What came of messages published before that time (milliseconds), since it was first asked for."""
+        """The outcomes of messages published before that time (milliseconds), since it was first asked for."""
         found = self._watches.get(before)
         if found is None:
             if len(self._watches) == WATCHES_MAX:

@@ -43,7 +43,7 @@ class Readers(Protocol):
     """Where the database is read."""
 
     async def read(self, query: Callable[[Connection], T]) -> T:
-        """What `query` reads. `Refused` while there is no database."""
+        """Run a query on a reading connection. `Refused` while there is no database."""
 
 
 def takes(path: str) -> bool:

@@ -38,7 +38,7 @@ from worker.ingest.http.claims import Bearer, expired, judge
 
 _ALGORITHM: Final = "RS256"
 SIGNATURE_REMOVED: Final = "SIGNATURE_REMOVED_BY_GOOGLE"
-"""What Cloud Run puts in the place of a signature that it has verified."""
+"""Stands where Cloud Run has verified a signature and removed it."""
 _HEADER_MAX_CHARS: Final = 8192
 """Longest Authorization header that is looked at; one of Google's has about 1,000 characters."""
 _BEARER: Final = re.compile(r"bearer +([\w-]+\.[\w-]+\.[\w-]+)", re.ASCII | re.IGNORECASE)
@@ -61,14 +61,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the certificates' address answered."""
+    """The answer of the certificates' address."""
 
     body: bytes
     headers: httpx.Headers
 
 
 def fetch(url: str, timeout: float) -> Answer:
-    """Ask for the certificates. It blocks, and `timeout` is for each step of it: whoever calls it bounds the whole.
+    """Ask for the certificates. It blocks, and `timeout` is for each step; the caller bounds the whole.
 
     The environment's proxy and certificate settings are honoured, as Google's own clients do.
 
@@ -148,7 +148,7 @@ class TokenVerifier:
         Raises:
             Unauthenticated: No token, or not one that Google made for this audience and that is valid now.
             Forbidden: A good token that names no verified e-mail address.
-            Refused: Nobody can know now: the certificates cannot be had, or too many wait.
+            Refused: It cannot be verified now: the certificates cannot be had, or too many wait.
         """
         header = authorization or ""
         bearer = self._recall(header)
@@ -255,7 +255,7 @@ class _Certificates:
 
         Raises:
             Unauthenticated: Google has no such key.
-            Refused: Nobody can know now.
+            Refused: It cannot be verified now.
         """
         if key in self.known:
             return
@@ -358,7 +358,7 @@ def _certificates(body: bytes, url: str) -> Mapping[str, str]:
 
 
 def _usable(pem: object) -> bool:
-    """Whether a signature can be checked with it; one that cannot must not turn up as somebody's bad token."""
+    """Whether a signature can be checked with it; one that cannot must not look like a bad token."""
     try:
         crypt.RSAVerifier.from_string(pem).verify(b"", b"")  # type: ignore[no-untyped-call]
     except (ValueError, TypeError):  # no certificate; a certificate of another kind of key

@@ -1,4 +1,4 @@
-"""What a check of the environment found: one line each, with what to do about it. Pure.
+"""Findings: the results of checking the environment, one line each with the next step. Pure.
 
     ok       as it should be
     note     worth knowing, or could not be looked at here; nothing has to be done

@@ -29,7 +29,7 @@ from worker.replica.litestream import Litestream, Options
 from worker.replica.place import Place
 
 WRITTEN_FOR: Final = (0, 5, 17)
-"""What the confirmations rest on was read in, and tried with, this version."""
+"""The version in whose source the confirmations' assumptions were read, and with which they were tried."""
 _VERSION_SECONDS: Final = 10.0
 """Longest `litestream version` may take."""
 _UPLOAD: Final = "litestream upload"
@@ -44,7 +44,7 @@ Version = tuple[int, ...]
 
 
 class Bucket(Protocol):
-    """What a trial needs to reach the bucket, and to remove its traces."""
+    """The bucket, as a trial uses it and removes its traces."""
 
     def place(self, path: str) -> Place:
         """Where a path is, for the gate."""
@@ -223,7 +223,7 @@ async def _remove(store: Bucket, path: str, timeout: float, findings: list[Findi
         if any(finding.verdict == "ok" and finding.check == _UPLOAD for finding in findings):
             findings.append(warning("litestream scratch", f"what it uploaded could not be deleted: {error}", step))
         else:
-            findings.append(note("litestream scratch", "nobody knows whether it uploaded anything", step))
+            findings.append(note("litestream scratch", "it is not known whether it uploaded anything", step))
 
 
 def _dotted(version: Version) -> str:

@@ -1,4 +1,4 @@
-"""What the machine gives: memory, and room for the database. What it knows is Linux's /proc and cgroups, both versions.
+"""Checks the machine: memory, and room for the database. It reads Linux's /proc and cgroups, both versions.
 
 The sizes are rules of thumb, not promises: the database is there several times while it is restored and replicated (the
 scratch of a restore, the file, its WAL, Litestream's copies), and a body takes several times its size while it is read
@@ -60,7 +60,7 @@ def disk(path: Path, *, database: int, cloud_run: bool = False, root: Path = Pat
         root: Where /proc is; a test's.
     """
     if path.exists() and not path.is_file():
-        # `serve` moves aside what it finds there, and this may be a folder of somebody's files.
+        # `serve` moves aside what it finds there, and this may be a folder with other files.
         return refused(
             "disk", f"{path} is there and is no file", "name a file in DATABASE_PATH, such as users.db in that folder"
         )

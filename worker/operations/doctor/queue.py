@@ -29,7 +29,7 @@ class Queue(Protocol):
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
-    """What the settings say of the subscription; each is the setting of that name."""
+    """The settings that concern the subscription; each is the setting of that name."""
 
     ack_deadline_seconds: float
     push_audience: str
@@ -38,7 +38,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def look(queue: Queue, expected: Expected, *, emulator: bool) -> list[Finding]:
-    """What the subscription is set to; one line if it cannot be read.
+    """Check the subscription's settings; one line if it cannot be read.
 
     Args:
         queue: The subscription.
@@ -109,7 +109,7 @@ def _token(found: Delivery, expected: Expected, emulator: bool) -> Finding:
     if (found.audience, found.pusher) != (expected.push_audience, expected.push_service_account):
         return refused(
             check,
-            f"it pushes as {found.pusher or 'nobody'} for {found.audience or 'no audience'}; the settings want "
+            f"it pushes as {found.pusher or 'no account'} for {found.audience or 'no audience'}; the settings want "
             f"{expected.push_service_account} for {expected.push_audience}, so that each push is answered 401 or 403",
             "make PUSH_SERVICE_ACCOUNT what --push-auth-service-account is, and PUSH_AUDIENCE --push-auth-token-audience",
         )

@@ -36,14 +36,14 @@ _BROKEN: Final = (
 
 
 class Bucket(lease_commands.Bucket, Protocol):
-    """What the checks need of the bucket, on top of what `lease show` needs."""
+    """The bucket, as the checks use it, on top of what `lease show` uses."""
 
     async def delete(self, name: str, *, timeout: float) -> None:
         """Delete an object; one that is not there is fine."""
 
 
 class Listing(lease_record.Store, Protocol):
-    """What the database's size is read from."""
+    """The listing from which the database's size is read."""
 
     async def objects(self, name_prefix: str, *, timeout: float) -> list[StoredObject]:
         """The objects whose names begin so."""
