@@ -4,9 +4,9 @@
     recover   lease → restore both again → seal what was live → a new generation from the wanted one → live → release
 
 The lease makes it safe: the running instance hands over and exits as it would to a new revision, and the next
-instance restores the new generation. What was live is not touched; it stays restorable until its retention ends. Dying before
-the switch changes nothing, dying after it leaves the recovery done and the lease to its TTL. The same recovery made again
-counts what the first has undone, so its replay brings back all of it.
+instance restores the new generation. The old one is not touched; it stays restorable until its retention ends. A death
+before the switch changes nothing; a death after it leaves the recovery done and the lease to its TTL. The same recovery made
+again counts what the first has undone, so its replay brings back all of it.
 """
 
 import asyncio
