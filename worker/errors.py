@@ -41,9 +41,9 @@ message ends in what the operator can do next.
 
 from typing import Final
 
-REFUSED: Final = ("full", "stopping", "standby", "hold_limit", "unconfirmed", "database", "unavailable")
+REFUSED: Final = ("full", "stopping", "standby", "hold_limit", "unconfirmed", "database", "disk", "unavailable")
 """Why a request is answered 503: too much is held; the service stops; it does not serve yet; a message was not confirmed
-within the hold limit, as the request or as its group found; the database; anything else that passes."""
+within the hold limit, as the request or as its group found; the database; its disk is full; anything else that passes."""
 
 
 class WorkerError(Exception):

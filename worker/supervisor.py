@@ -169,6 +169,7 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
             epoch=lease_.epoch,
             group_max=settings.group_max_messages,
             gather_seconds=settings.group_gather_seconds,
+            has_room=functools.partial(connections.has_room, parts.options.database),
             observer=metrics,
         ) as writer,
         running(side, "writer", writer.run()),

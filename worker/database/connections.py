@@ -31,6 +31,9 @@ T = TypeVar("T")
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _ROOM: Final = 3
 """A restore needs the database's room once and its compressed files', and a copy that was moved aside must not take it."""
+RESERVED_BYTES: Final = 8_000_000
+"""Room that messages leave on the database's disk. Deleting a row writes it to the WAL first (secure_delete): without room
+an operator could discard nothing, and expiry could free nothing."""
 SIDE_FILES: Final = ("-wal", "-shm", "-journal")
 
 
@@ -95,6 +98,11 @@ def clear(path: Path) -> bool:
     if shutil.disk_usage(path.parent).free < _ROOM * previous.stat().st_size:
         remove_previous(path)
     return True
+
+
+def has_room(path: Path) -> bool:
+    """Whether messages may be committed: their reserve is free on the database's disk."""
+    return shutil.disk_usage(path.parent).free >= RESERVED_BYTES
 
 
 def remove_previous(path: Path) -> None:

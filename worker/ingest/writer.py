@@ -65,6 +65,7 @@ class Writer:
         epoch: int,
         group_max: int,
         gather_seconds: float,
+        has_room: Callable[[], bool] = lambda: True,
         wall_clock: Callable[[], float] = time.time,
         observer: Observer | None = None,
     ) -> None:
@@ -73,6 +74,7 @@ class Writer:
         self.epoch = epoch
         """The writer life, kept in each receipt."""
         self._group_max, self._gather_seconds = group_max, gather_seconds
+        self._has_room = has_room
         self._wall_clock = wall_clock
         self._observer = observer or Observer()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
@@ -117,6 +119,11 @@ class Writer:
         if not self._pending:
             self._wake.clear()
         if not entries:
+            return
+        if isinstance(entries[0], Entry) and not self._has_room():
+            text = "the database's disk is full; the queue delivers this again, once there is room"
+            fail(entries, Refused(text, reason="disk"))
+            await asyncio.sleep(_OUTAGE_PAUSE_SECONDS)
             return
         began = time.monotonic()
         try:

@@ -64,8 +64,6 @@ _SLOTS_BYTES_MAX: Final = 32_000_000
 """So many bytes of slots are kept on this disk. Those of a heavy load that were trimmed, a merge reads from the bucket."""
 _SLOTS_MAX: Final = 512
 """Litestream lists their folder in each sync. At 12 uploads a second these are more than one merge of 30 s needs."""
-_FREE_BYTES_MIN: Final = 4_000_000
-"""Room for a few groups. With less than that SQLite or Litestream is about to fail."""
 _STUCK_SECONDS: Final = 10.0
 
 T = TypeVar("T")
@@ -334,7 +332,7 @@ class Generation:
                     gate.deletable = stored
 
     async def _bound_disk(self, gate: Gate, slots: Path) -> None:
-        """Keep few slots on this disk, and end this life where the disk is full and nothing can be stored any more (INV-7).
+        """Keep few slots on this disk (INV-7). End this life if the disk is full, nothing is stored, and a new one has room.
 
         Raises:
             DiskFull: The next life begins on a clean disk, from what is in the bucket.
@@ -344,20 +342,28 @@ class Generation:
             await asyncio.sleep(_DISK_SECONDS)
             await asyncio.to_thread(trim, slots, below=gate.stored, most=_SLOTS_BYTES_MAX)
             free = shutil.disk_usage(file.parent).free
-            stuck = stuck + _DISK_SECONDS if free < _FREE_BYTES_MIN and gate.stored == stored else 0.0
+            stuck = stuck + _DISK_SECONDS if free < connections.RESERVED_BYTES and gate.stored == stored else 0.0
             stored = gate.stored
-            if free < _FREE_BYTES_MIN:
+            if free < connections.RESERVED_BYTES:
                 await asyncio.to_thread(trim, slots, below=gate.stored, most=0)
                 connections.remove_previous(file)
-                text = (
-                    f"the disk of {file} is full: {free:,} bytes are free of {_FREE_BYTES_MIN:,} needed; give it more room"
-                )
+                needed = f"{connections.RESERVED_BYTES:,} needed"
+                text = f"the disk of {file} is full: {free:,} bytes are free of {needed}; give it more room"
                 log.error("%s", text, extra={"action": "disk.full"})
-                if stuck >= _STUCK_SECONDS:
+                if stuck >= _STUCK_SECONDS and free + _removable(file, slots) >= connections.RESERVED_BYTES:
                     raise DiskFull(f"{text}. This process ends, and the next one begins from the bucket")
 
     async def _insist(self, attempt: Callable[[], Awaitable[T]]) -> T:
         return await insist(attempt, seconds=self._settings.first_sync_timeout_seconds)
+
+
+def _removable(file: Path, slots: Path) -> int:
+    """The bytes on this disk that a new life does not begin with: the WAL and Litestream's files."""
+    size = 0
+    for each in (file.with_name(f"{file.name}-wal"), *slots.parent.parent.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            size += each.stat().st_size
+    return size
 
 
 def trim(slots: Path, *, below: int, most: int) -> None:

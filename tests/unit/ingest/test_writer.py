@@ -17,7 +17,7 @@ from publisher.message import UserCreated
 from tests.entries import PUBLISHED, delivery, entry, malformed, turns, until
 from worker.database import connections
 from worker.errors import Refused, Unwritable
-from worker.ingest.messages import Entry, Group
+from worker.ingest.messages import Change, Entry, Group
 from worker.ingest.outcomes import ReceiptRow, UserRow, plan
 from worker.ingest.writer import Writer
 
@@ -91,14 +91,27 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def writing(
-        self, committed: Confirmed, *, group_max: int = 500, gather: float = 0.0, busy: float = 5.0, pages: int | None = None
+        self,
+        committed: Confirmed,
+        *,
+        group_max: int = 500,
+        gather: float = 0.0,
+        busy: float = 5.0,
+        pages: int | None = None,
+        has_room: Callable[[], bool] = lambda: True,
     ) -> AsyncIterator[tuple[Writer, "asyncio.Task[None]"]]:
         """A running writer and its task."""
         connection = connections.connect(self.path, busy_timeout_seconds=busy)
         if pages is not None:
             connection.init(str(self.path), pragmas={"journal_mode": "wal", "max_page_count": pages})
         async with Writer(
-            connection, committed, epoch=7, group_max=group_max, gather_seconds=gather, wall_clock=lambda: NOW
+            connection,
+            committed,
+            epoch=7,
+            group_max=group_max,
+            gather_seconds=gather,
+            has_room=has_room,
+            wall_clock=lambda: NOW,
         ) as writer:
             task = asyncio.create_task(writer.run())
             try:
@@ -373,6 +386,24 @@ def test_a_full_disk_is_an_outage(bench: Bench) -> None:
     asyncio.run(body())
     assert bench.users == [3]
     assert set(bench.outcomes) == {"m3"}
+
+
+def test_messages_leave_room_for_changes(bench: Bench) -> None:
+    """INV-7: on a full disk messages are answered 503, and what an operator discards or erases still goes through."""
+    room = [False]
+
+    async def body() -> None:
+        async with bench.writing(Confirmed(), has_room=lambda: room[0]) as (writer, _):
+            (refused,) = await submitted(writer, [entry(1, "m1")])
+            assert isinstance(refused, Refused)
+            assert refused.reason == "disk"
+            done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            writer.submit(Change(lambda transaction: transaction.epoch, float("inf"), done))
+            assert await done == writer.epoch
+            room[0] = True
+            assert await submitted(writer, [entry(1, "m1")]) == ["created"]
+
+    asyncio.run(body())
 
 
 def test_an_outage_in_the_middle_of_isolation_refuses_the_rest(bench: Bench) -> None:
