@@ -9,6 +9,7 @@ process of its own, with the caller's arguments, variables, folder and files.
 
 import array
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -81,18 +82,28 @@ def _serve(root: str, path: str) -> None:
     listener.bind(path)
     listener.listen(16)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
+    learned, teach = os.pipe()
     print("ready", flush=True)
     while True:
-        readable, _, _ = select.select([listener, sys.stdin], [], [])
+        readable, _, _ = select.select([listener, sys.stdin, learned], [], [])
         if sys.stdin in readable:
             return
+        if learned in readable:  # what a command had to load, the next one finds loaded
+            for name in os.read(learned, select.PIPE_BUF).decode().split():
+                with contextlib.suppress(BaseException):
+                    importlib.import_module(name)
+            continue
         connection, _ = listener.accept()
         if os.fork():
             connection.close()
             continue
         listener.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        before = set(sys.modules)
         code = _command(connection, entry, gcloud_main)
+        for name in sorted(set(sys.modules) - before):
+            if not name.startswith("_"):
+                os.write(teach, f"{name} ".encode())
         with contextlib.suppress(OSError):
             connection.send(bytes([code]))
         os._exit(0)

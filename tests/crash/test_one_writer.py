@@ -21,7 +21,7 @@ from tests.processes import push, pushing
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-OVERLAP_SECONDS = 20
+OVERLAP_SECONDS = 10
 SLOT = "*/ltx/0/*"
 NOT_STUCK = {"LEASE_TTL_SECONDS": "60"}
 """A process that was frozen for longer than its own TTL ends by itself; here it has to be the seal that ends it."""

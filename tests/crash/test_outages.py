@@ -18,7 +18,7 @@ from tests.crash.arena import WAIT_SECONDS, Arena, arena, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-OUTAGE_SECONDS = 20
+OUTAGE_SECONDS = 12
 READERS = 24
 
 
@@ -40,7 +40,7 @@ async def served_through(scene: Arena, worker: WorkerProcess) -> None:
     ],
 )
 def test_bucket_outage_under_load(tmp_path: Path, cycle: int, fault: dict[str, object]) -> None:
-    """20 s of a hanging, lossy, refusing or slow bucket under load cost time and nothing else."""
+    """12 s, more than the hold limit, of a hanging, lossy, refusing or slow bucket under load cost time and nothing else."""
 
     async def scenario() -> None:
         async with arena(tmp_path, f"bucket: {fault}") as scene:
@@ -57,7 +57,7 @@ def test_bucket_outage_under_load(tmp_path: Path, cycle: int, fault: dict[str, o
 
 
 def test_litestream_killed_every_second(tmp_path: Path, cycle: int) -> None:
-    """20 times under load: kill -9 of the child. It starts again while threads read SQLite, and the worker never ends."""
+    """12 times under load: kill -9 of the child. It starts again while threads read SQLite, and the worker never ends."""
 
     async def scenario() -> None:
         async with arena(tmp_path, "Litestream killed every second") as scene:
