@@ -37,7 +37,7 @@ test-fast: $(READY)  ## The tests that start no other process
 	$(BIN)/python -m pytest -m "not slow"
 
 torture: $(READY)  ## Each crash test N times (make torture N=10), and longer histories, for at most MINUTES
-	timeout $(MINUTES)m env PROPERTY_EXAMPLES=400 $(BIN)/python -m pytest tests/crash tests/property -n 4 --dist worksteal --cycles $(N)
+	timeout $(MINUTES)m env PROPERTY_EXAMPLES=400 $(BIN)/python -m pytest tests/crash tests/property tests/integration/test_bench.py tests/integration/test_stops.py -n 4 --dist worksteal --cycles $(N)
 
 check: $(READY)  ## Formatter, linter, strict types, which room may import which
 	$(BIN)/ruff format --check .

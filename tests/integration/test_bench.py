@@ -27,7 +27,13 @@ def bench(module: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", part.NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.torture] if name in ("latency", "handover", "bucket") else [])
+        for name in part.NAMES
+    ],
+)
 def test_a_part_of_the_table_runs(name: str) -> None:
     """Every answer is 2xx, and a restore of the bucket holds what was acknowledged: else it would end with 1."""
     printed = bench("bench", "--quick", "--only", name)
@@ -36,6 +42,7 @@ def test_a_part_of_the_table_runs(name: str) -> None:
     assert f"`python -m bench.{name}`" in rows[1]
 
 
+@pytest.mark.torture
 def test_a_short_soak_and_flood() -> None:
     """What is over the limit is refused, memory is read, and afterwards everything is acknowledged again."""
     printed = bench("bench.soak", "--minutes", "0.05", "--warm-up-seconds", "1", "--flood-seconds", "2", "--rate", "100")
@@ -43,6 +50,7 @@ def test_a_short_soak_and_flood() -> None:
     assert "refused with 503" in printed
 
 
+@pytest.mark.torture
 def test_a_commit_beside_itself() -> None:
     """The base runs from a folder of its own, which is gone afterwards."""
     printed = bench("bench.compare", "HEAD", "--rounds", "1", "--seconds", "1")

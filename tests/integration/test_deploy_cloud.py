@@ -236,7 +236,11 @@ def test_the_image_is_built_from_its_sources_alone(deployed: Cloud) -> None:
     assert {name.partition("/")[0] for name in names} == {
         *(".dockerignore", "Dockerfile", "litestream.yml", "publisher", "requirements.lock", "worker"),
     }
-    assert {"worker/__main__.py", "worker/migrations/0001_users_receipts_rejections.py", "publisher/message.py"} <= files
+    assert {
+        "worker/__main__.py",
+        "worker/database/migrations/0001_users_receipts_rejections.py",
+        "publisher/message.py",
+    } <= files
     assert not [name for name in names if "__pycache__" in name]
     build = deployed.resources["cloudbuild/build"]
     assert build["serviceAccount"] == f"projects/{PROJECT}/serviceAccounts/{BUILDER.partition(':')[2]}"

@@ -191,13 +191,18 @@ def test_a_full_worker_asks_to_come_again(start: Start, fake_gcs: FakeGcs, tmp_p
     assert outcomes(fake_gcs, tmp_path) == {"m1": "created", "m2": "created", "m3": "created"}
 
 
-@pytest.mark.parametrize("name", [GENERATIONS, RECORD], ids=["data", "lease record"])
-def test_an_outage_past_the_hold_limit_asks_to_come_again(
-    start: Start, fake_gcs: FakeGcs, tmp_path: Path, name: str
-) -> None:
-    """INV-1, INV-9: what nobody confirms is 503 before the queue's deadline, also what is malformed; nothing is poison."""
+def test_an_unreadable_lease_record_delays_no_acknowledgement(start: Start, fake_gcs: FakeGcs) -> None:
+    """The slot that was created is the proof (INV-1): an acknowledgement reads nothing."""
     worker = start(**SHORT_HOLD)
-    fake_gcs.faults.add(action="hang", name=name, verb="insert" if name == GENERATIONS else "download")
+    fake_gcs.faults.add(action="hang", name=RECORD, verb="download")
+    assert acknowledged(push(worker, 1, "m1"))
+    assert acknowledged(post(worker, wrapped(b"no JSON", "m2")))
+
+
+def test_an_outage_past_the_hold_limit_asks_to_come_again(start: Start, fake_gcs: FakeGcs, tmp_path: Path) -> None:
+    """INV-1, INV-9: what is not confirmed is 503 before the queue's deadline, also what is malformed; nothing is poison."""
+    worker = start(**SHORT_HOLD)
+    fake_gcs.faults.add(action="hang", name=GENERATIONS, verb="insert")
     began = time.monotonic()
     good, bad = pushing(worker, 1, "m1"), post(worker, wrapped(b"no JSON", "m2"))
     assert asks_again(bad)
