@@ -31,7 +31,7 @@ run: $(READY)  ## The whole stack on this machine, until Ctrl-C, with commands t
 
 test: $(READY)  ## Every test: unit, property, integration (real Litestream, real emulator), crash
 	@$(BIN)/python -m compileall -q worker publisher local bench  # the tests start hundreds of processes
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 test-fast: $(READY)  ## The tests that start no other process
 	$(BIN)/python -m pytest -m "not slow"
