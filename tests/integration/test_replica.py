@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,7 +21,7 @@ import pytest
 from local.gcs_process import FakeGcs
 from local.proof import restore as plain_restore
 from local.stack import QUICK_LEASE
-from local.worker_process import WorkerProcess
+from local.worker_process import ROOT, WorkerProcess
 from publisher import message
 
 pytestmark = pytest.mark.slow
@@ -123,6 +125,23 @@ def test_the_files_of_a_generation_are_listed(history: History) -> None:
     shown = history.worker.run("replica", "ls", "1").stdout
     assert shown.count("gs://bucket/store/generations/0000000000000001/ltx/") == len(files)
     assert "no generation of epoch 99" in history.refused("replica", "ls", "99")
+
+
+def test_the_address_of_the_emulator_may_end_in_a_slash(history: History) -> None:
+    """And have blanks around it: Google's client would ask for //storage/ and find no store."""
+    environment = history.worker.environment
+    slashed = {**environment, "STORAGE_EMULATOR_HOST": f" {environment['STORAGE_EMULATOR_HOST']}/ "}
+    command = [sys.executable, "-m", "worker", "replica"]
+    done = subprocess.run(command, env=slashed, cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_restored_file_can_be_read_where_nothing_can_be_written(history: History, tmp_path: Path) -> None:
+    """Its header says that it is not in WAL mode, for which SQLite would have to write beside it."""
+    output = tmp_path / "readable.db"
+    history.run("restore", "-o", str(output))
+    read_and_write_versions = output.read_bytes()[18:20]  # sqlite.org, "Database File Format"
+    assert read_and_write_versions == b"\1\1"
 
 
 def test_the_newest_state_is_restored_by_default(history: History, tmp_path: Path) -> None:

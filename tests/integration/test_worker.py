@@ -474,3 +474,18 @@ def test_sigterm_while_standing_by_touches_nothing(workers: Workers, objects: Ob
     assert held.result().status_code == 503
     assert objects.record()["holder"] == holder
     assert push(first, 1, "m1").status_code == 204
+
+
+def test_the_smoke_test_sees_a_real_user_through(workers: Workers) -> None:
+    """Read back, acknowledged, erased; and without the user it says which step failed."""
+    worker = workers.serving()
+    assert push(worker, 5, "m5").status_code == 204
+    done = worker.run("smoke", "--user-id", "5", "--url", worker.url)
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(":")[0] for line in done.stderr.splitlines() if ": user 5" in line] == [
+        "read back",
+        "acknowledged",
+        "erased",
+    ]
+    again = worker.run("smoke", "--user-id", "5", "--within", "1", "--url", worker.url)
+    assert (again.returncode, "read back: there is no user 5" in again.stderr) == (1, True)
