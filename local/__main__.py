@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import signal
 import sys
 from typing import NoReturn
 
-from local import cost, demo, demo_recover, docs, gcs_server, run
-
-# Each module adds its subcommand and sets `run`, which takes the parsed arguments and returns the exit code.
-_COMMANDS = (gcs_server.register, run.register, demo.register, demo_recover.register, cost.register, docs.register)
+# Each module adds its subcommand and sets `run`, which takes the parsed arguments and returns the exit code. Only the named
+# one is loaded: all of them take a second, and the tests start this process hundreds of times.
+_COMMANDS = {
+    "gcs": "gcs_server",
+    "run": "run",
+    "demo": "demo",
+    "demo-recover": "demo_recover",
+    "cost": "cost",
+    "docs": "docs",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,8 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m local", description="Everything the service needs from Google Cloud, on this machine."
     )
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for register in _COMMANDS:
-        register(subparsers)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    named = _COMMANDS.get(arguments[0]) if arguments else None
+    for module in (named,) if named else _COMMANDS.values():
+        importlib.import_module(f"local.{module}").register(subparsers)
     parsed = parser.parse_args(arguments)
     # A closed terminal or a stop button must not leave the emulator and the worker behind: their `with` blocks end them.
     for number in (signal.SIGTERM, signal.SIGHUP):

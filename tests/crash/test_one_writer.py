@@ -81,6 +81,7 @@ def test_two_contenders_from_the_start(tmp_path: Path, cycle: int) -> None:
             one.start()
             two.start()
             await scene.acknowledged(1)  # not many more: what the other one gets stays held
+            await until(lambda: "starting" not in (one.state(), two.state()), "the start of both")
             states = {one: one.state(), two: two.state()}
             assert sorted(states.values()) == ["serving", "standby"]
             holder, other = (one, two) if states[one] == "serving" else (two, one)

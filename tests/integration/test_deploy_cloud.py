@@ -51,7 +51,7 @@ REPOSITORY = f"artifactregistry/v1/projects/{PROJECT}/locations/{REGION}/reposit
 ROLE = f"projects/{PROJECT}/roles/users_worker_snapshots"
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Each command of gcloud without the time that it takes to load."""
     with warm_gcloud(tmp_path_factory.mktemp("gcloud")) as path, pytest.MonkeyPatch.context() as patch:

@@ -36,7 +36,7 @@ EMULATOR_LIMITS = {"DEAD_LETTER_RETENTION": "7d"}
 """The emulator keeps no message longer; the service does, up to 31 days."""
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Each command of gcloud without the time that it takes to load."""
     with warm_gcloud(tmp_path_factory.mktemp("gcloud")) as path, pytest.MonkeyPatch.context() as patch:

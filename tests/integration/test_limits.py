@@ -58,7 +58,7 @@ def test_a_bucket_that_takes_longer_than_a_confirmation_waits_has_every_message_
     tmp_path: Path, store: FakeGcs
 ) -> None:
     """Each group waits for its own transaction, however many were committed after it: nothing is refused."""
-    worker = worker_of(store, tmp_path)
+    worker = worker_of(store, tmp_path, ACK_DEADLINE_SECONDS="30", HOLD_LIMIT_SECONDS="25")
     try:
         worker.start().wait_serving()
         store.faults.add(verb="insert", name=SLOT, action="delay", seconds=1.6)
@@ -113,20 +113,24 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_told_and_left(tmp_path: Path, store: FakeGcs, small_disk: Path) -> None:
-    """The worker says so and ends, the next one begins on what is free, and nothing that was acknowledged is lost."""
+    """Messages are refused, an operator's discard still goes through, and with room again the same process goes on."""
     worker = worker_of(store, tmp_path, disk=small_disk)
     filler = small_disk / "filler"
     try:
         worker.start().wait_serving()
         with Load(worker) as load:
             load.wait_for(200)
+            bad = message.envelope(b"no JSON", {}, "bad", "2026-01-01T00:00:00Z", "projects/p/subscriptions/s")
+            assert httpx.post(worker.url, content=bad, timeout=30, trust_env=False).status_code == 204
             with filler.open("wb") as file:
-                file.write(bytes(shutil.disk_usage(small_disk).free - 1_000_000))
-            wait_until(lambda: worker.state() == "ended", "its end", seconds=60)
-            assert worker.code == 1
-            assert "disk.full" in worker.log.read_text()
+                file.write(bytes(shutil.disk_usage(small_disk).free - 4_000_000))
+            wait_until(lambda: "disk.full" in worker.log.read_text(), "its being told", seconds=60)
+            refused = push(worker, 1_000_000, "refused")
+            assert (refused.status_code, "disk is full" in refused.text) == (503, True)
+            discarded = httpx.post(f"{worker.url}/rejections/bad/discard", timeout=30, trust_env=False)
+            assert discarded.json() == {"message_id": "bad", "outcome": "discarded"}
+            assert worker.state() == "serving"
             filler.unlink()
-            worker.start().wait_serving()
             load.wait_for(100)
         worker.stop()
         assert prove(store.url, URL, load.acknowledged).holds

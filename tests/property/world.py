@@ -649,7 +649,7 @@ def installed() -> Iterator[None]:
         mock.patch.object(
             supervisor,
             "connections",
-            SimpleNamespace(connect=lambda file, *, busy_timeout_seconds: Process.of(file).disk),
+            SimpleNamespace(connect=lambda file, *, busy_timeout_seconds: Process.of(file).disk, has_room=lambda file: True),
         ),
         mock.patch.object(supervisor, "Writer", DiskWriter),
     ):

@@ -347,8 +347,8 @@ class Generation:
             if free < connections.RESERVED_BYTES:
                 await asyncio.to_thread(trim, slots, below=gate.stored, most=0)
                 connections.remove_previous(file)
-                needed = f"{connections.RESERVED_BYTES:,} needed"
-                text = f"the disk of {file} is full: {free:,} bytes are free of {needed}; give it more room"
+                needed = connections.RESERVED_BYTES
+                text = f"the disk of {file} is full: {free:,} bytes are free of {needed:,} needed; give it more room"
                 log.error("%s", text, extra={"action": "disk.full"})
                 if stuck >= _STUCK_SECONDS and free + _removable(file, slots) >= connections.RESERVED_BYTES:
                     raise DiskFull(f"{text}. This process ends, and the next one begins from the bucket")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, TypeVar
 
-import httpx
+import aiohttp
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.registry import Collector
 
@@ -68,9 +68,7 @@ class Scrape:
         self._timeout, self._refresh, self._clock = timeout_seconds, refresh_seconds, clock
         self._url = "" if litestream in ("", "off") else f"http://{litestream}/metrics"
         self._looked = float("-inf")  # when rejections and drill were looked up last
-        # Loopback and without TLS: reading the system's certificates would only cost time at each start.
-        transport = httpx.AsyncHTTPTransport(verify=False, limits=httpx.Limits(max_connections=4))
-        self._http = httpx.AsyncClient(transport=transport, trust_env=False, timeout=timeout_seconds)
+        self._http: aiohttp.ClientSession | None = None  # made on first use: it belongs to the loop that runs then
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -86,7 +84,8 @@ class Scrape:
 
     async def close(self) -> None:
         """Give back connections."""
-        await self._http.aclose()
+        if self._http is not None:
+            await self._http.close()
 
     def _looks(self) -> list[Awaitable[None]]:
         now = self._clock()
@@ -100,7 +99,7 @@ class Scrape:
         try:
             async with asyncio.timeout(self._timeout):
                 return await look
-        except (WorkerError, TimeoutError, httpx.HTTPError):
+        except (WorkerError, TimeoutError, aiohttp.ClientError):
             self._metrics.failures[source] += 1
             return None
 
@@ -115,13 +114,14 @@ class Scrape:
     async def _litestream(self) -> bytes:
         if not self._url or not self._tables.open:  # there is none, or it is being started
             return b""
-        async with self._http.stream("GET", self._url) as answer:
-            answer.raise_for_status()
-            page = b""
-            async for chunk in answer.aiter_bytes():
-                page += chunk
-                if len(page) > _PAGE_MAX:
-                    raise httpx.DecodingError("Litestream's page of metrics is too long")
+        if self._http is None:
+            self._http = aiohttp.ClientSession(raise_for_status=True)
+        async with self._http.get(self._url) as answer:
+            page = await answer.content.read(_PAGE_MAX + 1)
+            while len(page) <= _PAGE_MAX and (more := await answer.content.read(_PAGE_MAX + 1 - len(page))):
+                page += more
+        if len(page) > _PAGE_MAX:
+            raise aiohttp.ClientPayloadError("Litestream's page of metrics is too long")
         return only_litestream(page)
 
 

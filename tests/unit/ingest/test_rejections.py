@@ -403,7 +403,7 @@ def test_an_unresolved_rejection_does_not_expire_in_silence(store: Store, caplog
     store.handle(lambda: malformed("m1"), lambda: malformed("m2"), lambda: malformed("m3"))
     store.transaction(lambda transaction: transaction.discard("m2"))
     assert expire(store, now=NOW + 91 * DAY, step=10)["rejections"] == 3
-    assert "2 rejections are deleted that nobody resolved" in caplog.text
+    assert "2 rejections are deleted that were still open" in caplog.text
 
 
 def test_an_outage_puts_expiry_off(store: Store, caplog: pytest.LogCaptureFixture) -> None:

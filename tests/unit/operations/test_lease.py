@@ -62,7 +62,7 @@ def test_show_of_a_new_store_has_no_holder_and_nothing_live() -> None:
     store.put(SUCCESSOR, msgspec.json.encode(Successor(holder="x", revision="r", epoch=9)))
     status = shown(store)
     assert (status.holder, status.live, status.since, status.successor) == ("", None, None, None)
-    assert ("holder", "nobody yet (-)") in status.rows()
+    assert ("holder", "none yet (-)") in status.rows()
 
 
 def test_show_without_a_store_names_init() -> None:
