@@ -7,6 +7,7 @@ import resource
 import signal
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -65,7 +66,7 @@ def test_litestream_killed_every_second(tmp_path: Path, cycle: int) -> None:
             scene.load.traffic = {worker.url: 1}
             worker.start()
             await scene.acknowledged(200)
-            with Readers(worker) as readers:
+            with Readers(worker, [*scene.load.acknowledged.values()][:READERS]) as readers:
                 killed = 0
                 for _ in range(OUTAGE_SECONDS):
                     await asyncio.sleep(1)  # the rhythm of the fault, not a wait for something
@@ -82,11 +83,11 @@ def test_litestream_killed_every_second(tmp_path: Path, cycle: int) -> None:
 
 
 class Readers:
-    """Threads that read users' pages while their block runs: the worker's threads use SQLite all the time."""
+    """Threads that read acknowledged users' pages while their block runs: the worker's threads use SQLite all the time."""
 
-    def __init__(self, worker: WorkerProcess) -> None:
+    def __init__(self, worker: WorkerProcess, users: Sequence[int]) -> None:
         self._worker, self._stop = worker, threading.Event()
-        self._threads = [threading.Thread(target=self._read, args=(user,), daemon=True) for user in range(1, READERS + 1)]
+        self._threads = [threading.Thread(target=self._read, args=(user,), daemon=True) for user in users]
         self.answers: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
