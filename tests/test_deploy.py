@@ -225,3 +225,12 @@ def test_the_real_litestream_reads_the_configuration(given: dict[str, str]) -> N
 def without_options(name: str) -> str:
     """A file's text without the options that keep addresses out of the lock files."""
     return re.sub(r"--no-emit-[a-z-]+", "", (ROOT / name).read_text())
+
+
+def test_the_probe_of_the_schema_states_the_user_last() -> None:
+    """A schema that stops reading at a field it does not know must refuse it; with the id in front it would tell nothing."""
+    for file in ("deploy/pubsub.sh", "docs/operations.md"):
+        probes = re.findall(r"""'(\{"email_address": .*?\})'$""", (ROOT / file).read_text(), re.MULTILINE)
+        assert probes, file
+        for probe in probes:
+            assert [*json.loads(probe)][-1] == "user_id", file
