@@ -13,7 +13,7 @@ import msgspec
 from publisher import message
 from worker.database.bulk import batches, find, insert
 from worker.database.models import DISCARDED, Connection, Receipt, Rejection, User
-from worker.errors import NotFound, Resolved
+from worker.errors import NotFound, Refused, Resolved
 from worker.ingest.messages import Delivery, Entry, Outcome, Problem
 from worker.ingest.outcomes import Plan, UserRow, plan
 
@@ -90,13 +90,16 @@ class Transaction:
         Raises:
             NotFound: There is no such rejection.
             Resolved: It has been resolved already.
+            Refused: Its bytes are an object, and `body` was not given.
         """
         row = self._open(message_id)
+        if row["body"] is not None and body is None:  # it was kept after the caller had looked for its object
+            raise Refused("the message was rejected just now; ask again")
         attributes = msgspec.json.decode(row["attributes"], type=dict[str, str])
         delivery = Delivery(
             message_id=message_id,
             publish_time=row["publish_time"],
-            data=bytes(row["data"]) if row["body"] is None else body or b"",
+            data=bytes(row["data"]) if body is None else body,
             attributes=attributes,
             delivery_attempt=row["delivery_attempt"],
         )

@@ -62,6 +62,8 @@ def test_the_row_names_the_object_and_holds_no_bytes(store: Store, bucket: BodyS
 def test_a_retry_reads_the_object(store: Store, bucket: BodyStore) -> None:
     """The message is handled as it was published: here it is wrong still, and its object stays."""
     name = keep(store, bucket)
+    with pytest.raises(Refused):  # never judged by the empty bytes of its row
+        store.transaction(lambda transaction: transaction.retry("m1"))
     assert store.transaction(lambda transaction: transaction.retry("m1", LARGE)) == "rejected"
     good = b'{"user_id":5}'  # as if a mended worker could read it
     assert store.transaction(lambda transaction: transaction.retry("m1", good)) == "created"
