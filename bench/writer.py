@@ -24,14 +24,16 @@ from bench.errors import Worthless
 from bench.figures import Figure
 from bench.part import Scale
 from bench.store import memory
-from publisher.message import UserCreated
 from worker.config import Settings
-from worker.database import connections
-from worker.database.models import Receipt, User, columns
+from worker.database import connections, schema
+from worker.database.models import Receipt, columns
+from worker.events.catalog import BUILT_IN, Catalog
+from worker.events.users import User
 from worker.ingest.messages import Delivery, Entry, Group, Outcome
 from worker.ingest.writer import Writer
 
 QUESTION: Final = "writer: what does the writer cost beside bare SQLite?"
+_CATALOG: Final = Catalog.load(BUILT_IN)
 _MESSAGES: Final = 50_000
 _SETTINGS: Final = Settings(replica_url="gs://bench/store")
 _PUBLISHED: Final = round(datetime(2026, 1, 1, tzinfo=UTC).timestamp() * 1000)
@@ -48,7 +50,7 @@ def measure(scale: Scale) -> list[Figure]:
         for which in ("ours", "bare") if run % 2 else ("bare", "ours"):
             with tempfile.TemporaryDirectory(prefix="solowriter-bench-", dir=memory()) as name:
                 file = Path(name) / "users.db"
-                connections.migrate(file, busy_timeout_seconds=_SETTINGS.busy_timeout_seconds)
+                schema.migrate(file, _CATALOG, busy_timeout_seconds=_SETTINGS.busy_timeout_seconds)
                 gc.collect()
                 seconds = asyncio.run(_ours(file, messages)) if which == "ours" else _bare(file, messages)
                 (ours if which == "ours" else bare).append(messages / seconds)
@@ -81,7 +83,7 @@ async def _ours(file: Path, messages: int) -> float:
     entries = [
         Entry(
             Delivery(message_id=str(number), publish_time=_PUBLISHED, data=b"", attributes={}),
-            UserCreated(user_id=number, email_address=f"{number}@example.com"),
+            _CATALOG.read(f'{{"user_id":{number},"email_address":"{number}@example.com"}}'.encode(), {}, _PUBLISHED),
             loop.time() + _SETTINGS.hold_limit_seconds,
             loop.create_future(),
         )
@@ -89,7 +91,7 @@ async def _ours(file: Path, messages: int) -> float:
     ]
     connection = connections.connect(file, busy_timeout_seconds=_SETTINGS.busy_timeout_seconds)
     group_max, gather = _SETTINGS.group_max_messages, _SETTINGS.group_gather_seconds
-    async with Writer(connection, _Confirmed(), epoch=1, group_max=group_max, gather_seconds=gather) as writer:
+    async with Writer(connection, _Confirmed(), _CATALOG, epoch=1, group_max=group_max, gather_seconds=gather) as writer:
         running = asyncio.create_task(writer.run())
         began = time.monotonic()
         for entry in entries:
@@ -128,7 +130,7 @@ def _rows(messages: int) -> Iterator[tuple[list[tuple[object, ...]], list[tuple[
         users: list[tuple[object, ...]] = [
             (number, f"{number}@example.com", _PUBLISHED // 1000, 0, None) for number in numbers
         ]
-        yield users, [(str(number), number, "created", _PUBLISHED, _PUBLISHED, 1) for number in numbers]
+        yield users, [(str(number), str(number), "created", _PUBLISHED, _PUBLISHED, 1) for number in numbers]
 
 
 def _check(file: Path, messages: int) -> None:

@@ -16,7 +16,7 @@ import httpx
 from local.gcs_process import FakeGcs
 from local.worker_process import WorkerProcess, wait_until
 from publisher import message
-from publisher.message import UserCreated
+from worker.events.users import USER_CREATED, UserCreated
 from worker.lease.record import Record, encode
 
 BUCKET = "users"
@@ -32,7 +32,7 @@ _AGAIN_SECONDS = 0.05
 
 def body(user_id: int, message_id: str, *, email: str | None = None) -> bytes:
     """A push of one user."""
-    data = message.encode(UserCreated(user_id=user_id, email_address=email))
+    data = USER_CREATED.encode(UserCreated(user_id=user_id, email_address=email))
     return message.envelope(data, {}, message_id, "2024-01-02T03:04:05Z", "projects/p/subscriptions/s")
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from publisher import values
 from worker.errors import ConfigError
@@ -86,6 +86,7 @@ _TEXTS: Final[Mapping[str, Callable[[str], Any]]] = {
     "HOST": values.word,
     "SUBSCRIPTION": values.word,
     "GOOGLE_CLOUD_PROJECT": values.word,
+    "EVENTS": values.word,
     "LITESTREAM_METRICS_ADDRESS": values.word,
 }
 """How texts are read that are more than any text: one that can never match is refused at start."""
@@ -104,6 +105,10 @@ class Settings:
         "DATABASE_PATH",
         Path("/tmp/solowriter/users.db"),
         "the working copy; anything found there is moved aside at start",
+    )
+    events: str = _setting("EVENTS", "worker.events.users", "the Python modules that declare events, divided by commas")
+    unknown_fields: Literal["count", "reject"] = _setting(
+        "UNKNOWN_FIELDS", "count", "what a message with fields that its event does not declare comes to: count or reject"
     )
     host: str = _setting("HOST", "0.0.0.0", "address to listen on")
     port: int = _setting("PORT", 8080, "port to listen on; 0 picks a free one", low=0, high=65535)

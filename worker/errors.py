@@ -64,6 +64,12 @@ class SqliteTooOld(WorkerError):
     exit_code = 2
 
 
+class SchemaDiffers(WorkerError):
+    """A table of the database is not what an event's model says; the worker must not write it."""
+
+    exit_code = 2
+
+
 class Unfit(WorkerError):
     """A check at start found that serving here would be unsafe or would not work."""
 
@@ -249,6 +255,13 @@ class Resolved(RequestError):
 
     status = 409
     reason = "resolved"
+
+
+class NotAConflict(RequestError):
+    """A rejection that is no conflict was to overwrite a row."""
+
+    status = 409
+    reason = "not_a_conflict"
 
 
 class WrongStore(RequestError):

@@ -166,6 +166,7 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
         Writer(
             connection,
             replicator,
+            parts.catalog,
             epoch=lease_.epoch,
             group_max=settings.group_max_messages,
             gather_seconds=settings.group_gather_seconds,
@@ -242,6 +243,7 @@ async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[in
     application = app.build(
         app.Service(
             parts.intake,
+            parts.catalog,
             parts.tables,
             parts.access,
             parts.erasure,

@@ -6,12 +6,13 @@ import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from worker.config import Settings
 from worker.database import connections
 from worker.database.models import Connection
 from worker.errors import Refused
+from worker.events.configured import catalog_of
 from worker.ingest import erasure
 from worker.ingest.bodies import Bodies
 from worker.ingest.erasure import Erasure
@@ -38,6 +39,7 @@ class Parts:
     def __init__(self, settings: Settings) -> None:
         version = connections.check_sqlite()
         self.settings = settings
+        self.catalog = catalog_of(settings)
         self.store = Bucket(settings.bucket, settings.prefix)
         self.options = self._options()
         holder = str(uuid.uuid4())
@@ -57,7 +59,7 @@ class Parts:
         )
         self.verifier = _verifier(settings)
         self.erasure = Erasure(self.store, self.bodies, self.intake.change, settings.lease_read_timeout_seconds)
-        self.prepare = functools.partial(erasure.repeat, self.store, timeout=settings.fetch_timeout_seconds)
+        self.prepare = functools.partial(erasure.prepare, self.store, self.catalog, timeout=settings.fetch_timeout_seconds)
         self.metrics = Metrics(hold_seconds=settings.hold_limit_seconds)
         info = {"revision": settings.revision, "sqlite": version}
         self.scrape = Scrape(
@@ -134,19 +136,11 @@ class Tables:
     intake: Intake
     open: bool = False
 
-    async def user(self, user_id: int) -> dict[str, Any] | None:
-        """The user's row, or None.
-
-        Raises:
-            Refused: This instance has no database: it stands by, or stops.
-        """
-        return await asyncio.to_thread(self._opened().user, user_id)
-
     async def read(self, query: Callable[[Connection], T]) -> T:
         """Run a query on a reading connection.
 
         Raises:
-            Refused: As for `user`.
+            Refused: This instance has no database: it stands by, or stops.
         """
         return await asyncio.to_thread(self._opened().read, query)
 

@@ -24,7 +24,7 @@ from local.pubsub import Emulator, EmulatorMissing, emulator
 from local.worker_process import ROOT, wait_until
 from publisher import settings
 from publisher.client import Publisher
-from publisher.message import UserCreated
+from worker.events.users import UserCreated
 from tests.integration.test_publisher import Topic, users_of
 
 pytestmark = pytest.mark.slow

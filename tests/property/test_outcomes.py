@@ -31,14 +31,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from publisher import message
-from publisher.message import UserCreated
+from worker.events.users import UserCreated
 from worker.database import connections
 from worker.database.models import Connection, Receipt, User
 from worker.errors import NotFound, Resolved, Unwritable
 from worker.ingest import outcomes, transaction
 from worker.ingest.expiry import Expiry
 from worker.ingest.http import envelope
-from worker.ingest.messages import Change, Delivery, Entry, Group, Problem
+from worker.ingest.messages import Change, Delivery, Entry, Group
 from worker.ingest.transaction import Transaction, content_of
 from worker.ingest.writer import Writer
 
@@ -436,7 +436,7 @@ class Service:
 def empty_database() -> Path:
     """A file with the newest schema, made once: the migrations take longer than a whole history."""
     path = Path(tempfile.mkdtemp()) / "empty.db"
-    connections.migrate(path, busy_timeout_seconds=5)
+    schema.migrate(path, CATALOG, busy_timeout_seconds=5)
     return path
 
 
@@ -760,10 +760,10 @@ TEXT: Final = st.text(st.characters(exclude_categories=["Cs"]))
 STORED_TEXT: Final = st.none() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 USERS: Final = st.builds(
     UserCreated,
-    user_id=st.integers(1, message.MAX_USER_ID),
+    user_id=st.integers(1, MAX_USER_ID),
     email_address=STORED_TEXT,
     settings=STORED_TEXT,
-    created_at=st.none() | st.integers(0, message.MAX_CREATED_AT),
+    created_at=st.none() | st.integers(0, MAX_CREATED_AT),
 )
 MOMENTS: Final = st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC))
 SMALL: Final = st.characters(min_codepoint=0x21, max_codepoint=0x7E)
@@ -782,7 +782,7 @@ def test_every_user_survives_the_way(
 ) -> None:
     """Encoded, wrapped, unwrapped and decoded: the same user, id, attributes, and time to the millisecond."""
     attributes |= {"event_type": "user.created"} if named else {}
-    data = message.encode(user)
+    data = USER_CREATED.encode(user)
     found = envelope.decode(message.envelope(data, attributes, message_id, moment, "projects/p/subscriptions/s"))
     assert message.decode(found.data, found.attributes) == user
     assert (found.data, found.attributes, found.message_id) == (data, attributes, message_id)

@@ -517,7 +517,7 @@ class Process:
         self.pending = [request for request in self.pending if request not in requests]
 
     async def _push(self, message: str) -> None:
-        body = b'{"message":{"messageId":"%b","publishTime":"2026-01-01T00:00:00Z","data":"%b"}}' % (message.encode(), _DATA)
+        body = b'{"message":{"messageId":"%b","publishTime":"2026-01-01T00:00:00Z","data":"%b"}}' % (USER_CREATED.encode(), _DATA)
 
         async def receive() -> Message:
             return {"type": "http.request", "body": body}

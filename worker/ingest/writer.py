@@ -23,7 +23,8 @@ from msgspec import structs
 
 from worker.database.models import NOT_STORABLE
 from worker.errors import Refused, RequestError, Unwritable
-from worker.ingest.messages import Change, Entry, Group, Observer, Outcome, Problem, fail
+from worker.events.catalog import Catalog, Problem
+from worker.ingest.messages import Change, Entry, Group, Observer, Outcome, fail
 from worker.ingest.transaction import Transaction
 
 _OUTAGE_PAUSE_SECONDS: Final = 0.2
@@ -61,6 +62,7 @@ class Writer:
         self,
         database: peewee.SqliteDatabase,
         committed: Committed,
+        catalog: Catalog,
         *,
         epoch: int,
         group_max: int,
@@ -70,7 +72,7 @@ class Writer:
         observer: Observer | None = None,
     ) -> None:
         self._database = database
-        self._committed = committed
+        self._committed, self._catalog = committed, catalog
         self.epoch = epoch
         """The writer life, kept in each receipt."""
         self._group_max, self._gather_seconds = group_max, gather_seconds
@@ -210,8 +212,7 @@ class Writer:
             # Delivered again it would be refused again: kept, it can be retried once the cause is mended (INV-6).
             log.exception("the database refused a valid row", extra={"action": "writer.not_storable"})
             text = f"the database refused the row: {type(error).__name__}; the log says why"
-            about = entry.content.claims if isinstance(entry.content, Problem) else entry.content.user_id
-            problem = Problem(NOT_STORABLE, text, about)
+            problem = Problem(NOT_STORABLE, text, entry.content.subject)
             return self._write([structs.replace(entry, content=problem)])
 
     def _write(self, entries: Sequence[Entry]) -> list[Outcome]:
@@ -222,4 +223,4 @@ class Writer:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Transaction]:
         with self._database.atomic("IMMEDIATE"):
-            yield Transaction(self._database, self.epoch, round(self._wall_clock() * 1000))
+            yield Transaction(self._database, self._catalog, self.epoch, round(self._wall_clock() * 1000))

@@ -32,6 +32,7 @@ from worker.errors import (
     StoreMissing,
     StoreUnavailable,
 )
+from worker.events.catalog import Catalog
 from worker.ingest.http.paths import COUNTS
 from worker.lease.record import Store, look
 from worker.operations.restore import Store as Bucket
@@ -101,6 +102,7 @@ class Driller:
 
     Args:
         store: The bucket.
+        catalog: The events, whose tables are counted.
         service: The running worker.
         scratch: Folder with room for the database twice; what is made there is removed.
         binary: Litestream's.
@@ -111,6 +113,7 @@ class Driller:
     """
 
     store: Bucket
+    catalog: Catalog
     service: CountedService
     scratch: Path
     binary: Path
@@ -186,6 +189,7 @@ class Driller:
             file = folder / "restored.db"
             restored = await restore(
                 self.store,
+                self.catalog,
                 Wanted(),
                 file,
                 binary=self.binary,
@@ -195,7 +199,7 @@ class Driller:
             )
             reader = connections.Reader(file, busy_timeout_seconds=_BUSY_TIMEOUT_SECONDS)
             cutoff = round(since.timestamp() * 1000)
-            counted = await asyncio.to_thread(reader.read, partial(counts.count, since=cutoff))
+            counted = await asyncio.to_thread(reader.read, partial(counts.count, catalog=self.catalog, since=cutoff))
             last = None if before is None else before.last_message
             has_last = last is None or await asyncio.to_thread(reader.read, partial(counts.has_receipt, message_id=last))
         copy = Copy(

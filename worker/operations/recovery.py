@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from worker.config import Settings
-from worker.database import connections
+from worker.database import schema
 from worker.database.comparison import Undone, undone
 from worker.errors import LeaseLost, NotInReplica, RestoreFailed, StoreMissing
 from worker.lease.handover import Succession
@@ -156,8 +156,9 @@ class Recovery:
         if (newest.generation, newest.txid) == (wanted.generation, wanted.txid):
             raise NotInReplica("nothing has been written since then: there is nothing to undo, and nothing was changed")
         replaced = [Path(state.file) for state in await self._replaced(parts, wanted, scratch)]
+        seconds = self._settings.busy_timeout_seconds
         for file in (Path(newest.file), Path(wanted.file), *replaced):  # they may be older than a column that is compared
-            await asyncio.to_thread(connections.migrate, file, busy_timeout_seconds=self._settings.busy_timeout_seconds)
+            await asyncio.to_thread(schema.migrate, file, parts.catalog, busy_timeout_seconds=seconds)
         found = await asyncio.to_thread(undone, newer=Path(newest.file), older=Path(wanted.file), replaced=replaced)
         if word := forgotten(wanted, now=datetime.now(UTC), receipt_days=self._settings.receipt_days):
             self._say(word)
@@ -183,6 +184,7 @@ class Recovery:
     async def _restore(self, parts: Parts, wanted: Wanted, output: Path) -> Restored:
         return await restore(
             parts.store,
+            parts.catalog,
             wanted,
             output,
             binary=find_binary(self._settings.litestream_bin),
@@ -213,7 +215,7 @@ def forgotten(wanted: Restored, *, now: datetime, receipt_days: float) -> str | 
         return None
     return (
         f"that state is older than RECEIPT_DAYS, {receipt_days:g}: messages whose receipts have expired since are undone as "
-        "well, and are neither counted nor listed; compare the numbers of users"
+        "well, and are neither counted nor listed; compare the numbers of rows"
     )
 
 

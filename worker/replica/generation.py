@@ -133,11 +133,6 @@ class Generation:
         live, txid = self._lease.live, 0
         if live is not None:
             txid = await self._take_over(live)
-        applied = await asyncio.to_thread(
-            connections.migrate, file, busy_timeout_seconds=self._settings.busy_timeout_seconds
-        )
-        for name in applied:
-            log.info("migration %s applied", name, extra={"action": "database.migrated"})
         await self._insist(lambda: self._prepare(self._options.database))
         await self._start(base=live, base_txid=txid)
 
@@ -157,7 +152,6 @@ class Generation:
         database_file = self._options.database
         connections.clear(database_file)
         file.replace(database_file)
-        await asyncio.to_thread(connections.migrate, database_file, busy_timeout_seconds=self._settings.busy_timeout_seconds)
         await self._insist(lambda: self._prepare(self._options.database))
         await self._start(base=base, base_txid=base_txid, replaced=self._lease.live)
 

@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from publisher.message import UserCreated
+from worker.events.users import UserCreated
 from tests.entries import PUBLISHED, turns
 from tests.fakes import BodyStore, Epoch, bodies
 from tests.unit.ingest.test_rejections import Store

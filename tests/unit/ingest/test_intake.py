@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from publisher.message import UserCreated
+from worker.events.users import UserCreated
 from tests.entries import delivery, turns, until
 from tests.fakes import bodies
 from worker.errors import Refused, Unwritable

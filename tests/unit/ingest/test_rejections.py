@@ -75,7 +75,7 @@ class Store:
 def store(tmp_path: Path) -> Iterator[Store]:
     """A new database."""
     path = tmp_path / "users.db"
-    connections.migrate(path, busy_timeout_seconds=5)
+    schema.migrate(path, CATALOG, busy_timeout_seconds=5)
     connection = connections.connect(path, busy_timeout_seconds=5)
     with connection.connection_context():
         yield Store(connection)

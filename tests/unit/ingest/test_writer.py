@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from publisher.message import UserCreated
+from worker.events.users import UserCreated
 from tests.entries import PUBLISHED, delivery, entry, malformed, turns, until
 from worker.database import connections
 from worker.errors import Refused, Unwritable
@@ -162,7 +162,7 @@ def kinds(answers: list[object]) -> list[object]:
 def bench(tmp_path: Path) -> Bench:
     """A new database."""
     path = tmp_path / "users.db"
-    connections.migrate(path, busy_timeout_seconds=5)
+    schema.migrate(path, CATALOG, busy_timeout_seconds=5)
     return Bench(path)
 
 

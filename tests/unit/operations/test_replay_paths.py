@@ -21,12 +21,12 @@ from worker.ingest.transaction import Transaction
 def test_receipts_are_counted_by_outcome_from_a_publish_time(tmp_path: Path) -> None:
     """That time is part of the span; an empty span has no ends."""
     path = tmp_path / "users.db"
-    connections.migrate(path, busy_timeout_seconds=5)
+    schema.migrate(path, CATALOG, busy_timeout_seconds=5)
     connection = connections.connect(path, busy_timeout_seconds=5)
 
     async def fill() -> None:
         given = [entry(user, f"m{user}", publish_time=PUBLISHED + user - 1) for user in range(1, 6)]
-        Transaction(connection, 1, PUBLISHED).handle([*given, malformed("bad")])
+        Transaction(connection, CATALOG, 1, PUBLISHED).handle([*given, malformed("bad")])
 
     with connection.connection_context():
         asyncio.run(fill())

@@ -27,7 +27,7 @@ from publisher.errors import (
     UnreachableError,
     UsageError,
 )
-from publisher.message import UserCreated
+from worker.events.users import UserCreated
 from publisher.settings import GatewayLimits
 from publisher.sink import OpenFutures, settle
 from publisher.telemetry import RateLimitedLog

@@ -191,7 +191,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     async def restore(store: object, wanted: Wanted, output: Path, **_: Any) -> Restored:
         assert not output.exists()
         made.events.append(f"restore {wanted.path}")
-        connections.migrate(output, busy_timeout_seconds=5)
+        schema.migrate(output, CATALOG, busy_timeout_seconds=5)
         txid = made.restored_to.pop(0) if len(made.restored_to) > 1 else made.restored_to[0]
         return Restored(str(wanted.path), txid, datetime.now(UTC))
 

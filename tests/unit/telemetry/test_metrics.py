@@ -566,7 +566,7 @@ class Told(Observer):
 def test_the_main_path_tells_once_a_group(tmp_path: Path, doubts: int, hold: float, events: list[str]) -> None:
     """The writer of each commit before it is handed over, the replicator of each answer after it; neither of a message."""
     file = tmp_path / "users.db"
-    connections.migrate(file, busy_timeout_seconds=5)
+    schema.migrate(file, CATALOG, busy_timeout_seconds=5)
 
     async def life() -> list[str]:
         told = Told()
@@ -627,7 +627,7 @@ def test_requests_that_are_refused_are_counted(world: World) -> None:
 def test_open_rejections_have_every_reason(world: World) -> None:
     """None of a reason is 0 and not nothing, so that an alert can see it grow."""
     file = world.directory / "users.db"
-    connections.migrate(file, busy_timeout_seconds=5)
+    schema.migrate(file, CATALOG, busy_timeout_seconds=5)
     connection = connections.connect(file, busy_timeout_seconds=5)
     with connection.connection_context():
         for number, (reason, resolved) in enumerate([("not_json", "NULL"), ("not_json", "NULL"), ("conflict", "1")]):

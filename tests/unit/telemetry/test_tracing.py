@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased,
 import publisher.errors
 import publisher.tracing
 from publisher.async_sink import AsyncSink
-from publisher.message import UserCreated
+from worker.events.users import UserCreated
 from publisher.settings import GatewayLimits
 from tests.entries import entry
 from worker.errors import ConfigError

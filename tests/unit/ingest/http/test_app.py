@@ -157,7 +157,7 @@ def test_a_push_reaches_the_writer_whole(site: Site) -> None:
         b'{"user_id":5,"email_address":"a"}',
         {"event_type": "user.created"},
     )
-    assert entry.content == message.UserCreated(user_id=5, email_address="a")
+    assert entry.content == UserCreated(user_id=5, email_address="a")
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"hello", b'{"user_id":5}', b"\xff", b"[" * 2000])
