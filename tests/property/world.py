@@ -33,12 +33,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
+from tests.entries import CATALOG
 from tests.fakes import bodies
 from tests.property.bucket import Ack, Ask, Bucket, Rows, applied, ltx_file, stored
 from tests.property.loop import Loop
 from worker import supervisor
 from worker.config import Settings
-from worker.database import connections
 from worker.errors import StoreMissing, StoreUnavailable, SyncUnavailable
 from worker.ingest.http import app
 from worker.ingest.http.access import Access
@@ -310,10 +310,9 @@ def write_database(file: Path, rows: Sequence[str]) -> None:
     file.write_bytes(content.ljust(-(-len(content) // _PAGE_BYTES) * _PAGE_BYTES, b" "))
 
 
-def migrate(file: Path, *, busy_timeout_seconds: float) -> list[str]:
+async def prepare(file: Path) -> None:
     """Open the database that was restored, or a new one."""
     Process.of(file).disk.rows = json.loads(file.read_bytes()[18:]) if file.exists() else []
-    return []
 
 
 class Disk:
@@ -372,7 +371,7 @@ class Process:
         self.intake: Intake = self.parts.intake
         parts = self.parts
         self._application = app.build(
-            app.Service(self.intake, parts.tables, Access(), parts.erasure, settings.body_max_bytes)
+            app.Service(self.intake, parts.catalog, parts.tables, Access(), parts.erasure, settings.body_max_bytes)
         )
         self.life = self.loop.create_task(self._live() if recover_to is None else self._recover())
         self._run()
@@ -517,7 +516,10 @@ class Process:
         self.pending = [request for request in self.pending if request not in requests]
 
     async def _push(self, message: str) -> None:
-        body = b'{"message":{"messageId":"%b","publishTime":"2026-01-01T00:00:00Z","data":"%b"}}' % (USER_CREATED.encode(), _DATA)
+        body = b'{"message":{"messageId":"%b","publishTime":"2026-01-01T00:00:00Z","data":"%b"}}' % (
+            message.encode(),
+            _DATA,
+        )
 
         async def receive() -> Message:
             return {"type": "http.request", "body": body}
@@ -575,15 +577,12 @@ class Process:
                 waiting=succession.message_received,
             ),
             bodies=bodies(),
-            prepare=_untouched,
+            prepare=prepare,
+            catalog=CATALOG,
             tables=SimpleNamespace(open=False, read=_nothing),
             metrics=Metrics(hold_seconds=settings.hold_limit_seconds, clock=clock),
             erasure=None,
         )
-
-
-async def _untouched(file: Path) -> None:
-    """No user was erased."""
 
 
 async def _nothing(query: object) -> list[object]:
@@ -641,7 +640,6 @@ def installed() -> Iterator[None]:
     gated = functools.partial(Generation, gate_of=cast(Any, SimulatedGate))
     with (
         mock.patch.object(generation, "Litestream", Child),
-        mock.patch.object(connections, "migrate", migrate),
         mock.patch.object(generation.Generation, "_bound_disk", _for_ever),
         mock.patch.object(litestream, "restore", litestream_restore),
         mock.patch.object(supervisor, "Generation", gated),
