@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import peewee
 from playhouse.migrations import Runner
 
+from worker.config import BUSY_TIMEOUT_SECONDS
 from worker.database.models import Connection, User
 from worker.errors import Refused, SqliteTooOld
 
@@ -53,7 +54,9 @@ def check_sqlite() -> str:
     return ".".join(map(str, version))
 
 
-def connect(path: Path, *, busy_timeout_seconds: float, read_only: bool = False) -> peewee.SqliteDatabase:
+def connect(
+    path: Path, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS, read_only: bool = False
+) -> peewee.SqliteDatabase:
     """A database on `path`, not yet opened; each thread that uses it gets a connection of its own."""
     pragmas: dict[str, Any] = {
         "journal_mode": "wal",
@@ -67,7 +70,7 @@ def connect(path: Path, *, busy_timeout_seconds: float, read_only: bool = False)
     return peewee.SqliteDatabase(str(path), pragmas=pragmas, autoconnect=False, cached_statements=_STATEMENTS_KEPT)
 
 
-def migrate(path: Path, *, busy_timeout_seconds: float) -> list[str]:
+def migrate(path: Path, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> list[str]:
     """Bring the file at `path` (made when missing) to the newest schema; the names of the migrations applied.
 
     Each migration is one transaction with its own record, so dying in between leaves a whole schema.
@@ -134,7 +137,7 @@ def sound() -> Iterator[None]:
 class Reader:
     """Reads over short connections of its own; safe to call from any thread."""
 
-    def __init__(self, path: Path, *, busy_timeout_seconds: float) -> None:
+    def __init__(self, path: Path, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> None:
         self._database = connect(path, busy_timeout_seconds=busy_timeout_seconds, read_only=True)
 
     def user(self, user_id: int) -> dict[str, Any] | None:

@@ -474,7 +474,7 @@ def test_a_group_grows_while_another_is_being_confirmed(bench: Bench) -> None:
 
 
 def test_gathering_is_bounded(bench: Bench) -> None:
-    """INV-7: a confirmation that hangs holds a group up for GROUP_GATHER_SECONDS at most."""
+    """INV-7: a confirmation that hangs holds a group up for GATHER_SECONDS at most."""
 
     async def body() -> None:
         committed = Confirmed()

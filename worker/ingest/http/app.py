@@ -25,6 +25,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from publisher import message
+from worker.config import BODY_MAX_BYTES
 from worker.errors import BadQuery, BodyTooLarge, NoSuchPath, Refused, RequestError, Unwritable, WrongMethod, WrongStore
 from worker.ingest.http import envelope, operator_api, paths, trace_context
 from worker.ingest.http.access import Access
@@ -64,9 +65,9 @@ class Service:
     readers: Readers
     access: Access
     eraser: Eraser
-    body_max_bytes: int
     unwrapped: bool = False
     """Whether a push without metadata may come without a wrapper as well."""
+    body_max_bytes: int = BODY_MAX_BYTES
     tally: Tally = field(default_factory=Tally)
     observer: Observer = field(default_factory=Observer)
     store: str = ""
@@ -212,7 +213,7 @@ async def _body(request: Request, headers: Mapping[bytes, bytes], held: Held, li
 
 def _check_size(size: int, limit: int) -> None:
     if size > limit:
-        raise BodyTooLarge(f"the body is over BODY_MAX_BYTES, {limit}; Pub/Sub sends no larger message")
+        raise BodyTooLarge(f"the body is over {limit} bytes; Pub/Sub sends no larger message")
 
 
 async def _user(service: Service, text: str) -> Response:
