@@ -90,13 +90,13 @@ async def _serve(settings: config.Settings) -> None:
     parts = Parts(settings)
     lease = parts.lease
     async with (
-        lease.held(release_seconds=settings.release_seconds),
+        lease.held(release_seconds=config.RELEASE_SECONDS),
         asyncio.TaskGroup() as side,
         running(side, "lease renewal", lease.keep()),
-        Generation(lease, parts.store, parts.options, settings, side=side, prepare=parts.prepare) as generation,
+        Generation(lease, parts.store, settings, side=side, prepare=parts.prepare) as generation,
     ):
         await generation.begin()
-        connection = connections.connect(parts.options.database, busy_timeout_seconds=settings.busy_timeout_seconds)
+        connection = connections.connect(parts.database)
         with connection.connection_context():
             store = Store(connection, generation, lease.epoch)
             await noop.serve(sys.modules[__name__], settings.port, store=store)

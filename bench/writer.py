@@ -30,7 +30,7 @@ from worker.database.models import Receipt, columns
 from worker.events.catalog import BUILT_IN, Catalog
 from worker.events.users import User
 from worker.ingest.messages import Delivery, Entry, Group, Outcome
-from worker.ingest.writer import Writer
+from worker.ingest.writer import GROUP_MAX_MESSAGES, Writer
 
 QUESTION: Final = "writer: what does the writer cost beside bare SQLite?"
 _CATALOG: Final = Catalog.load(BUILT_IN)
@@ -50,13 +50,13 @@ def measure(scale: Scale) -> list[Figure]:
         for which in ("ours", "bare") if run % 2 else ("bare", "ours"):
             with tempfile.TemporaryDirectory(prefix="solowriter-bench-", dir=memory()) as name:
                 file = Path(name) / "users.db"
-                schema.migrate(file, _CATALOG, busy_timeout_seconds=_SETTINGS.busy_timeout_seconds)
+                schema.migrate(file, _CATALOG)
                 gc.collect()
                 seconds = asyncio.run(_ours(file, messages)) if which == "ours" else _bare(file, messages)
                 (ours if which == "ours" else bare).append(messages / seconds)
                 _check(file, messages)
     part.say(f"writer: {ours[-1]:,.0f} messages/s; executemany: {bare[-1]:,.0f}")
-    group = f"groups of {_SETTINGS.group_max_messages}"
+    group = f"groups of {GROUP_MAX_MESSAGES}"
     return [
         Figure(f"writer alone, {group}, messages/s", ours),
         Figure(f"`executemany` of the same rows, {group}, messages/s", bare),
@@ -89,9 +89,8 @@ async def _ours(file: Path, messages: int) -> float:
         )
         for number in range(_FIRST_ID, _FIRST_ID + messages)
     ]
-    connection = connections.connect(file, busy_timeout_seconds=_SETTINGS.busy_timeout_seconds)
-    group_max, gather = _SETTINGS.group_max_messages, _SETTINGS.group_gather_seconds
-    async with Writer(connection, _Confirmed(), _CATALOG, epoch=1, group_max=group_max, gather_seconds=gather) as writer:
+    connection = connections.connect(file)
+    async with Writer(connection, _Confirmed(), _CATALOG, epoch=1) as writer:
         running = asyncio.create_task(writer.run())
         began = time.monotonic()
         for entry in entries:
@@ -106,7 +105,7 @@ async def _ours(file: Path, messages: int) -> float:
 
 
 def _bare(file: Path, messages: int) -> float:
-    connection = connections.connect(file, busy_timeout_seconds=_SETTINGS.busy_timeout_seconds)
+    connection = connections.connect(file)
     with connection.connection_context():
         cursor = connection.cursor()  # type: ignore[no-untyped-call]  # Peewee's
         statements = [
@@ -125,8 +124,8 @@ def _bare(file: Path, messages: int) -> float:
 
 def _rows(messages: int) -> Iterator[tuple[list[tuple[object, ...]], list[tuple[object, ...]]]]:
     """The users and the receipts of each group."""
-    for first in range(_FIRST_ID, _FIRST_ID + messages, _SETTINGS.group_max_messages):
-        numbers = range(first, min(first + _SETTINGS.group_max_messages, _FIRST_ID + messages))
+    for first in range(_FIRST_ID, _FIRST_ID + messages, GROUP_MAX_MESSAGES):
+        numbers = range(first, min(first + GROUP_MAX_MESSAGES, _FIRST_ID + messages))
         users: list[tuple[object, ...]] = [
             (number, f"{number}@example.com", _PUBLISHED // 1000, 0, None) for number in numbers
         ]

@@ -22,8 +22,8 @@ from worker.lease.record import Record, encode
 BUCKET = "users"
 PREFIX = "store"
 URL = f"gs://{BUCKET}/{PREFIX}"
-QUICK = {"LEASE_TTL_SECONDS": "3.5", "LEASE_RENEW_SECONDS": "1", "LEASE_POLL_SECONDS": "0.25"}
-"""Times as short as the settings allow, so that a lease runs out within a test."""
+QUICK = {"LEASE_TTL_SECONDS": "3.5"}
+"""About as short as the settings allow, so that a lease runs out within a test."""
 GENERATIONS = f"{PREFIX}/generations/"
 RECORD = f"{PREFIX}/lease.json"
 _SENDERS = 16

@@ -272,7 +272,7 @@ class WrongStore(RequestError):
 
 
 class BodyTooLarge(RequestError):
-    """The body is over BODY_MAX_BYTES."""
+    """The body is larger than any push of Pub/Sub."""
 
     status = 413
     reason = "too_large"

@@ -24,7 +24,7 @@ import uvicorn
 
 from publisher.connections import SPARE_CONNECTIONS, Bounds, Connections
 from publisher.listening import listen, spare_files
-from worker.config import Settings
+from worker.config import BODY_MAX_BYTES, DRAIN_SECONDS, RELEASE_SECONDS, TRACE_FLUSH_SECONDS, Settings
 from worker.database import connections
 from worker.errors import ConfigError, LeaseLost, StoreUnavailable, WorkerError
 from worker.ingest.confirmation import Replicator
@@ -42,6 +42,8 @@ from worker.telemetry import logs, tracing
 from worker.telemetry.metrics import TimedConfirmation
 from worker.wiring import Parts
 
+PRUNE_INTERVAL_SECONDS: Final = 3600.0
+"""Pause between two looks for what is past its time: a listing costs money, and nothing depends on the hour."""
 _CLOSE_SECONDS: Final = 1
 """How long open connections may take to end once everything held has been answered."""
 _BODY_SECONDS: Final = 20.0
@@ -74,7 +76,7 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
     _tune()
     logs.label(parts.labels)
     try:
-        quick.at_start(settings)
+        await quick.at_start(settings)
         parts.metrics.spans = _spans(parts)
         with contextlib.suppress(StoreUnavailable):  # an outage is waited out while standing by
             await record.look(parts.store, timeout=settings.lease_read_timeout_seconds)  # a mistyped URL ends here
@@ -85,7 +87,7 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
                 await _live_until(stop, server, parts)
     finally:
         if parts.metrics.spans is not None:
-            await parts.metrics.spans.close(settings.trace_flush_seconds)
+            await parts.metrics.spans.close(TRACE_FLUSH_SECONDS)
         await parts.scrape.close()
         parts.close()
     log.info("stopped", extra={"action": "worker.stopped"})
@@ -137,11 +139,11 @@ async def _live_until(stop: asyncio.Event, server: "asyncio.Task[None]", parts: 
 
 async def _life(stop: asyncio.Event, parts: Parts) -> None:
     settings, lease_ = parts.settings, parts.lease
-    async with lease_.held(release_seconds=settings.release_seconds), asyncio.TaskGroup() as side:
+    async with lease_.held(release_seconds=RELEASE_SECONDS), asyncio.TaskGroup() as side:
         async with (
             running(side, "lease renewal", lease_.keep()),
             Generation(
-                lease_, parts.store, parts.options, settings, side=side, prepare=parts.prepare, counts=parts.metrics.bucket
+                lease_, parts.store, settings, side=side, prepare=parts.prepare, counts=parts.metrics.bucket
             ) as generation,
         ):
             lease_.on_loss = generation.abandon
@@ -153,7 +155,7 @@ async def _life(stop: asyncio.Event, parts: Parts) -> None:
 async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, generation: Generation) -> None:
     settings, lease_ = parts.settings, parts.lease
     metrics = parts.metrics
-    connection = connections.connect(parts.options.database, busy_timeout_seconds=settings.busy_timeout_seconds)
+    connection = connections.connect(parts.database)
     leave = asyncio.Event()
     async with (
         Replicator(
@@ -168,9 +170,7 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
             replicator,
             parts.catalog,
             epoch=lease_.epoch,
-            group_max=settings.group_max_messages,
-            gather_seconds=settings.group_gather_seconds,
-            has_room=functools.partial(connections.has_room, parts.options.database),
+            has_room=functools.partial(connections.has_room, parts.database),
             observer=metrics,
         ) as writer,
         running(side, "writer", writer.run()),
@@ -187,7 +187,7 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
             log.info("draining", extra={"action": "worker.draining"})
             parts.intake.drain()
             replicator.stop_batching()
-            if not await parts.intake.emptied(timeout=settings.drain_seconds):
+            if not await parts.intake.emptied(timeout=DRAIN_SECONDS):
                 log.warning(
                     "%d messages were not confirmed in time and will come again",
                     parts.intake.held_messages,
@@ -201,10 +201,10 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
 @contextlib.asynccontextmanager
 async def _housekeeping(parts: Parts, side: asyncio.TaskGroup) -> AsyncIterator[None]:
     """Delete what is past its time, and take checkpoints, beside the block."""
-    settings, interval = parts.settings, parts.settings.prune_interval_seconds
+    settings, interval = parts.settings, PRUNE_INTERVAL_SECONDS
     clock_agrees = functools.partial(retention_.clock_agrees, parts.store)
     retention = timedelta(days=settings.retention_days)
-    expiry = Expiry(settings.receipt_days, settings.rejection_days, settings.prune_step_rows)
+    expiry = Expiry(settings.receipt_days, settings.rejection_days)
     async with (
         running(side, "retention", retention_.prune_every(interval, parts.store, parts.lease, retention, may=clock_agrees)),
         running(side, "expiry", expiry.run(parts.tables, interval_seconds=interval, may=clock_agrees)),
@@ -236,7 +236,7 @@ async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[in
         raise ConfigError(str(error)) from None
     bounds = Bounds(
         min(settings.queue_max_messages + SPARE_CONNECTIONS, spare_files()),
-        settings.body_max_bytes,
+        BODY_MAX_BYTES,
         _BODY_SECONDS,
     )
     doors = Connections(bounds, parts.metrics.turned_away)
@@ -247,7 +247,6 @@ async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[in
             parts.tables,
             parts.access,
             parts.erasure,
-            settings.body_max_bytes,
             settings.push_unwrapped,
             observer=parts.metrics,
             store=settings.replica_url.rstrip("/"),

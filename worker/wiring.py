@@ -20,8 +20,8 @@ from worker.ingest.http.access import Access
 from worker.ingest.http.tokens import TokenVerifier
 from worker.ingest.intake import Intake
 from worker.ingest.transaction import Transaction
-from worker.lease.handover import Succession, SuccessionTiming
-from worker.lease.lease import Lease, Timing
+from worker.lease.handover import Succession
+from worker.lease.lease import Lease
 from worker.replica import litestream
 from worker.replica.bucket import Bucket
 from worker.telemetry.families import Families
@@ -41,10 +41,11 @@ class Parts:
         self.settings = settings
         self.catalog = catalog_of(settings)
         self.store = Bucket(settings.bucket, settings.prefix)
-        self.options = self._options()
+        self.database = settings.database_path.resolve()
+        litestream.find_binary(settings.litestream_bin)  # one that is missing ends the process here, and not at the lease
         holder = str(uuid.uuid4())
-        self.succession = self._succession(holder)
-        self.lease = self._lease(holder)
+        self.succession = Succession(self.store, settings, holder=holder)
+        self.lease = Lease(self.store, settings, holder=holder, waiting=self.succession)
         self._body_store = Bucket(settings.bucket, settings.prefix)  # with threads of its own: a lease read never waits
         self.bodies = Bodies(self._body_store, self.lease)
         self.intake = Intake(
@@ -54,22 +55,18 @@ class Parts:
             bodies=self.bodies,
             waiting=self.succession.message_received,
         )
-        self.tables = Tables(
-            connections.Reader(self.options.database, busy_timeout_seconds=settings.busy_timeout_seconds), self.intake
-        )
+        self.tables = Tables(connections.Reader(self.database), self.intake)
         self.verifier = _verifier(settings)
         self.erasure = Erasure(self.store, self.bodies, self.intake.change, settings.lease_read_timeout_seconds)
         self.prepare = functools.partial(erasure.prepare, self.store, self.catalog, timeout=settings.fetch_timeout_seconds)
         self.metrics = Metrics(hold_seconds=settings.hold_limit_seconds)
         info = {"revision": settings.revision, "sqlite": version}
         self.scrape = Scrape(
-            Families(self.metrics, self.intake, self.lease, self.options.database, info),
+            Families(self.metrics, self.intake, self.lease, self.database, info),
             self.metrics,
             self.tables,
             self.store,
             litestream=settings.litestream_metrics_address,
-            timeout_seconds=settings.metrics_timeout_seconds,
-            refresh_seconds=settings.metrics_refresh_seconds,
         )
         log.info("starting with SQLite %s", version, extra={"action": "worker.starting"})
 
@@ -92,40 +89,6 @@ class Parts:
         """Who may do what."""
         operators = [address.strip() for address in self.settings.operators.split(",") if address.strip()]
         return Access(self.verifier, pusher=self.settings.push_service_account, operators=operators)
-
-    def _options(self) -> litestream.Options:
-        settings = self.settings
-        return litestream.Options(
-            binary=litestream.find_binary(settings.litestream_bin),
-            config=settings.litestream_config,
-            database=settings.database_path.resolve(),
-            metrics_address=settings.litestream_metrics_address,
-            log_level="warn" if settings.log_level != "debug" else "info",
-            start_seconds=settings.litestream_start_seconds,
-            starts_max=settings.litestream_starts_max,
-            silent_max=settings.litestream_silent_max,
-            retention_days=settings.retention_days,
-        )
-
-    def _succession(self, holder: str) -> Succession:
-        settings = self.settings
-        timing = SuccessionTiming(
-            poll=settings.successor_poll_seconds,
-            tenure=settings.tenure_min_seconds,
-            fresh=settings.successor_fresh_seconds,
-            timeout=settings.lease_read_timeout_seconds,
-        )
-        return Succession(self.store, holder=holder, revision=settings.revision, timing=timing)
-
-    def _lease(self, holder: str) -> Lease:
-        settings = self.settings
-        timing = Timing(
-            ttl=settings.lease_ttl_seconds,
-            renew=settings.lease_renew_seconds,
-            poll=settings.lease_poll_seconds,
-            timeout=settings.lease_read_timeout_seconds,
-        )
-        return Lease(self.store, holder=holder, revision=settings.revision, timing=timing, waiting=self.succession)
 
 
 @dataclass(slots=True)
@@ -160,9 +123,6 @@ def _verifier(settings: Settings) -> TokenVerifier | None:
     return TokenVerifier(
         audience=settings.push_audience,
         certs_url=settings.oidc_certs_url,
-        refresh_min_seconds=settings.oidc_refresh_min_seconds,
-        timeout_seconds=settings.oidc_timeout_seconds,
-        tokens_max=settings.oidc_tokens_max,
         verified_by_platform=settings.tokens_verified_by == "platform",
         waiting_max=settings.queue_max_messages,
     )

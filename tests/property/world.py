@@ -18,6 +18,7 @@ is frozen at its awaits for as long as the machine attends to others.
 import asyncio
 import base64
 import contextlib
+import copy
 import functools
 import json
 import tempfile
@@ -45,8 +46,8 @@ from worker.ingest.http.access import Access
 from worker.ingest.intake import Intake
 from worker.ingest.messages import Change, Entry, Group, Outcome
 from worker.ingest.writer import Writer
-from worker.lease.handover import Succession, SuccessionTiming
-from worker.lease.lease import Lease, Timing
+from worker.lease.handover import Succession
+from worker.lease.lease import Lease
 from worker.operations import recovery
 from worker.operations.recovery import Plan, Recovery
 from worker.replica import gate, generation, layout, litestream, place
@@ -192,12 +193,12 @@ class SimulatedGate:
 class Child:
     """Litestream, writing through one gate. See `worker.replica.litestream.Litestream`."""
 
-    def __init__(self, options: Any, *, address: SimulatedGate, epoch: int) -> None:
-        self.process: Process = Process.of(options.database)
+    def __init__(self, settings: Settings, *, address: SimulatedGate, epoch: int) -> None:
+        self.process: Process = Process.of(settings.database_path)
         self.gate = address
         self.life = f"{self.process.holder}'s Litestream {self.process.children}"
         self.process.children += 1
-        self.slots = options.database.parent / "no slots here"
+        self.slots = settings.database_path.parent / "no slots here"
         self.cut_off = False
         """The next file of whatever level is read only in part, as when Litestream is stopped."""
         self._files: list[list[str]] = []
@@ -352,7 +353,7 @@ class Process:
     _by_folder: Final[dict[Path, "Process"]] = {}
 
     def __init__(self, bucket: Bucket, holder: str, settings: Settings, *, recover_to: int | None = None) -> None:
-        self.bucket, self.holder, self.settings = bucket, holder, settings
+        self.bucket, self.holder = bucket, holder
         self.loop = Loop()
         self.disk = Disk()
         self.pending: list[Ask] = []
@@ -363,6 +364,8 @@ class Process:
         self.recover_to = recover_to
         self.scratch = tempfile.TemporaryDirectory(prefix="solowriter-world-")
         self.file = Path(self.scratch.name, "users.db")
+        self.settings = copy.copy(settings)
+        object.__setattr__(self.settings, "database_path", self.file)
         self._by_folder[self.file.parent] = self
         self._running = True
         self._stop = asyncio.Event()
@@ -370,9 +373,7 @@ class Process:
         self.lease: Lease = self.parts.lease
         self.intake: Intake = self.parts.intake
         parts = self.parts
-        self._application = app.build(
-            app.Service(self.intake, parts.catalog, parts.tables, Access(), parts.erasure, settings.body_max_bytes)
-        )
+        self._application = app.build(app.Service(self.intake, parts.catalog, parts.tables, Access(), parts.erasure))
         self.life = self.loop.create_task(self._live() if recover_to is None else self._recover())
         self._run()
 
@@ -545,30 +546,13 @@ class Process:
     def _make_parts(self) -> Any:
         """What `parts.Parts` makes, with this process's bucket and clock."""
         settings, clock = self.settings, self.loop.time
-        succession = Succession(
-            self,
-            holder=self.holder,
-            revision="r",
-            timing=SuccessionTiming(
-                poll=settings.successor_poll_seconds,
-                tenure=settings.tenure_min_seconds,
-                fresh=settings.successor_fresh_seconds,
-                timeout=settings.lease_read_timeout_seconds,
-            ),
-            clock=clock,
-        )
-        timing = Timing(
-            ttl=settings.lease_ttl_seconds,
-            renew=settings.lease_renew_seconds,
-            poll=settings.lease_poll_seconds,
-            timeout=settings.lease_read_timeout_seconds,
-        )
+        succession = Succession(self, settings, holder=self.holder, clock=clock)
         return SimpleNamespace(
             settings=settings,
-            options=SimpleNamespace(database=self.file, binary=Path("litestream")),
+            database=self.file,
             store=self,
             succession=succession,
-            lease=Lease(self, holder=self.holder, revision="r", timing=timing, waiting=succession, clock=clock),
+            lease=Lease(self, settings, holder=self.holder, waiting=succession, clock=clock),
             intake=Intake(
                 max_messages=settings.queue_max_messages,
                 max_bytes=settings.queue_max_bytes,
@@ -629,7 +613,7 @@ class SimulatedRecovery(Recovery):
 
 def settings() -> Settings:
     """The defaults, but generations are pruned soon, without any retention."""
-    made = Settings(replica_url="gs://bucket/prefix", prune_interval_seconds=7)
+    made = Settings(replica_url="gs://bucket/prefix")
     object.__setattr__(made, "retention_days", -1.0)  # below what an operator may ask for
     return made
 
@@ -647,8 +631,9 @@ def installed() -> Iterator[None]:
         mock.patch.object(
             supervisor,
             "connections",
-            SimpleNamespace(connect=lambda file, *, busy_timeout_seconds: Process.of(file).disk, has_room=lambda file: True),
+            SimpleNamespace(connect=lambda file: Process.of(file).disk, has_room=lambda file: True),
         ),
         mock.patch.object(supervisor, "Writer", DiskWriter),
+        mock.patch.object(supervisor, "PRUNE_INTERVAL_SECONDS", 7),
     ):
         yield

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 import peewee
 
+from worker.config import BUSY_TIMEOUT_SECONDS
 from worker.database.models import Connection
 from worker.errors import Refused, SqliteTooOld
 
@@ -51,7 +52,9 @@ def check_sqlite() -> str:
     return ".".join(map(str, version))
 
 
-def connect(path: Path, *, busy_timeout_seconds: float, read_only: bool = False) -> peewee.SqliteDatabase:
+def connect(
+    path: Path, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS, read_only: bool = False
+) -> peewee.SqliteDatabase:
     """A database on `path`, not yet opened; each thread that uses it gets a connection of its own."""
     pragmas: dict[str, Any] = {
         "journal_mode": "wal",
@@ -121,7 +124,7 @@ def sound() -> Iterator[None]:
 class Reader:
     """Reads over short connections of its own; safe to call from any thread."""
 
-    def __init__(self, path: Path, *, busy_timeout_seconds: float) -> None:
+    def __init__(self, path: Path, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> None:
         self._database = connect(path, busy_timeout_seconds=busy_timeout_seconds, read_only=True)
 
     def read(self, query: Callable[[Connection], T]) -> T:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import peewee
 from playhouse.migrations import Runner
 
+from worker.config import BUSY_TIMEOUT_SECONDS
 from worker.database.connections import connect
 from worker.database.models import Connection
 from worker.errors import SchemaDiffers
@@ -24,7 +25,7 @@ _KINDS: Final = {"INT": "integer", "CHAR": "text", "CLOB": "text", "TEXT": "text
 Source: SQLite documentation, "Datatypes In SQLite", section "Determination Of Column Affinity"."""
 
 
-def migrate(path: Path, catalog: Catalog, *, busy_timeout_seconds: float) -> list[str]:
+def migrate(path: Path, catalog: Catalog, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> list[str]:
     """Bring the file at `path` (made when missing) to the newest schema; the names of the migrations applied.
 
     Each migration is one transaction with its own record, so dying in between leaves a whole schema.

@@ -26,7 +26,6 @@ from worker.lease.record import Store
 
 ROOT: Final = "erased/"
 _SUFFIX: Final = ".json"
-_BUSY_SECONDS: Final = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +89,8 @@ def apply(path: Path, catalog: Catalog, subjects: Sequence[str], *, now: int) ->
     """
     if not subjects:
         return 0
-    migrate(path, catalog, busy_timeout_seconds=_BUSY_SECONDS)  # it may be older than a column that is looked at
-    database = connect(path, busy_timeout_seconds=_BUSY_SECONDS)
+    migrate(path, catalog)  # it may be older than a column that is looked at
+    database = connect(path)
     with database.connection_context(), database.atomic("IMMEDIATE"):
         opened = Transaction(database, catalog, 0, now)
         missing = opened.not_erased(subjects)
@@ -109,7 +108,7 @@ async def prepare(store: Names, catalog: Catalog, path: Path, *, timeout: float)
         SchemaDiffers: A table is not what its event's model says.
         StoreError: The bucket did not answer, or refused; repeating it is harmless.
     """
-    for name in await asyncio.to_thread(migrate, path, catalog, busy_timeout_seconds=_BUSY_SECONDS):
+    for name in await asyncio.to_thread(migrate, path, catalog):
         log.info("migration %s applied", name, extra={"action": "database.migrated"})
     erased = await listed(store, timeout=timeout)
     if erased:

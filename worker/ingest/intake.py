@@ -224,5 +224,5 @@ class Held:
         self._intake.give_back(self, self._size)
         # Another caller may have cancelled as well; that cancellation is not ours to end.
         if self._overdue and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            text = "not confirmed within HOLD_LIMIT_SECONDS; the queue delivers this again"
+            text = "not confirmed in time; the queue delivers this again"
             raise Refused(text, reason="hold_limit") from None

@@ -4,7 +4,7 @@
 
 INV-6: a row that only the database can refuse is found by writing the group again one message at a time, and its message
 is kept as a rejection. A group is committed while an earlier one is being confirmed; it is gathered for
-GROUP_GATHER_SECONDS at most, less when no confirmation is under way, and never grows over GROUP_MAX_MESSAGES (INV-7).
+GATHER_SECONDS at most, less when no confirmation is under way, and never grows over GROUP_MAX_MESSAGES (INV-7).
 
 The writer does not know what confirmation is: it never answers a message that the database accepted.
 """
@@ -27,6 +27,10 @@ from worker.events.catalog import Catalog, Problem
 from worker.ingest.messages import Change, Entry, Group, Observer, Outcome, fail
 from worker.ingest.transaction import Transaction
 
+GROUP_MAX_MESSAGES: Final = 500
+"""Most messages in one transaction: beyond it a transaction grows longer and not more efficient."""
+GATHER_SECONDS: Final = 0.005
+"""Longest a group is gathered while an earlier one is being confirmed: the time of one sync on a fast bucket."""
 _OUTAGE_PAUSE_SECONDS: Final = 0.2
 _ROW_ERRORS: Final = (
     peewee.IntegrityError,
@@ -65,8 +69,8 @@ class Writer:
         catalog: Catalog,
         *,
         epoch: int,
-        group_max: int,
-        gather_seconds: float,
+        group_max: int = GROUP_MAX_MESSAGES,
+        gather_seconds: float = GATHER_SECONDS,
         has_room: Callable[[], bool] = lambda: True,
         wall_clock: Callable[[], float] = time.time,
         observer: Observer | None = None,

@@ -43,7 +43,6 @@ from worker.replica.layout import path_of
 from worker.replica.restoring import Wanted, scratch_folder
 
 _ATTEMPTS: Final = 2
-_BUSY_TIMEOUT_SECONDS: Final = 5.0
 _RECORD_ATTEMPTS: Final = 3
 _RECORD_PAUSE_SECONDS: Final = 1.1
 """The bucket takes one write a second for each name."""
@@ -197,7 +196,7 @@ class Driller:
                 request_seconds=self.request_seconds,
                 say=self.say,
             )
-            reader = connections.Reader(file, busy_timeout_seconds=_BUSY_TIMEOUT_SECONDS)
+            reader = connections.Reader(file)
             cutoff = round(since.timestamp() * 1000)
             counted = await asyncio.to_thread(reader.read, partial(counts.count, catalog=self.catalog, since=cutoff))
             last = None if before is None else before.last_message

@@ -20,7 +20,7 @@ from worker.lease.record import Store
 
 RECORD: Final = "drill.json"
 COUNTED_DAYS: Final = 30
-"""RECEIPT_DAYS is 31 at least; the day between is for clocks that differ, and for the drill itself."""
+"""Receipts are kept for 32 days at least; the time between is for clocks that differ, and for the drill itself."""
 
 Verdict = Literal["proved", "failed", "inconclusive"]
 KEEP_RUNNING: Final = (

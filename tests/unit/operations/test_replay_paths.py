@@ -9,7 +9,7 @@ import pytest
 
 from publisher import message
 from tests.entries import PUBLISHED, entry, malformed
-from tests.unit.ingest.http.test_app import LIMIT, Site, Table
+from tests.unit.ingest.http.test_app import Site, Table
 from tests.unit.ingest.http.test_operator_api import ANN, PUSHER, bearer, verified
 from worker.database import connections
 from worker.errors import Refused
@@ -53,7 +53,7 @@ def test_outcomes_count_what_is_acknowledged() -> None:
 
     async def run() -> tuple[list[int], Any, Any]:
         site.intake.serve(site.writer)  # type: ignore[arg-type]  # a stand-in
-        service = app.Service(site.intake, site.users, site.access, site.eraser, LIMIT, tally=tally)
+        service = app.Service(site.intake, site.users, site.access, site.eraser, tally=tally)
         transport = httpx.ASGITransport(app.build(service))
         async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
             statuses = [await ask(client, "01", "created")]

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import publisher.arguments
-from publisher import message, values
+from publisher import values
 from worker.cli import main
 
 NASTY = [

@@ -400,7 +400,7 @@ def test_the_latest_drill_is_looked_up(world: World) -> None:
 
 
 def test_looks_are_seldom_however_often_it_is_scraped(world: World) -> None:
-    """METRICS_REFRESH_SECONDS bounds what scrapes cost the bucket and the database (INV-7)."""
+    """REFRESH_SECONDS bounds what scrapes cost the bucket and the database (INV-7)."""
     for _ in range(5):
         world.samples()
     assert (world.tables.reads, world.store.calls) == (1, ["read"])
@@ -476,7 +476,7 @@ def test_litestreams_own_families_are_passed_on(tmp_path: Path, server: tuple[st
 
 
 def test_a_litestream_that_says_nothing_costs_no_page(tmp_path: Path, server: tuple[str, type[_Litestream]]) -> None:
-    """METRICS_TIMEOUT_SECONDS ends the look; the rest is there."""
+    """TIMEOUT_SECONDS ends the look; the rest is there."""
     server[1].hangs = threading.Event()
     world = World(tmp_path, litestream=server[0])
     assert world.value("solowriter_scrape_failures_total", source="litestream") == 1

@@ -27,6 +27,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from publisher import values
+from worker.config import BODY_MAX_BYTES
 from worker.errors import BadQuery, BodyTooLarge, NoSuchPath, Refused, RequestError, Unwritable, WrongMethod, WrongStore
 from worker.events.catalog import Catalog, Problem
 from worker.ingest.http import envelope, operator_api, paths, tables, trace_context
@@ -61,9 +62,9 @@ class Service:
     readers: operator_api.Readers
     access: Access
     eraser: Eraser
-    body_max_bytes: int
     unwrapped: bool = False
     """Whether a push without metadata may come without a wrapper as well."""
+    body_max_bytes: int = BODY_MAX_BYTES
     tally: Tally = field(default_factory=Tally)
     observer: Observer = field(default_factory=Observer)
     store: str = ""
@@ -217,7 +218,7 @@ async def _body(request: Request, headers: Mapping[bytes, bytes], held: Held, li
 
 def _check_size(size: int, limit: int) -> None:
     if size > limit:
-        raise BodyTooLarge(f"the body is over BODY_MAX_BYTES, {limit}; Pub/Sub sends no larger message")
+        raise BodyTooLarge(f"the body is over {limit} bytes; Pub/Sub sends no larger message")
 
 
 async def _erase(service: Service, request: Request, text: str) -> Response:
