@@ -4,16 +4,17 @@ import gc
 import json
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
+import click
 from rich.console import Console
 
-from publisher.arguments import parser
+from publisher import arguments
+from publisher.command_line import EXIT_USAGE, Command, Group, Options, run, version_option, with_environment
 from publisher.errors import DeliveryError, UsageError
 from publisher.interrupt import Interrupt
 from publisher.load import Loader, Summary
@@ -38,11 +39,33 @@ from publisher.sink import Sink
 from publisher.tracing import Close, begin
 
 EXIT_NOT_ACCEPTED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 _COLLECT_AFTER_OBJECTS: Final = 50_000
 """About 15 MB, if all of them were garbage."""
+
+
+class _Publisher(Group):
+    """The program: an error of the publisher is one line and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (UsageError, MessageError) as error:
+            return _fail(str(error), EXIT_USAGE)
+        except DeliveryError as error:
+            return _fail(str(error), EXIT_NOT_ACCEPTED)
+
+
+@click.group(
+    "publish",
+    cls=_Publisher,
+    help="Publishes user-creation messages to Pub/Sub, or pushes them to a worker.",
+    epilog=arguments.EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@version_option()
+def command() -> None:
+    """The commands of the publisher."""
 
 
 def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> int:
@@ -55,19 +78,15 @@ def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] | Non
     Raises:
         SystemExit: the command line cannot be parsed, or asked for help.
     """
-    options = parser().parse_args(argv)
-    env = os.environ if environment is None else environment
-    try:
-        return {"create": _create, "load": _load, "serve": _serve}[options.command](options, env)
-    except (UsageError, MessageError) as error:
-        return _fail(str(error), EXIT_USAGE)
-    except DeliveryError as error:
-        return _fail(str(error), EXIT_NOT_ACCEPTED)
-    except KeyboardInterrupt:
-        return _fail("interrupted", EXIT_INTERRUPTED)
+    return run(
+        command,
+        sys.argv[1:] if argv is None else argv,
+        name="python -m publisher",
+        environ=os.environ if environment is None else environment,
+    )
 
 
-def open_sink(options: Namespace, environment: Mapping[str, str], *, traced: bool = False) -> Sink:
+def open_sink(options: Options, environment: Mapping[str, str], *, traced: bool = False) -> Sink:
     """Return the sink that the options and the environment name.
 
     Args:
@@ -94,7 +113,10 @@ def open_sink(options: Namespace, environment: Mapping[str, str], *, traced: boo
     return Publisher(topic, replace(limits, in_flight_messages=in_flight or limits.in_flight_messages), traced=traced)
 
 
-def _create(options: Namespace, environment: Mapping[str, str]) -> int:
+@command.command("create", cls=Command, help=arguments.CREATE, short_help="one user", epilog=arguments.ENVIRONMENT)
+@arguments.create_options
+@with_environment
+def _create(options: Options, environment: Mapping[str, str]) -> int:
     user = UserCreated(
         user_id=options.user_id,
         email_address=options.email,
@@ -110,7 +132,12 @@ def _create(options: Namespace, environment: Mapping[str, str]) -> int:
     return 0
 
 
-def _load(options: Namespace, environment: Mapping[str, str]) -> int:
+@command.command(
+    "load", cls=Command, help=arguments.LOAD, short_help="many users from JSONL or CSV", epilog=arguments.ENVIRONMENT
+)
+@arguments.load_options
+@with_environment
+def _load(options: Options, environment: Mapping[str, str]) -> int:
     console = Console(stderr=True)
     with ExitStack() as stack:
         # Each message in flight is a dozen objects, and none of them is ever garbage in a cycle: at its default of 700 the
@@ -135,7 +162,10 @@ def _load(options: Namespace, environment: Mapping[str, str]) -> int:
     return summary.exit_code
 
 
-def _serve(options: Namespace, environment: Mapping[str, str]) -> int:
+@command.command("serve", cls=Command, help=arguments.SERVE, short_help="users over HTTP", epilog=arguments.ENVIRONMENT)
+@arguments.serve_options
+@with_environment
+def _serve(options: Options, environment: Mapping[str, str]) -> int:
     # Of the three commands this one alone needs an HTTP server.
     from publisher import server, telemetry
 
@@ -161,7 +191,7 @@ def _tracing(environment: Mapping[str, str]) -> Iterator[Close | None]:
             close(TRACE_FLUSH_SECONDS)
 
 
-def _finish(options: Namespace, console: Console, summary: Summary) -> None:
+def _finish(options: Options, console: Console, summary: Summary) -> None:
     if summary.stopped is not None:
         console.print(f"stopped: {summary.stopped}", style="red", markup=False, highlight=False, soft_wrap=True)
     if summary.next_line is not None and (summary.stopped or summary.interrupted):
@@ -209,7 +239,7 @@ def _output(path: Path) -> Iterator[BinaryIO]:
             stream.close()
 
 
-def _refuse_to_overwrite(options: Namespace) -> None:
+def _refuse_to_overwrite(options: Options) -> None:
     """Refuse an output that is the input, or two outputs that are one: opening them would destroy the data."""
     outputs = [path.resolve() for path in (options.rejects, options.accepted) if path is not None]
     if len(set(outputs)) < len(outputs):
