@@ -4,16 +4,17 @@ import gc
 import json
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+import click
 from rich.console import Console
 
-from publisher.arguments import parser
+from publisher import arguments
+from publisher.command_line import EXIT_USAGE, Command, Group, Options, run, version_option, with_environment
 from publisher.errors import DeliveryError, UsageError
 from publisher.interrupt import Interrupt
 from publisher.load import Loader, Summary
@@ -40,11 +41,33 @@ from worker.events.catalog import BUILT_IN, DEFAULT_EVENT, Catalog
 from worker.events.declaration import Event, EventError, MessageError
 
 EXIT_NOT_ACCEPTED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 _COLLECT_AFTER_OBJECTS: Final = 50_000
 """About 15 MB, if all of them were garbage."""
+
+
+class _Publisher(Group):
+    """The program: an error of the publisher is one line and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (UsageError, MessageError) as error:
+            return _fail(str(error), EXIT_USAGE)
+        except DeliveryError as error:
+            return _fail(str(error), EXIT_NOT_ACCEPTED)
+
+
+@click.group(
+    "publish",
+    cls=_Publisher,
+    help="Publishes messages to Pub/Sub, or pushes them to a worker.",
+    epilog=arguments.EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@version_option()
+def command() -> None:
+    """The commands of the publisher."""
 
 
 def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> int:
@@ -57,19 +80,15 @@ def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] | Non
     Raises:
         SystemExit: the command line cannot be parsed, or asked for help.
     """
-    options = parser().parse_args(argv)
-    env = os.environ if environment is None else environment
-    try:
-        return {"create": _create, "load": _load, "serve": _serve}[options.command](options, env)
-    except (UsageError, MessageError) as error:
-        return _fail(str(error), EXIT_USAGE)
-    except DeliveryError as error:
-        return _fail(str(error), EXIT_NOT_ACCEPTED)
-    except KeyboardInterrupt:
-        return _fail("interrupted", EXIT_INTERRUPTED)
+    return run(
+        command,
+        sys.argv[1:] if argv is None else argv,
+        name="python -m publisher",
+        environ=os.environ if environment is None else environment,
+    )
 
 
-def open_sink(options: Namespace, environment: Mapping[str, str], *, traced: bool = False) -> Sink:
+def open_sink(options: Options, environment: Mapping[str, str], *, traced: bool = False) -> Sink:
     """Return the sink that the options and the environment name.
 
     Args:
@@ -96,7 +115,10 @@ def open_sink(options: Namespace, environment: Mapping[str, str], *, traced: boo
     return Publisher(topic, replace(limits, in_flight_messages=in_flight or limits.in_flight_messages), traced=traced)
 
 
-def _create(options: Namespace, environment: Mapping[str, str]) -> int:
+@command.command("create", cls=Command, help=arguments.CREATE, short_help="one message", epilog=arguments.ENVIRONMENT)
+@arguments.create_options
+@with_environment
+def _create(options: Options, environment: Mapping[str, str]) -> int:
     message = _created(options, _event(options, _catalog(environment)))
     with _tracing(environment) as close, open_sink(options, environment, traced=close is not None) as sink:
         message_id = sink.publish(message).result()
@@ -116,7 +138,7 @@ def _catalog(environment: Mapping[str, str]) -> Catalog:
         raise UsageError(f"EVENTS is {names!r}: {error}") from None
 
 
-def _event(options: Namespace, catalog: Catalog) -> Event:
+def _event(options: Options, catalog: Catalog) -> Event:
     name = options.event or (DEFAULT_EVENT if DEFAULT_EVENT in catalog.events else next(iter(catalog.events)))
     event = catalog.events.get(name)
     if event is None:
@@ -124,7 +146,7 @@ def _event(options: Namespace, catalog: Catalog) -> Event:
     return event
 
 
-def _created(options: Namespace, event: Event) -> Message:
+def _created(options: Options, event: Event) -> Message:
     """The message that the options of `create` describe."""
     fields: dict[str, Any] = {
         "user_id": options.user_id,
@@ -137,7 +159,12 @@ def _created(options: Namespace, event: Event) -> Message:
     return Message(event, event.build(stated))
 
 
-def _load(options: Namespace, environment: Mapping[str, str]) -> int:
+@command.command(
+    "load", cls=Command, help=arguments.LOAD, short_help="many messages from JSONL or CSV", epilog=arguments.ENVIRONMENT
+)
+@arguments.load_options
+@with_environment
+def _load(options: Options, environment: Mapping[str, str]) -> int:
     console = Console(stderr=True)
     with ExitStack() as stack:
         # Each message in flight is a dozen objects, and none of them is ever garbage in a cycle: at its default of 700 the
@@ -164,7 +191,10 @@ def _load(options: Namespace, environment: Mapping[str, str]) -> int:
     return summary.exit_code
 
 
-def _serve(options: Namespace, environment: Mapping[str, str]) -> int:
+@command.command("serve", cls=Command, help=arguments.SERVE, short_help="messages over HTTP", epilog=arguments.ENVIRONMENT)
+@arguments.serve_options
+@with_environment
+def _serve(options: Options, environment: Mapping[str, str]) -> int:
     # Of the three commands this one alone needs an HTTP server.
     from publisher import server, telemetry
 
@@ -190,7 +220,7 @@ def _tracing(environment: Mapping[str, str]) -> Iterator[Close | None]:
             close(TRACE_FLUSH_SECONDS)
 
 
-def _finish(options: Namespace, console: Console, summary: Summary) -> None:
+def _finish(options: Options, console: Console, summary: Summary) -> None:
     if summary.stopped is not None:
         console.print(f"stopped: {summary.stopped}", style="red", markup=False, highlight=False, soft_wrap=True)
     if summary.next_line is not None and (summary.stopped or summary.interrupted):
@@ -238,7 +268,7 @@ def _output(path: Path) -> Iterator[BinaryIO]:
             stream.close()
 
 
-def _refuse_to_overwrite(options: Namespace) -> None:
+def _refuse_to_overwrite(options: Options) -> None:
     """Refuse an output that is the input, or two outputs that are one: opening them would destroy the data."""
     outputs = [path.resolve() for path in (options.rejects, options.accepted) if path is not None]
     if len(set(outputs)) < len(outputs):

@@ -1,11 +1,10 @@
 """The one place that reads what people type: numbers, ids, times, spans, paths and addresses, of options and of settings.
 
-Each function takes a text and returns a value, or raises `Wrong`, whose text says what the value must be. argparse shows
-that text; what reads settings puts the variable's name before it. Digits are 0 to 9: Python's own readers take those of
-every script, blanks around a number, and underscores in it, and so make another value of a slip.
+Each function takes a text and returns a value, or raises `Wrong`, whose text says what the value must be. `parameters` shows
+it with the option's name; what reads settings puts the variable's name before it. Digits are 0 to 9: Python's own readers
+take those of every script, blanks around a number, and underscores in it, and so make another value of a slip.
 """
 
-import argparse
 import os
 import re
 from collections.abc import Callable
@@ -33,7 +32,7 @@ _EMAIL: Final = re.compile(r"[^\s@\"'<>,;:()\[\]\\]+@[A-Za-z0-9]([A-Za-z0-9.-]*[
 _QUOTES: Final = "\"'`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 
-class Wrong(argparse.ArgumentTypeError, ValueError):
+class Wrong(ValueError):
     """A text is not what it must be; the error's text says what that is."""
 
 

@@ -5,7 +5,6 @@ The tables of docs/ are compared in both directions, so a new name needs its row
 
 from __future__ import annotations
 
-import argparse
 import ast
 import dataclasses
 import inspect
@@ -15,13 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
 
-import publisher.arguments
+import publisher.cli
 import publisher.errors
 import publisher.settings
 import worker.cli.main
-import worker.cli.rejections
+import worker.cli.service_options
 import worker.cli.subscription_options
 import worker.errors
 from local import docs
@@ -82,14 +82,22 @@ def everything() -> str:
     return "\n".join(file.read_text() for file in TEXTS)
 
 
-def commands(parser: argparse.ArgumentParser, prefix: str) -> Iterator[str]:
-    """Every full command of a parser: `python -m worker lease show`."""
-    nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    if not nested:
-        yield prefix
-    for action in nested:
-        for name, child in action.choices.items():
-            yield from commands(child, f"{prefix} {name}")
+def walked(command: click.Command, prefix: str) -> Iterator[tuple[str, click.Command]]:
+    """Every command and group of a program: `python -m worker lease show`."""
+    yield prefix, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            nested = command.get_command(context, name)
+            assert nested is not None
+            yield from walked(nested, f"{prefix} {name}")
+
+
+PROGRAMS = [
+    *walked(worker.cli.main.command, "python -m worker"),
+    *walked(publisher.cli.command, "python -m publisher"),
+]
+COMMANDS = [name for name, command in PROGRAMS if not isinstance(command, click.Group)]
 
 
 def errors(module: ModuleType) -> dict[str, type[Exception]]:
@@ -126,7 +134,7 @@ def test_every_worker_setting_is_documented_with_its_default() -> None:
     """docs/configuration.md has one row for each setting, and no row for anything else."""
     documented = rows("configuration.md", "## Worker")
     described = {name: default for name, default, _ in config.described()}
-    commands_only = set(worker.cli.rejections.ENVIRONMENT) | {"PUBSUB_EMULATOR_HOST"}
+    commands_only = set(worker.cli.service_options.ENVIRONMENT) | {"PUBSUB_EMULATOR_HOST"}
     assert set(documented) - FOREIGN_VARIABLES == set(described) | commands_only
     wrong = {name: documented[name][0] for name in described if not same_value(documented[name][0], described[name])}
     assert not wrong, {name: (shown, described[name]) for name, shown in wrong.items()}
@@ -330,13 +338,7 @@ def test_every_room_is_on_the_map() -> None:
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        *commands(worker.cli.main.parser_of(*worker.cli.main.VERBS), "python -m worker"),
-        *commands(publisher.arguments.parser(), "python -m publisher"),
-    ],
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_documented(command: str) -> None:
     """Each verb of the worker and of the publisher stands in full in README.md or docs/."""
     assert re.search(rf"{command}(?![\w-])", everything()), f"nothing says `{command}`"
@@ -345,8 +347,7 @@ def test_every_command_is_documented(command: str) -> None:
 def test_every_documented_command_exists() -> None:
     """`python -m worker VERB` and the like in the documentation are commands that there are."""
     known = {
-        *commands(worker.cli.main.parser_of(*worker.cli.main.VERBS), "python -m worker"),
-        *commands(publisher.arguments.parser(), "python -m publisher"),
+        *COMMANDS,
         *(f"python -m local {name}" for name in re.findall(r'add_parser\(\s*"([a-z]+)"', sources("local"))),
     }
     for mention in re.findall(r"python -m (?:worker|publisher|local)(?: [a-z]+)*(?![\w./])", everything()):
@@ -399,7 +400,7 @@ def test_every_documented_make_target_exists() -> None:
 def test_every_documented_setting_exists() -> None:
     """A variable in backticks, with an underscore, is one that something reads; so is what an example sets."""
     known = {name for name, _, _ in config.described()} | set(publisher.settings.ENVIRONMENT) | FOREIGN_VARIABLES
-    known |= set(worker.cli.rejections.ENVIRONMENT) | set(worker.cli.subscription_options.ENVIRONMENT)
+    known |= set(worker.cli.service_options.ENVIRONMENT) | set(worker.cli.subscription_options.ENVIRONMENT)
     known |= {name for name in vars(publisher.settings) if name.isupper()}  # its fixed limits
     for file in (ROOT / "deploy").glob("*.sh"):
         known |= set(re.findall(r"\$\{([A-Z_]+):?-", file.read_text()))
@@ -411,7 +412,8 @@ def test_every_documented_setting_exists() -> None:
 
 def test_every_documented_flag_exists() -> None:
     """An option in the documentation is one of ours, unless its line or its fence is about another program."""
-    known = set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', sources(*PACKAGES))) | {"--help"}
+    known = set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', sources("local", "bench"))) | {"--help"}
+    known |= {name for _, command in PROGRAMS for option in command.params for name in option.opts}
     for file in TEXTS:
         for paragraph in re.split(r"\n\n", re.sub(r"```.*?```", "", file.read_text(), flags=re.DOTALL)):
             for code in re.findall(r"`([^`]+)`", paragraph):

@@ -178,8 +178,8 @@ class Settings:
     unknown_fields: Literal["count", "reject"] = _setting(
         "UNKNOWN_FIELDS",
         "count",
-        "What a message with a field that its event does not declare comes to. `count`: it is taken, and the field is counted "
-        "and named once in the log. `reject`: it is kept as a rejection.",
+        "What a message with a field that its event does not declare comes to. `count`: it is taken, and the field is "
+        "counted and named once in the log. `reject`: it is kept as a rejection.",
         unit="count or reject",
         why="A publisher may be newer than the worker.",
     )

@@ -1,18 +1,20 @@
 """The command line of `worker checkpoint`."""
 
-import argparse
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
+import click
 import msgspec
 from rich.console import Console
 
-from publisher import values
-from worker.cli import subscription_options
+from publisher import parameters
+from publisher.command_line import Command, Group, Options, json_option
 from worker.cli.agreement import agreed
+from worker.cli.subscription_options import EPILOG, queue_of, subscription_options
 from worker.cli.tables import pairs, table
+from worker.cli.verbs import with_settings
 from worker.config import Settings
 from worker.operations import checkpoints
 from worker.replica import bucket
@@ -40,39 +42,19 @@ between snapshot and record, or is the way back from a replay (before-replay-...
 """
 
 
-def add(verbs: Any) -> None:
-    """Add the commands to the worker's parser."""
-    raw = argparse.RawDescriptionHelpFormatter
-    making = verbs.add_parser("checkpoint", description=_INTRO, formatter_class=raw)
-    making.add_argument(
-        "--name",
-        metavar="NAME",
-        type=values.word,
-        help="small letters, digits and hyphens (default: the time, such as 20260131-120000)",
-    )
-    making.set_defaults(command=_take)
-    inner = making.add_subparsers(metavar="COMMAND")
-    listing = inner.add_parser("list", help="what there is", description=_LIST)
-    listing.set_defaults(command=_list)
-    pruning = inner.add_parser(
-        "prune",
-        help="delete old ones",
-        description="Delete checkpoints, their snapshots first, and what is left of broken and expired ones.",
-    )
-    which = pruning.add_mutually_exclusive_group(required=True)
-    which.add_argument("--keep", metavar="N", type=values.whole(0), help="all but the newest N")
-    which.add_argument(
-        "--older-than", metavar="TIME", type=values.moment, help="made before then: RFC 3339, or 30m, 12h, 7d ago"
-    )
-    pruning.add_argument("--yes", action="store_true", help="do it; without this, only say what would be deleted")
-    pruning.set_defaults(command=_prune)
-    for parser, default in ((making, False), (listing, argparse.SUPPRESS), (pruning, argparse.SUPPRESS)):
-        subscription_options.add(parser)
-        parser.add_argument("--json", action="store_true", default=default, help="print JSON")
-
-
-def _take(settings: Settings, options: argparse.Namespace) -> int:
-    queue = subscription_options.queue(options)
+@click.group("checkpoint", cls=Group, invoke_without_command=True, help=_INTRO, epilog=EPILOG)
+@click.option(
+    "--name",
+    metavar="NAME",
+    type=parameters.WORD,
+    help="small letters, digits and hyphens (default: the time, such as 20260131-120000)",
+)
+@subscription_options
+@json_option
+@with_settings()
+def command(settings: Settings, options: Options) -> int:
+    """Make a checkpoint and print it."""
+    queue = queue_of(options)
     name = options.name or f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     with Console(stderr=True).status("making a checkpoint"):
         made = _with_bucket(settings, lambda store: checkpoints.take(queue, store, name, timeout=_REQUEST_SECONDS))
@@ -84,8 +66,12 @@ def _take(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
-def _list(settings: Settings, options: argparse.Namespace) -> int:
-    queue = subscription_options.queue(options)
+@command.command("list", cls=Command, help=_LIST, short_help="what there is", epilog=EPILOG)
+@subscription_options
+@json_option
+@with_settings()
+def _list(settings: Settings, options: Options) -> int:
+    queue = queue_of(options)
     _show(
         _with_bucket(settings, lambda store: checkpoints.listed(queue, store, timeout=_REQUEST_SECONDS)),
         options,
@@ -94,8 +80,23 @@ def _list(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
-def _prune(settings: Settings, options: argparse.Namespace) -> int:
-    queue = subscription_options.queue(options)
+@command.command(
+    "prune",
+    cls=Command,
+    one_of=("--keep", "--older-than"),
+    required=True,
+    help="Delete checkpoints, their snapshots first, and what is left of broken and expired ones.",
+    short_help="delete old ones",
+    epilog=EPILOG,
+)
+@click.option("--keep", metavar="N", type=parameters.whole(0), help="all but the newest N")
+@click.option("--older-than", metavar="TIME", type=parameters.MOMENT, help="made before then: RFC 3339, or 30m, 12h, 7d ago")
+@click.option("--yes", is_flag=True, help="do it; without this, only say what would be deleted")
+@subscription_options
+@json_option
+@with_settings()
+def _prune(settings: Settings, options: Options) -> int:
+    queue = queue_of(options)
 
     async def choose(store: Bucket) -> list[checkpoints.Listed]:
         rows = await checkpoints.listed(queue, store, timeout=_REQUEST_SECONDS)
@@ -119,7 +120,7 @@ def _prune(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
-def _show(rows: list[checkpoints.Listed], options: argparse.Namespace, nothing: str) -> None:
+def _show(rows: list[checkpoints.Listed], options: Options, nothing: str) -> None:
     if options.json:
         print(msgspec.json.encode(rows).decode())
     elif rows:

@@ -1,17 +1,19 @@
 """The command line of `worker doctor`."""
 
-import argparse
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
+import click
 import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from publisher.command_line import Command, Options, json_option
 from worker import config
 from worker.cli.tables import plain
+from worker.cli.verbs import without_settings
 from worker.config import Settings
 from worker.errors import ConfigError, QueueMissing
 from worker.operations.doctor import litestream
@@ -44,30 +46,21 @@ Check the environment that this command runs in, as `serve` would find it, and s
 Run it where the service will run, with its settings and its service account. It is safe beside a running service: what it
 writes stands below doctor/ under the prefix, and is deleted at the end. It takes a few seconds.
 
-  python -m worker doctor             everything
-  python -m worker doctor --quick     no request to anything; `serve` does this at its start
-  python -m worker doctor --json      for machines
+  python -m worker doctor           everything
+  python -m worker doctor --quick   without requests; `serve` does this at its start
+  python -m worker doctor --json    for machines
 
 verdicts: ok; note, nothing to do; warning, safe but to be mended; refused, unsafe or not working
+
 exit codes: 0 nothing is refused, 1 something is; docs/doctor.md says what each line means
 """
 
 
-def add(verbs: Any) -> None:
-    """Add the command to the worker's parser."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = verbs.add_parser(
-        "doctor",
-        description=_DOCTOR,
-        formatter_class=raw,
-    )
-    parser.add_argument("--quick", action="store_true", help="only what needs no request")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    # Wrong settings are a finding, not the end: the command reads them itself.
-    parser.set_defaults(command=None, without_settings=main)
-
-
-def main(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+@click.command("doctor", cls=Command, help=_DOCTOR)
+@click.option("--quick", is_flag=True, help="only what needs no request")
+@json_option
+@without_settings  # wrong settings are a finding, not the end: the command reads them itself
+def command(options: Options, environ: Mapping[str, str]) -> int:
     """Check, print, and say by the exit code whether anything is refused."""
     logs.configure("warning")
     with Console(stderr=True).status("checking"):

@@ -1,6 +1,5 @@
 """The command line of `worker drill`."""
 
-import argparse
 import asyncio
 import logging
 import os
@@ -9,13 +8,16 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+import click
 import msgspec
 
-from publisher import values
+from publisher import parameters
+from publisher.command_line import Command, Group, Options, json_option
 from worker.cli import service_options
 from worker.cli.tables import pairs, table
+from worker.cli.verbs import with_settings
 from worker.config import Settings
 from worker.errors import ConfigError, StoreError
 from worker.events.configured import catalog_of
@@ -37,43 +39,36 @@ _DRILL: Final = """\
 Prove that the live generation can be restored: restore it into scratch, check its integrity, and compare it with the running
 service, which goes on. The outcome is kept in the bucket as drill.json. Nothing else is changed, and no lease is needed.
 
-  python -m worker drill                       once; a scheduler can run it every day
-  python -m worker drill --max-age 24h         it has also failed when nothing was written for a day
-  python -m worker drill show                  the last one
+  python -m worker drill                 once; a scheduler can run it every day
+  python -m worker drill --max-age 24h   failed also if nothing was written for a day
+  python -m worker drill show            the last one
 
 exit codes: 0 proved, 1 failed, 3 inconclusive: there was nothing to compare with, or the bucket gave no answer
+
 environment: SERVICE_URL and who asks, as for `rejections`
 """
 
 log = logging.getLogger(__name__)
 
 
-def add(verbs: Any) -> None:
-    """Add the commands to the worker's parser."""
-    raw = argparse.RawDescriptionHelpFormatter
-    drill = verbs.add_parser("drill", description=_DRILL, formatter_class=raw)
-    service_options.add_url(drill)
-    drill.add_argument(
-        "--scratch",
-        metavar="DIR",
-        type=values.path,
-        help="folder with room for the database twice (default: the system's own)",
-    )
-    drill.add_argument(
-        "--max-age",
-        metavar="TIME",
-        type=values.moment,
-        help="oldest the last transaction may be: 30m, 12h, 7d ago, or RFC 3339 (default: any age)",
-    )
-    drill.add_argument("--json", action="store_true", help="print JSON")
-    drill.set_defaults(command=_drill)
-    inner = drill.add_subparsers(metavar="COMMAND")
-    show = inner.add_parser("show", help="the drill that was recorded last", description="Print what drill.json says.")
-    show.add_argument("--json", action="store_true", help="print JSON")
-    show.set_defaults(command=_show)
-
-
-def _drill(settings: Settings, options: argparse.Namespace) -> int:
+@click.group("drill", cls=Group, invoke_without_command=True, help=_DRILL)
+@service_options.url_option
+@click.option(
+    "--scratch",
+    metavar="DIR",
+    type=parameters.PATH,
+    help="folder with room for the database twice (default: the system's own)",
+)
+@click.option(
+    "--max-age",
+    metavar="TIME",
+    type=parameters.MOMENT,
+    help="oldest the last transaction may be: 30m, 12h, 7d ago, or RFC 3339 (default: any age)",
+)
+@json_option
+@with_settings()
+def command(settings: Settings, options: Options) -> int:
+    """Run a drill, record it and print it."""
     scratch = options.scratch or Path(tempfile.gettempdir())
     if not scratch.is_dir():
         raise ConfigError(f"--scratch {scratch} is no folder; name one that exists")
@@ -87,7 +82,7 @@ def _drill(settings: Settings, options: argparse.Namespace) -> int:
     return EXIT_CODES[drill.verdict]
 
 
-async def _run(settings: Settings, options: argparse.Namespace, scratch: Path) -> Drill:
+async def _run(settings: Settings, options: Options, scratch: Path) -> Drill:
     task = asyncio.current_task()
     assert task is not None
     # Cancelled, it removes its scratch; by default SIGTERM, a scheduler's way to end it, would leave that behind.
@@ -116,7 +111,10 @@ async def _run(settings: Settings, options: argparse.Namespace, scratch: Path) -
     return drill
 
 
-def _show(settings: Settings, options: argparse.Namespace) -> int:
+@command.command("show", cls=Command, help="Print what drill.json says.", short_help="the drill that was recorded last")
+@json_option
+@with_settings()
+def _show(settings: Settings, options: Options) -> int:
     store = Bucket(settings.bucket, settings.prefix).patient(bucket.COMMAND_PATIENCE_SECONDS)
     try:
         drill = asyncio.run(drill_record.latest(store, timeout=_REQUEST_SECONDS))

@@ -1,6 +1,5 @@
 """The command line of `worker recover`."""
 
-import argparse
 import asyncio
 import os
 import sys
@@ -10,14 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import click
 import msgspec
 from rich.console import Console
 
-from publisher import values
+from publisher import parameters
+from publisher.command_line import Command, Options, json_option
 from publisher.values import rfc3339
-from worker.cli import replay, subscription_options
+from worker.cli import replay
 from worker.cli.agreement import agreed
+from worker.cli.subscription_options import EPILOG, queue_of, subscription_options
 from worker.cli.tables import pairs
+from worker.cli.verbs import with_settings
 from worker.config import Settings
 from worker.errors import LeaseHeld, LeaseLost, RestoreFailed, StoreError, WorkerError
 from worker.operations import checkpoints
@@ -48,43 +51,43 @@ was published, or else to the newest checkpoint that is old enough. --replay-fro
 """
 
 
-def add(verbs: Any) -> None:
-    """Add the command to the worker's parser."""
-    parser = verbs.add_parser("recover", description=_INTRO)
-    parser.add_argument(
-        "--at",
-        metavar="TIME",
-        type=values.moment,
-        required=True,
-        help="the state at that time: RFC 3339, or 30m, 12h, 7d ago",
-    )
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument("--replay", action="store_true", help="have what was undone delivered again")
-    again.add_argument(
-        "--replay-from",
-        metavar="TIME",
-        type=values.moment,
-        help="have everything delivered again that was published then or later: a guess, for when the newest state is lost",
-    )
-    parser.add_argument(
-        "--undone", metavar="FILE", type=values.path, help="write the undone messages' ids there (default: undone-TIME.txt)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and change nothing")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
-    for name, default in (("--settle", Patience().settle), ("--start", Patience().start)):
-        parser.add_argument(name, metavar="SECONDS", type=replay.WAIT, default=default, help="see `replay` [%(default)g]")
-    parser.add_argument(
-        "--url", metavar="URL", type=values.address, help="the service's address, for --replay (default: SERVICE_URL)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    subscription_options.add(parser)
-    parser.set_defaults(command=_recover, quiet=True)
+@click.command("recover", cls=Command, one_of=("--replay", "--replay-from"), help=_INTRO, epilog=EPILOG)
+@click.option(
+    "--at",
+    metavar="TIME",
+    type=parameters.MOMENT,
+    required=True,
+    help="the state at that time: RFC 3339, or 30m, 12h, 7d ago",
+)
+@click.option("--replay", is_flag=True, help="have what was undone delivered again")
+@click.option(
+    "--replay-from",
+    metavar="TIME",
+    type=parameters.MOMENT,
+    help="have everything delivered again that was published then or later: a guess, for when the newest state is lost",
+)
+@click.option(
+    "--undone", metavar="FILE", type=parameters.PATH, help="write the undone messages' ids there (default: undone-TIME.txt)"
+)
+@click.option("--dry-run", is_flag=True, help="print the plan and change nothing")
+@click.option("--yes", is_flag=True, help="do not ask")
+@replay.settle_option
+@replay.start_option
+@click.option(
+    "--url", metavar="URL", type=parameters.ADDRESS, help="the service's address, for --replay (default: SERVICE_URL)"
+)
+@json_option
+@subscription_options
+@with_settings(quiet=True)
+def command(settings: Settings, options: Options) -> int:
+    """Recover, and replay if that is asked for."""
+    return _recover(settings, options)
 
 
-def _recover(settings: Settings, options: argparse.Namespace) -> int:
+def _recover(settings: Settings, options: Options) -> int:
     if options.undone is not None and options.undone.exists():
         raise RestoreFailed(f"{options.undone} is there already; name a new file with --undone")
-    queue = subscription_options.queue(options) if options.replay or options.replay_from else None
+    queue = queue_of(options) if options.replay or options.replay_from else None
     recovery = Recovery(settings, options.at, _say, blind=options.replay_from is not None)
     with Console(stderr=True).status("comparing"):
         plan = _made(recovery.plan())
@@ -172,14 +175,14 @@ def _lines(plan: Plan) -> list[str]:
     return [] if plan.undone is None else [f"{message_id}\n" for message_id in plan.undone.messages]
 
 
-def _replay_to(settings: Settings, options: argparse.Namespace, plan: Plan, queue: Queue | None) -> datetime | str | None:
+def _replay_to(settings: Settings, options: Options, plan: Plan, queue: Queue | None) -> datetime | str | None:
     if options.replay_from is not None:
-        return options.replay_from  # type: ignore[no-any-return]  # argparse's
+        return options.replay_from  # type: ignore[no-any-return]  # of a namespace
     return None if queue is None else asyncio.run(_point(settings, plan, queue))
 
 
 def _replay_to_after(
-    settings: Settings, options: argparse.Namespace, plan: Plan, queue: Queue, *, planned: datetime | str | None
+    settings: Settings, options: Options, plan: Plan, queue: Queue, *, planned: datetime | str | None
 ) -> datetime | str | None:
     """The point once the recovery is made: the service had gone on, and what it acknowledged meanwhile is undone as well."""
     try:
@@ -201,9 +204,7 @@ def _earlier(planned: datetime | str | None, found: datetime | str | None) -> da
     return found or planned
 
 
-def _replayed(
-    settings: Settings, options: argparse.Namespace, queue: Queue, to: datetime | str, *, undone: int
-) -> Progress | None:
+def _replayed(settings: Settings, options: Options, queue: Queue, to: datetime | str, *, undone: int) -> Progress | None:
     _say(f"replaying; should this break off: {_by_hand(to)}")
     try:
         patience = Patience(options.settle, options.start)
@@ -236,7 +237,7 @@ def _say(line: str) -> None:
 
 def _show(
     plan: Plan,
-    options: argparse.Namespace,
+    options: Options,
     *,
     to: datetime | str | None,
     generation: str | None = None,

@@ -1,146 +1,95 @@
 """The command line of `worker rejections`: options, tables for people, JSON for programs."""
 
-import argparse
-import asyncio
 import base64
 import json
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+import click
 from rich.console import Console
 
-from publisher import values
-from publisher.values import counted, rfc3339
-from worker.cli import service_options
+from publisher import command_line, parameters
+from publisher.command_line import Options, json_option
+from publisher.values import counted
 from worker.cli.agreement import agreed
+from worker.cli.service_options import EPILOG, asking, url_option
 from worker.cli.tables import pairs, plain, table
 from worker.database.models import REASONS
 from worker.errors import ServiceRefused
-from worker.operations import identity
 from worker.operations.service_client import Service, Wanted, export
-
-ENVIRONMENT: Final[Mapping[str, str]] = {
-    "SERVICE_URL": "where the service listens, for commands that ask it [http://127.0.0.1:PORT]",
-    **identity.ENVIRONMENT,
-}
-"""The variables that only these commands read."""
 
 _COLUMNS: Final = ("message_id", "reason", "detail", "publish_time", "received_at", "delivery_attempt", "bytes")
 
 _INTRO: Final = """\
 Messages that could not have their effect, kept with the reason: look at them, and end each in one of three ways.
 
-  the worker was mended:       rejections retry ID
-  the message must be mended:  rejections export bad.jsonl; edit it; python -m publisher load bad.jsonl;
-                               rejections discard ID --yes
-  it is not wanted:            rejections discard ID --yes
+  the worker was mended:       python -m worker rejections retry ID
+  the message must be mended:  python -m worker rejections export bad.jsonl
+                               mend a copy of the file, here good.jsonl
+                               python -m publisher load good.jsonl
+                               python -m worker rejections discard ID --yes
+  it is not wanted:            python -m worker rejections discard ID --yes
 
 These commands ask the running service, which is the one writer; they need neither REPLICA_URL nor a restart.
 """
-
-_ERASE: Final = """\
-Erase a person for good, by the subject that events name, such as a user's id: the rows of every table are deleted, rejected
-messages about the person too, and receipts forget whose they were. The subject is kept in a list in the bucket, so that no
-replay and no restore brings the person back.
-
-What was written before stays in the bucket until its generation's retention ends (RETENTION_DAYS), and in the topic and the
-subscription for as long as they retain messages. Rejected messages that cannot be read are not searched.
-
-  python -m worker erase 5 --yes
+_RETRY: Final = """\
+Handle messages once more, as they were published, oldest first, and say the outcome of each. One that still cannot have its
+effect stays open. What is stored is overwritten by a conflict alone, and only with --overwrite.
+"""
+_DISCARD: Final = "Give messages up: they stay without effect, however often they come."
+_EXPORT: Final = """\
+Write rejections as JSON Lines to FILE, which does not exist yet, or to standard output (-). Mend the lines, publish them
+with `python -m publisher load FILE`, and discard the rejections.
 """
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 
-def add(verbs: Any) -> None:
-    """Add the commands to the worker's parser."""
-    raw = argparse.RawDescriptionHelpFormatter
-    environment = "environment:\n" + "\n".join(f"  {name:<16}{text}" for name, text in ENVIRONMENT.items())
-    top = verbs.add_parser("rejections", description=_INTRO, formatter_class=raw)
-    inner = top.add_subparsers(metavar="COMMAND", required=True)
-    listing = inner.add_parser("list", help="a table of the open ones", description="List rejections, oldest first.")
-    show = inner.add_parser("show", help="everything that is kept of one", description="Show one rejection, with its data.")
-    retry = inner.add_parser(
-        "retry",
-        help="handle messages once more",
-        description="Handle messages once more, as they were published, oldest first, and say the outcome of each. One that "
-        "still cannot have its effect stays open. What is stored is overwritten by a conflict alone, and with --overwrite.",
-    )
-    discard = inner.add_parser(
-        "discard",
-        help="give messages up",
-        description="Give messages up: they stay without effect, however often they come.",
-    )
-    exporting = inner.add_parser(
-        "export",
-        help="write them to a file that can be mended and loaded",
-        description="Write rejections as JSON Lines. Mend the lines, publish them with `python -m publisher load FILE`, and "
-        "discard the rejections.",
-    )
-    _add_erase(verbs, environment)
-    for parser, command in ((listing, _list), (show, _show), (retry, _retry), (discard, _discard), (exporting, _export)):
-        service_options.add_url(parser)
-        parser.epilog, parser.formatter_class = environment, raw
-        parser.set_defaults(command=None, without_settings=main, ask=command)
-    show.add_argument("id", metavar="ID", type=values.message_id, help="the message id")
-    for parser in (retry, discard):
-        parser.add_argument(
-            "ids", metavar="ID", nargs="*", type=values.message_id, help="message ids; or choose with the options below"
+
+class Command(command_line.Command):
+    """A command that asks the running service."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, epilog=EPILOG, **kwargs)
+
+
+def _filters(body: _F) -> _F:
+    codes = click.Choice([*map(str, REASONS)])
+    for option in reversed(
+        (
+            click.option("--reason", type=codes, metavar="CODE", help=f"one of {', '.join(REASONS)}"),
+            click.option(
+                "--since",
+                type=parameters.UTC_TEXT,
+                metavar="TIME",
+                help="received then or later: RFC 3339, or 30m, 12h, 7d ago",
+            ),
+            click.option("--until", type=parameters.UTC_TEXT, metavar="TIME", help="received before then"),
         )
-        parser.add_argument("--all", action="store_true", help="every open one")
-    retry.add_argument(
-        "--overwrite", action="store_true", help="the message of a conflict is right: it replaces what is stored"
-    )
-    discard.add_argument("--yes", action="store_true", help="do it; without this, only say what would be discarded")
-    exporting.add_argument(
-        "file", metavar="FILE", type=values.path, help="a file that does not exist yet, or - for standard output"
-    )
-    for parser in (listing, exporting):
-        parser.add_argument("--all", action="store_true", help="the resolved ones as well")
-    for parser in (listing, retry, discard, exporting):
-        _add_filters(parser)
-    for parser in (listing, show, retry, discard, exporting):
-        parser.add_argument("--json", action="store_true", help="print JSON")
+    ):
+        body = option(body)
+    return body
 
 
-def _add_filters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--reason", choices=[*map(str, REASONS)], metavar="CODE", help=f"one of {', '.join(REASONS)}")
-    parser.add_argument("--since", type=_utc, metavar="TIME", help="received then or later: RFC 3339, or 30m, 12h, 7d ago")
-    parser.add_argument("--until", type=_utc, metavar="TIME", help="received before then")
+_ids: Final = click.argument("ids", metavar="[ID]...", nargs=-1, type=parameters.MESSAGE_ID)
+_every: Final = click.option("--all", is_flag=True, help="every open one")
+_resolved: Final = click.option("--all", is_flag=True, help="the resolved ones as well")
 
 
-def _add_erase(verbs: Any, environment: str) -> None:
-    erase = verbs.add_parser(
-        "erase",
-        description=_ERASE,
-        epilog=environment,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    erase.add_argument("subject", metavar="USER_ID", type=values.subject)
-    erase.add_argument("--yes", action="store_true", help="do it; without this, only say what would be done")
-    service_options.add_url(erase)
-    erase.add_argument("--json", action="store_true", help="print JSON")
-    erase.set_defaults(command=None, without_settings=main, ask=_erase)
+@click.group("rejections", cls=command_line.Group, help=_INTRO)
+def command() -> None:
+    """Look at rejected messages, and end them."""
 
 
-def main(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Run the command that was parsed; its exit code.
-
-    Raises:
-        WorkerError: It could not be done.
-    """
-    url = service_options.service_url(options.url, environ)
-    ask: Callable[[Service, argparse.Namespace], Awaitable[int]] = options.ask
-
-    async def asking() -> int:
-        async with service_options.connect(Service, url, environ) as service:
-            return await ask(service, options)
-
-    return asyncio.run(asking())
-
-
-async def _list(service: Service, options: argparse.Namespace) -> int:
+@command.command("list", cls=Command, help="List rejections, oldest first.", short_help="a table of the open ones")
+@url_option
+@_resolved
+@_filters
+@json_option
+@asking
+async def _list(service: Service, options: Options) -> int:
     rows = [row async for row in service.each(_wanted(options, resolved=options.all))]
     if options.json:
         print(json.dumps(rows))
@@ -153,7 +102,12 @@ async def _list(service: Service, options: argparse.Namespace) -> int:
     return 0
 
 
-async def _show(service: Service, options: argparse.Namespace) -> int:
+@command.command("show", cls=Command, help="Show one rejection, with its data.", short_help="everything that is kept of one")
+@url_option
+@click.argument("id", metavar="ID", type=parameters.MESSAGE_ID)
+@json_option
+@asking
+async def _show(service: Service, options: Options) -> int:
     found = await service.whole(options.id)
     if options.json:
         print(json.dumps(found))
@@ -169,14 +123,30 @@ def _text(data: str) -> str:
         return f"{data} (base64: it is no text)"
 
 
-async def _retry(service: Service, options: argparse.Namespace) -> int:
+@command.command("retry", cls=Command, help=_RETRY, short_help="handle messages once more")
+@url_option
+@_ids
+@_every
+@click.option("--overwrite", is_flag=True, help="the message of a conflict is right: it replaces what is stored")
+@_filters
+@json_option
+@asking
+async def _retry(service: Service, options: Options) -> int:
     ids = await _chosen(service, options)
     return await _resolve(
         service, options, partial(service.retry, overwrite=options.overwrite), ids, open_after=("rejected", "conflict")
     )
 
 
-async def _discard(service: Service, options: argparse.Namespace) -> int:
+@command.command("discard", cls=Command, help=_DISCARD, short_help="give messages up")
+@url_option
+@_ids
+@_every
+@click.option("--yes", is_flag=True, help="do it; without this, only say what would be discarded")
+@_filters
+@json_option
+@asking
+async def _discard(service: Service, options: Options) -> int:
     ids = await _chosen(service, options)
     named = ", ".join(map(plain, ids)) or "none"
     if not agreed(f"this would discard {counted(len(ids), 'message')} for good: {named}", yes=options.yes):
@@ -184,7 +154,14 @@ async def _discard(service: Service, options: argparse.Namespace) -> int:
     return await _resolve(service, options, service.discard, ids)
 
 
-async def _export(service: Service, options: argparse.Namespace) -> int:
+@command.command("export", cls=Command, help=_EXPORT, short_help="write them to a file that can be mended and loaded")
+@url_option
+@click.argument("file", metavar="FILE", type=parameters.PATH)
+@_resolved
+@_filters
+@json_option
+@asking
+async def _export(service: Service, options: Options) -> int:
     console = Console(stderr=True)
     piped = str(options.file) == "-"
     try:
@@ -208,23 +185,9 @@ async def _export(service: Service, options: argparse.Namespace) -> int:
     return 0
 
 
-async def _erase(service: Service, options: argparse.Namespace) -> int:
-    what = f"this would erase {options.subject} for good, also from every later restore and replay"
-    if not agreed(what, yes=options.yes):
-        return 1
-    removed = await service.erase(options.subject)
-    if options.json:
-        print(json.dumps(removed))
-    else:
-        was = "erased" if removed["existed"] else "was not there, and will not come back"
-        about = ", ".join(counted(removed[f"{name}s"], name) for name in ("row", "receipt", "rejection"))
-        print(f"{options.subject} {was}; {about} spoke of it")
-    return 0
-
-
 async def _resolve(
     service: Service,
-    options: argparse.Namespace,
+    options: Options,
     change: Callable[[str], Awaitable[str]],
     ids: Sequence[str],
     open_after: tuple[str, ...] = (),
@@ -243,7 +206,7 @@ async def _resolve(
     return int(failed)
 
 
-async def _chosen(service: Service, options: argparse.Namespace) -> list[str]:
+async def _chosen(service: Service, options: Options) -> list[str]:
     wanted = _wanted(options)
     filtered = wanted != Wanted()
     if bool(options.ids) + (filtered or options.all) != 1:
@@ -256,9 +219,5 @@ async def _chosen(service: Service, options: argparse.Namespace) -> list[str]:
     return [row["message_id"] for row in sorted(found, key=lambda row: str(row["publish_time"]))]
 
 
-def _wanted(options: argparse.Namespace, *, resolved: bool = False) -> Wanted:
+def _wanted(options: Options, *, resolved: bool = False) -> Wanted:
     return Wanted(reason=options.reason, since=options.since, until=options.until, resolved=resolved)
-
-
-def _utc(text: str) -> str:
-    return rfc3339(values.moment(text))

@@ -1,6 +1,5 @@
 """The command line of `worker replay`."""
 
-import argparse
 import asyncio
 import os
 import sys
@@ -9,16 +8,20 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import click
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from publisher import values
+from publisher import parameters
+from publisher.command_line import INTERRUPTED, Command, Options, json_option
 from publisher.values import lasting, rfc3339
-from worker.cli import service_options, subscription_options
+from worker.cli import service_options
 from worker.cli.agreement import agreed
+from worker.cli.subscription_options import EPILOG, queue_of, subscription_options
 from worker.cli.tables import pairs
+from worker.cli.verbs import with_settings
 from worker.config import Settings
 from worker.errors import ServiceUnreachable
 from worker.operations import checkpoints
@@ -31,12 +34,25 @@ _REQUEST_SECONDS: Final = 60.0
 """Longest one look at the bucket may take."""
 _LINE_SECONDS: Final = 5.0
 """Least time between two lines about the progress where there is no terminal for a bar."""
-_INTERRUPTED: Final = 130
 _STARTING_SECONDS: Final = 120.0
 """How long a service that has just been restarted may stay silent: a restore of a large database fits in."""
 
-WAIT: Final = values.seconds(3600)
-"""The reader of --settle and --start."""
+WAIT: Final = parameters.seconds(3600)
+"""The type of --settle and --start."""
+settle_option: Final = click.option(
+    "--settle",
+    metavar="SECONDS",
+    type=WAIT,
+    default=Patience().settle,
+    help=f"how long none must have come [{Patience().settle:g}]",
+)
+start_option: Final = click.option(
+    "--start",
+    metavar="SECONDS",
+    type=WAIT,
+    default=Patience().start,
+    help=f"the same, while there were fewer than receipts [{Patience().start:g}]",
+)
 
 _INTRO: Final = """\
 Have Pub/Sub deliver messages again: those of a checkpoint's snapshot, or all since a time. What has its receipt is absorbed
@@ -51,30 +67,6 @@ before the seek has come for --settle seconds (--start seconds, while there were
 
 A time needs a subscription or a topic that retains acknowledged messages; a checkpoint needs nothing.
 """
-
-
-def add(verbs: Any) -> None:
-    """Add the command to the worker's parser."""
-    parser = verbs.add_parser("replay", description=_INTRO)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "--snapshot", metavar="NAME", type=values.word, help="a checkpoint's name, or projects/PROJECT/snapshots/ID"
-    )
-    which.add_argument(
-        "--from",
-        metavar="TIME",
-        type=values.moment,
-        dest="since",
-        help="published then or later: RFC 3339, or 30m, 12h, 7d ago",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and change nothing")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument("--settle", metavar="SECONDS", type=WAIT, default=Patience().settle, help="see above [%(default)g]")
-    parser.add_argument("--start", metavar="SECONDS", type=WAIT, default=Patience().start, help="see above [%(default)g]")
-    service_options.add_url(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    subscription_options.add(parser)
-    parser.set_defaults(command=_replay)
 
 
 def look(settings: Settings, queue: Queue, to: datetime | str, *, url: str | None, environ: Mapping[str, str]) -> Plan:
@@ -129,8 +121,24 @@ def follow(
     return asyncio.run(run())
 
 
-def _replay(settings: Settings, options: argparse.Namespace) -> int:
-    queue = subscription_options.queue(options)
+@click.command("replay", cls=Command, one_of=("--snapshot", "--from"), required=True, help=_INTRO, epilog=EPILOG)
+@click.option(
+    "--snapshot", metavar="NAME", type=parameters.WORD, help="a checkpoint's name, or projects/PROJECT/snapshots/ID"
+)
+@click.option(
+    "since", "--from", metavar="TIME", type=parameters.MOMENT, help="published then or later: RFC 3339, or 30m, 12h, 7d ago"
+)
+@click.option("--dry-run", is_flag=True, help="print the plan and change nothing")
+@click.option("--yes", is_flag=True, help="do not ask")
+@settle_option
+@start_option
+@service_options.url_option
+@json_option
+@subscription_options
+@with_settings()
+def command(settings: Settings, options: Options) -> int:
+    """Replay, and follow what comes."""
+    queue = queue_of(options)
 
     async def planning() -> Plan:
         async with _service(settings, options.url, os.environ) as service:
@@ -154,7 +162,7 @@ def _replay(settings: Settings, options: argparse.Namespace) -> int:
             done = asyncio.run(replaying(planned))
         except KeyboardInterrupt:
             print("stopped; what was sought goes on coming, and before-replay-... stays as the way back", file=sys.stderr)
-            return _INTERRUPTED
+            return INTERRUPTED
     if options.json:
         print(msgspec.json.encode(_found(planned, done)).decode())
     elif done is not None:
@@ -171,9 +179,9 @@ def _service(settings: Settings, url: str | None, environ: Mapping[str, str]) ->
     return service_options.connect(FollowedService, service_options.service_url(url, environ), environ)
 
 
-async def _target(settings: Settings, options: argparse.Namespace) -> datetime | str:
+async def _target(settings: Settings, options: Options) -> datetime | str:
     if options.since is not None:
-        return options.since  # type: ignore[no-any-return]  # argparse's
+        return options.since  # type: ignore[no-any-return]  # of a namespace
     if "/" in options.snapshot:
         return str(options.snapshot)
     store = Bucket(settings.bucket, settings.prefix).patient(bucket.COMMAND_PATIENCE_SECONDS)

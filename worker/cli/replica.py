@@ -1,24 +1,20 @@
-"""The command line of `worker replica` and `worker restore`."""
+"""The command line of `worker replica`."""
 
-import argparse
 import asyncio
-import sys
 from typing import Any, Final
 
+import click
 import msgspec
-from rich.console import Console
 
-from publisher import values
+from publisher import parameters
+from publisher.command_line import Command, Group, Options, json_option
 from publisher.values import counted
-from worker.cli.tables import pairs, table
+from worker.cli.tables import table
+from worker.cli.verbs import with_settings
 from worker.config import Settings
-from worker.errors import ConfigError, RestoreFailed
-from worker.events.configured import catalog_of
-from worker.operations.restore import Restored, restore
 from worker.replica import bucket
 from worker.replica.bucket import Bucket
 from worker.replica.layout import path_of
-from worker.replica.litestream import find_binary
 from worker.replica.restoring import Verified, Wanted, verify
 from worker.replica.survey import Contents, Generation, Survey, contents, survey
 
@@ -42,47 +38,14 @@ Exit code 0: every file is whole. 1: one is not.
   python -m worker replica verify        the live generation
   python -m worker replica verify 7      the generation of epoch 7
 """
-_RESTORE: Final = """\
-Restore a state from the bucket into a new file: the newest, or what it was at a time, or a generation up to a transaction.
-The live service is not touched, and no lease is needed.
-
-  python -m worker restore -o now.db
-  python -m worker restore -o yesterday.db --at 24h
-  python -m worker restore -o before.db --at 2026-01-31T12:00:00Z
-  python -m worker restore -o seven.db --epoch 7 --txid 120
-"""
 
 
-def add(verbs: Any) -> None:
-    """Add the commands to the worker's parser."""
-    raw = argparse.RawDescriptionHelpFormatter
-    replica = verbs.add_parser("replica", description=_REPLICA, formatter_class=raw)
-    replica.add_argument("--json", action="store_true", help="print JSON")
-    replica.set_defaults(command=_replica)
-    inner = replica.add_subparsers(metavar="COMMAND")
-    ls = inner.add_parser("ls", help="the files of a generation", description="List the files of one generation.")
-    ls.add_argument("epoch", metavar="EPOCH", type=values.whole(1))
-    ls.add_argument("--json", action="store_true", help="print JSON")
-    ls.set_defaults(command=_ls)
-    verify = inner.add_parser("verify", help="whether each file is whole", description=_VERIFY, formatter_class=raw)
-    verify.add_argument("epoch", metavar="EPOCH", type=values.whole(1), nargs="?", help="the live one if not given")
-    verify.add_argument("--json", action="store_true", help="print JSON")
-    verify.set_defaults(command=_verify)
-    restoring = verbs.add_parser("restore", description=_RESTORE, formatter_class=raw)
-    restoring.add_argument(
-        "-o", "--output", metavar="FILE", type=values.path, required=True, help="a file that does not exist yet"
-    )
-    which = restoring.add_mutually_exclusive_group()
-    which.add_argument(
-        "--at", metavar="TIME", type=values.moment, help="the state at that time: RFC 3339, or 30m, 12h, 7d ago"
-    )
-    which.add_argument("--epoch", metavar="N", type=values.whole(1), help="the generation of that epoch")
-    restoring.add_argument("--txid", metavar="X", type=values.whole(1), help="with --epoch: up to that transaction")
-    restoring.add_argument("--json", action="store_true", help="print JSON")
-    restoring.set_defaults(command=_restore)
+@click.group("replica", cls=Group, invoke_without_command=True, help=_REPLICA)
+@json_option
+@with_settings()
+def command(settings: Settings, options: Options) -> int:
+    """Print the generations, newest first."""
 
-
-def _replica(settings: Settings, options: argparse.Namespace) -> int:
     async def look(store: Bucket) -> list[dict[str, Any]]:
         found = await survey(store, timeout=_LIST_SECONDS)
         generations = sorted((*found.history, *found.others), key=_epoch, reverse=True)
@@ -101,7 +64,11 @@ def _replica(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
-def _ls(settings: Settings, options: argparse.Namespace) -> int:
+@command.command("ls", cls=Command, help="List the files of one generation.", short_help="the files of a generation")
+@click.argument("epoch", metavar="EPOCH", type=parameters.whole(1))
+@json_option
+@with_settings()
+def _ls(settings: Settings, options: Options) -> int:
     async def look(store: Bucket) -> Contents:
         generation = (await survey(store, timeout=_LIST_SECONDS)).of_epoch(options.epoch)
         return await contents(store, generation.path, timeout=_LIST_SECONDS)
@@ -118,43 +85,11 @@ def _ls(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
-def _restore(settings: Settings, options: argparse.Namespace) -> int:
-    if options.txid is not None and options.epoch is None:
-        raise ConfigError("--txid counts within one generation: give its --epoch as well")
-    console = Console(stderr=True)
-
-    async def run(store: Bucket) -> Restored:
-        with console.status("looking at the bucket"):
-            path = None
-            if options.epoch is not None:
-                path = (await survey(store, timeout=_LIST_SECONDS)).of_epoch(options.epoch).path
-            return await restore(
-                store,
-                catalog_of(settings),
-                Wanted(options.at, path, options.txid),
-                options.output,
-                binary=find_binary(settings.litestream_bin),
-                seconds=settings.restore_timeout_seconds,
-                request_seconds=settings.fetch_timeout_seconds,
-                say=lambda line: print(line, file=sys.stderr),
-            )
-
-    try:
-        restored = _with_bucket(settings, run)
-    except OSError as error:
-        raise RestoreFailed(
-            f"{options.output} cannot be written: {error.strerror}; name a file in a folder with room for it twice"
-        ) from error
-    if options.json:
-        print(msgspec.json.encode(restored).decode())
-    else:
-        found = msgspec.structs.asdict(restored)
-        rows = {f"rows of {name}": count for name, count in found.pop("rows").items()}
-        pairs([(name.replace("_", " "), value) for name, value in (found | rows).items()])
-    return 0
-
-
-def _verify(settings: Settings, options: argparse.Namespace) -> int:
+@command.command("verify", cls=Command, help=_VERIFY, short_help="whether each file is whole")
+@click.argument("epoch", metavar="[EPOCH]", type=parameters.whole(1), required=False)
+@json_option
+@with_settings()
+def _verify(settings: Settings, options: Options) -> int:
     async def look(store: Bucket) -> Verified:
         path = (
             path_of(options.epoch) if options.epoch is not None else await Wanted().generation(store, timeout=_LIST_SECONDS)

@@ -1,18 +1,18 @@
-"""The command line of `worker init` and `worker serve`."""
+"""The command line of `worker serve`."""
 
-import argparse
 import asyncio
 import logging
 import os
 import signal
 from typing import Any, Final, NoReturn
 
+import click
 import uvloop
 
+from publisher.command_line import Command, Options
+from worker.cli.verbs import with_settings
 from worker.config import Settings
 from worker.errors import LeaseLost, WorkerError
-from worker.lease import record
-from worker.replica.bucket import opened
 from worker.tasks import ended_when_stuck
 
 _STUCK_SECONDS_MIN: Final = 10.0
@@ -21,33 +21,20 @@ _STUCK_SECONDS_MIN: Final = 10.0
 log = logging.getLogger("worker")
 
 
-def add(verbs: Any) -> None:
-    """Add the commands to the worker's parser."""
-    raw = argparse.RawDescriptionHelpFormatter
-    init = verbs.add_parser(
-        "init",
-        description="Create the lease record at REPLICA_URL, once per store. Running it again changes nothing.\n"
-        "`serve` refuses to start without it, so that a mistyped bucket is an error and not an empty database.",
-        formatter_class=raw,
-    )
-    init.set_defaults(command=_init)
-    serve = verbs.add_parser(
-        "serve",
-        description="Listen on PORT; hold the lease, restore the live generation, replicate, and acknowledge what is in\n"
-        "the bucket. SIGTERM drains and releases the lease; a second one leaves at once.",
-        formatter_class=raw,
-    )
-    serve.set_defaults(command=_serve)
+_SERVE: Final = """\
+Listen on PORT; hold the lease, restore the live generation, replicate, and acknowledge what is in the bucket. SIGTERM drains
+and releases the lease; a second one leaves at once.
+
+  REPLICA_URL=gs://acme-users/prod python -m worker serve
+
+A message: gcloud pubsub topics publish users --message='{"user_id": 5}'
+"""
 
 
-def _init(settings: Settings, _: argparse.Namespace) -> int:
-    with opened(settings.bucket, settings.prefix) as store:
-        created = asyncio.run(record.initialize(store, timeout=settings.lease_read_timeout_seconds))
-        print(f"{store} is a new, empty store" if created else f"{store} is a store already; nothing was changed")
-    return 0
-
-
-def _serve(settings: Settings, _: argparse.Namespace) -> NoReturn:
+@click.command("serve", cls=Command, help=_SERVE)
+@with_settings(ended_in_order=False)
+def command(settings: Settings, _: Options) -> NoReturn:
+    """Serve until a signal."""
     code = 0
     try:
         uvloop.run(_until_signal(settings))

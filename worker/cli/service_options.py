@@ -1,20 +1,32 @@
 """How the operator's commands find the running service, and what they tell it: who asks, and of which store."""
 
-import argparse
+import asyncio
 import sys
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, TypeVar
 
-from publisher import values
-from worker.operations.identity import identity
+import click
+
+from publisher import parameters
+from publisher.command_line import Options
+from worker.cli.verbs import without_settings
+from worker.operations import identity
 from worker.operations.service_client import Service
 
 S = TypeVar("S", bound=Service)
 
+ENVIRONMENT: Final[Mapping[str, str]] = {
+    "SERVICE_URL": "where the service listens, for commands that ask it [http://127.0.0.1:PORT]",
+    **identity.ENVIRONMENT,
+}
+"""The variables that only these commands read."""
 
-def add_url(parser: argparse.ArgumentParser) -> None:
-    """Add the option."""
-    parser.add_argument("--url", metavar="URL", type=values.address, help="the service's address (default: SERVICE_URL)")
+EPILOG: Final = "environment:\n" + "\n".join(f"  {name:<18}{text}" for name, text in ENVIRONMENT.items())
+
+
+url_option: Final = click.option(
+    "--url", metavar="URL", type=parameters.ADDRESS, help="the service's address (default: SERVICE_URL)"
+)
 
 
 def service_url(url: str | None, environ: Mapping[str, str]) -> str:
@@ -24,4 +36,19 @@ def service_url(url: str | None, environ: Mapping[str, str]) -> str:
 
 def connect(kind: type[S], url: str, environ: Mapping[str, str]) -> S:
     """The service, which is told REPLICA_URL, and whose own store is named on standard error."""
-    return kind(url, identity(environ), store=environ.get("REPLICA_URL", ""), say=lambda line: print(line, file=sys.stderr))
+    return kind(
+        url, identity.identity(environ), store=environ.get("REPLICA_URL", ""), say=lambda line: print(line, file=sys.stderr)
+    )
+
+
+def asking(body: Callable[[Service, Options], Awaitable[int]]) -> Callable[..., int | None]:
+    """Return the callback of a verb whose body asks the service that `--url` or SERVICE_URL names."""
+
+    def ask(options: Options, environ: Mapping[str, str]) -> int:
+        async def run() -> int:
+            async with connect(Service, service_url(options.url, environ), environ) as service:
+                return await body(service, options)
+
+        return asyncio.run(run())
+
+    return without_settings(ask)

@@ -1,14 +1,17 @@
 """`worker smoke`: whether a user that was just published is acknowledged, can be read, and can be erased again."""
 
-import argparse
 import asyncio
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
-from publisher import values
-from worker.cli.service_options import add_url, connect, service_url
+import click
+
+from publisher import parameters
+from publisher.command_line import Command, Options
+from worker.cli.service_options import connect, service_url, url_option
+from worker.cli.verbs import without_settings
 from worker.errors import ServiceRefused, ServiceUnreachable
 from worker.operations.service_client import Service
 
@@ -24,24 +27,12 @@ exit codes: 0 done, 1 it failed; the text names the step
 """
 
 
-def add(verbs: Any) -> None:
-    """Add the command to the worker's parser."""
-    parser = verbs.add_parser(
-        "smoke",
-        description=_INTRO,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--user-id", metavar="ID", type=values.user_id, required=True, help="the user; it is erased at the end"
-    )
-    parser.add_argument(
-        "--within", metavar="SECONDS", type=values.seconds(3600), default=60.0, help="longest wait for it [%(default)g]"
-    )
-    add_url(parser)
-    parser.set_defaults(command=None, without_settings=main)
-
-
-def main(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+@click.command("smoke", cls=Command, help=_INTRO)
+@click.option("--user-id", metavar="ID", type=parameters.USER_ID, required=True, help="the user; it is erased at the end")
+@click.option("--within", metavar="SECONDS", type=parameters.seconds(3600), default=60.0, help="longest wait for it [60]")
+@url_option
+@without_settings
+def command(options: Options, environ: Mapping[str, str]) -> int:
     """See the user through; its exit code.
 
     Raises:
@@ -50,7 +41,7 @@ def main(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return asyncio.run(_smoke(options, environ))
 
 
-async def _smoke(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+async def _smoke(options: Options, environ: Mapping[str, str]) -> int:
     user, began = options.user_id, time.monotonic()
     async with connect(Service, service_url(options.url, environ), environ) as service:
         while await service.user(user) is None:

@@ -1,11 +1,13 @@
 """How the operator's commands are told which subscription feeds the store."""
 
-import argparse
 import os
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
 
-from publisher import values
+import click
+
+from publisher import parameters
+from publisher.command_line import Options
 from worker.operations.pubsub import Queue, subscription_name
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
@@ -18,23 +20,23 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 EPILOG: Final = "environment:\n" + "\n".join(f"  {name:<22}{text}" for name, text in ENVIRONMENT.items())
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options, and say in the help which variables stand in for them."""
-    # Without a default, so that what is given before a nested command is not forgotten there.
-    unset = argparse.SUPPRESS
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def subscription_options(body: _F) -> _F:
+    """Add the options to a command; its epilog should be `EPILOG`, which says which variables stand in for them."""
     which = "the subscription that feeds the store (default: SUBSCRIPTION)"
-    parser.add_argument("--subscription", metavar="ID", type=values.word, default=unset, help=which)
     project = "its project, if given as an id (default: GOOGLE_CLOUD_PROJECT)"
-    parser.add_argument("--project", metavar="ID", type=values.word, default=unset, help=project)
-    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
+    body = click.option("--project", metavar="ID", type=parameters.WORD, help=project)(body)
+    return click.option("--subscription", metavar="ID", type=parameters.WORD, help=which)(body)
 
 
-def queue(options: argparse.Namespace) -> Queue:
+def queue_of(options: Options) -> Queue:
     """The subscription that is meant.
 
     Raises:
         QueueMissing: That is not said.
     """
-    wanted = getattr(options, "subscription", "") or os.environ.get("SUBSCRIPTION", "")
-    project = getattr(options, "project", "") or os.environ.get("GOOGLE_CLOUD_PROJECT", "")
+    wanted = options.subscription or os.environ.get("SUBSCRIPTION", "")
+    project = options.project or os.environ.get("GOOGLE_CLOUD_PROJECT", "")
     return Queue(subscription_name(wanted, project))

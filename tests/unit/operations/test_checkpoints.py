@@ -1,6 +1,5 @@
 """Checkpoints on a queue and a bucket in memory: the order, the doubts, what is listed, and what is pruned."""
 
-import argparse
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from worker.cli import checkpoint, subscription_options
+from worker.cli.main import main
 from worker.errors import Mismatch, NotInReplica, QueueMissing, QueueRefused, RecordInvalid, StoreUnavailable
 from worker.lease.record import RECORD, Record, encode
 from worker.operations import checkpoints
 from worker.operations.checkpoints import Checkpoint, Listed, snapshot_name, superfluous
-from worker.operations.pubsub import Snapshot
+from worker.operations.pubsub import Queue, Snapshot
 from worker.replica.layout import Manifest, StoredObject, path_of
 
 SUBSCRIPTION = "projects/p/subscriptions/users"
@@ -283,17 +282,24 @@ def test_pruning_by_age_takes_everything_older() -> None:
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before the nested command", "after it"])
-def test_the_subscription_that_is_named_is_the_one_that_is_meant(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_subscription_that_is_named_is_the_one_that_is_meant(
+    before: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Pruning another one's checkpoints because of where an option stood would be a bad surprise."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
     monkeypatch.setenv("SUBSCRIPTION", "other")
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "p")
-    parser = argparse.ArgumentParser()
-    checkpoint.add(parser.add_subparsers())
+    asked: list[str] = []
+
+    async def listed(queue: Queue, *_: object, **__: object) -> list[Listed]:
+        asked.append(queue.subscription)
+        return []
+
+    monkeypatch.setattr(checkpoints, "listed", listed)
+    environ = {"REPLICA_URL": "gs://bucket/store"}
     named = ["--subscription", "users", "--json"]
     nested = ["prune", "--keep", "1"]
-    options = parser.parse_args(["checkpoint", *(named + nested if before else nested + named)])
-    assert (subscription_options.queue(options).subscription, options.json) == (SUBSCRIPTION, True)
-    assert (
-        subscription_options.queue(parser.parse_args(["checkpoint", "list"])).subscription
-        == "projects/p/subscriptions/other"
-    )
+    assert main(["checkpoint", *(named + nested if before else nested + named)], environ) == 0
+    assert (asked.pop(), capsys.readouterr().out) == (SUBSCRIPTION, "[]\n")
+    assert main(["checkpoint", "list"], environ) == 0
+    assert (asked.pop(), capsys.readouterr().out) == ("projects/p/subscriptions/other", "no checkpoints\n")

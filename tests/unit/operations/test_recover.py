@@ -1,6 +1,5 @@
 """`worker recover`: what it settles before anything is changed, and what it does not let break off afterwards."""
 
-import argparse
 import errno
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from publisher.command_line import Options
 from worker.cli import recover
+from worker.cli.main import main
 from worker.cli.recover import _earlier, _Undone
-from worker.cli.replay import WAIT
 from worker.database.comparison import Undone
 from worker.errors import LeaseHeld, LeaseLost, QueueUnavailable, RestoreFailed
 from worker.operations.recovery import Plan, forgotten
@@ -103,7 +103,7 @@ def test_a_point_that_cannot_be_looked_up_again_is_the_planned_one(
         raise QueueUnavailable("no answer")
 
     monkeypatch.setattr(recover, "_point", down)
-    options = argparse.Namespace(replay_from=None)
+    options = Options(replay_from=None)
     arguments: Any = (None, options, plan("m1"), object())
     assert recover._replay_to_after(*arguments, planned=planned) == to
     assert "the planned one is taken: no answer" in capsys.readouterr().err
@@ -142,14 +142,12 @@ def test_what_receipts_no_longer_tell_is_said() -> None:
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-1", "0", "soon"])
-def test_each_wait_is_bounded(text: str) -> None:
+def test_each_wait_is_bounded(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     """INV-7: of `replay` and of the replay of a recovery alike."""
-    with pytest.raises(argparse.ArgumentTypeError, match="at most 3600"):
-        WAIT(text)
-    parser = argparse.ArgumentParser()
-    recover.add(parser.add_subparsers())
-    with pytest.raises(SystemExit):
-        parser.parse_args(["recover", "--at", "1h", "--settle", text])
+    for command in (["replay", "--from", "1h"], ["recover", "--at", "1h"]):
+        with pytest.raises(SystemExit):
+            main([*command, "--settle", text], {})
+        assert capsys.readouterr().err.startswith("error: --settle: must be seconds, more than 0 and at most 3600\n")
 
 
 def test_the_one_error_of_a_group_is_reported() -> None:
@@ -171,8 +169,8 @@ def test_a_no_changes_nothing_and_is_said(monkeypatch: pytest.MonkeyPatch, capsy
             return plan("m1")
 
     monkeypatch.setattr(recover, "Recovery", Planned)
-    monkeypatch.setattr("sys.stdin", argparse.Namespace(isatty=lambda: True, readline=lambda: "n\n"))
-    options = argparse.Namespace(undone=None, replay=False, replay_from=None, at=NOW, dry_run=False, yes=False, json=False)
+    monkeypatch.setattr("sys.stdin", Options(isatty=lambda: True, readline=lambda: "n\n"))
+    options = Options(undone=None, replay=False, replay_from=None, at=NOW, dry_run=False, yes=False, json=False)
     settings: Any = None
     assert recover._recover(settings, options) == 1
     printed = capsys.readouterr()

@@ -1,18 +1,20 @@
 """What people type is read in one place: a value, or a text that says what it must be; never a traceback, never a guess."""
 
-import argparse
 import contextlib
 import io
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+import click
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import publisher.arguments
+import publisher.cli
 from publisher import values
+from publisher.command_line import run
 from worker.cli import main
+from worker.events.users import MAX_USER_ID
 
 NASTY = [
     "",
@@ -61,22 +63,18 @@ NASTY = [
 ]
 
 
-def options(
-    parser: argparse.ArgumentParser, words: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], argparse.Action]]:
-    """Every option and argument that takes a value, of every command, with the words that lead there."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, inner in action.choices.items():
-                yield from options(inner, (*words, name))
-        elif action.nargs != 0:
-            yield words, action
+def options(command: click.Command) -> Iterator[tuple[click.Command, click.Parameter]]:
+    """Every option and argument that takes a value, of every command below a program, with its command."""
+    yield from ((command, each) for each in command.params if not (isinstance(each, click.Option) and each.is_flag))
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            nested = command.get_command(context, name)
+            assert nested is not None
+            yield from options(nested)
 
 
-ALL = [
-    *((main.parser_of(*main.VERBS), words, action) for words, action in options(main.parser_of(*main.VERBS))),
-    *((publisher.arguments.parser(), words, action) for words, action in options(publisher.arguments.parser())),
-]
+ALL = [*options(main.command), *options(publisher.cli.command)]
 
 
 def test_there_are_options_to_try() -> None:
@@ -88,21 +86,21 @@ def test_there_are_options_to_try() -> None:
 @given(st.sampled_from(range(len(ALL))), st.sampled_from(NASTY) | st.text(max_size=20))
 def test_no_value_of_an_option_is_a_traceback(number: int, text: str) -> None:
     """F11: each is taken, or ends with 2 and one line that names the option."""
-    parser, words, action = ALL[number]
-    argv = [*words, f"{action.option_strings[-1]}={text}"] if action.option_strings else [*words, "--", text]
+    command, option = ALL[number]
+    parsed = click.Command("parsed", params=[option], callback=lambda **_: 0)
+    argv = [f"{option.opts[-1]}={text}"] if isinstance(option, click.Option) else ["--", text]
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:
-            parser.parse_args(argv)
+            code = run(parsed, argv, name="parsed", environ={})
         except SystemExit as end:
-            code = end.code
-        else:
-            code = 0
-    assert code in (0, 2)
-    assert code == 0 or "error: " in said.getvalue()
-    assert (
-        "invalid" not in said.getvalue() or "choice" in said.getvalue()
-    )  # argparse's words for a ValueError without a text
+            code = int(end.code or 0)
+    assert code in (0, 2), command.name
+    if code:
+        first, second = said.getvalue().splitlines()
+        shown = option.opts[-1] if isinstance(option, click.Option) else str(option.metavar).strip("[].")
+        assert first.startswith(f"error: {shown}: "), first
+        assert second == "help:  parsed --help"
 
 
 @pytest.mark.parametrize("text", ["1_0", "\u0665", " 5", "5\n", "+5", "5.0", "0", "-5", "", str(2**63), "9" * 5000])
