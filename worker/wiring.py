@@ -60,6 +60,7 @@ class Parts:
         self.erasure = Erasure(self.store, self.bodies, self.intake.change, settings.lease_read_timeout_seconds)
         self.prepare = functools.partial(erasure.prepare, self.store, self.catalog, timeout=settings.fetch_timeout_seconds)
         self.metrics = Metrics(hold_seconds=settings.hold_limit_seconds)
+        self.metrics.unknown_fields = self.catalog.unknown_fields.counts
         info = {"revision": settings.revision, "sqlite": version}
         self.scrape = Scrape(
             Families(self.metrics, self.intake, self.lease, self.database, info),

@@ -81,6 +81,11 @@ class Families(Collector):
         for (status, reason), count in metrics.refusals.items():
             refused.add_metric((status, reason), count)
         yield refused
+        about = "Messages with a field that their event does not declare"
+        unknown = CounterMetricFamily("solowriter_unknown_fields", about, labels=("event", "field"))
+        for labels, count in metrics.unknown_fields.items():
+            unknown.add_metric(labels, count)
+        yield unknown
         yield _histogram("solowriter_ack_seconds", "From a message's receipt to its acknowledgement", metrics.ack)
         yield _gauge("solowriter_held_messages", "Requests held now", intake.held_messages)
         yield _gauge("solowriter_held_bytes", "Bytes of bodies held now", intake.held_bytes)

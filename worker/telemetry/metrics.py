@@ -70,6 +70,8 @@ class Metrics(Observer):
         """The drill that was recorded last, as read last."""
         self.pending: Callable[[], int] = lambda: 0
         """How many messages wait for the writer."""
+        self.unknown_fields: Mapping[tuple[str, str], int] = {}
+        """Messages with fields that their event does not declare, by event and field."""
         self.spans: Spans | None = None
         """Makes spans of answered groups; None when tracing is off."""
         self.replicated: tuple[int, float] | None = None
