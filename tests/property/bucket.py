@@ -155,10 +155,20 @@ class Bucket:
             sealed = int(slot[:16], 16)
             # A process that slept since its restore may find that slot's name free again, once the sealed generation
             # was pruned up to its last slot. It seals nothing with it, and can make nothing live.
-            if sealed > self.seals.get(path, 0):
+            # The same where the generation is pruned in part, and was never sealed: no life begins from it any more.
+            if sealed > self.seals.get(path, 0) and not self._pruned_in_part(path):
                 self.seals[path] = sealed
                 self.sealed_rows[path] = self.restored(path)
         return generation
+
+    def _pruned_in_part(self, path: str) -> bool:
+        """Whether a generation lacks files that its age allowed to delete: it is neither live nor what is live began from."""
+        try:
+            self.restored(path)
+        except RestoreFailed:
+            base = json.loads(self.objects[f"{self.live}/{layout.MANIFEST}"][0])["base"]
+            return path not in (self.live, base)
+        return False
 
     def create(self, name: str, data: bytes, writer: str, *, only: bool = True) -> Answer:
         """An upload that came through a gate, where there is no such file; `only`: unless the gate has lost its rule G3."""
