@@ -300,6 +300,7 @@ class Settings:
             _check_range(spec.metadata["name"], getattr(self, spec.name), spec.metadata["low"], spec.metadata["high"])
         _check_texts(self)
         _check_choice("LOG_LEVEL", self.log_level, ("debug", "info", "warning", "error"))
+        _check_choice("UNKNOWN_FIELDS", self.unknown_fields, ("count", "reject"))
         _check_choice("TOKENS_VERIFIED_BY", self.tokens_verified_by, ("here", "platform"))
         _check_choice("RESTORE_INTEGRITY_CHECK", self.restore_integrity_check, ("none", "quick", "full"))
         if self.hold_limit_seconds == 0:
