@@ -32,7 +32,9 @@ class Message(NamedTuple):
     @property
     def key(self) -> dict[str, object]:
         """The field that is the row's key, and its value; empty if the key is no field."""
-        return {self.event.key: getattr(self.content, self.event.key)} if self.event.key in self.event.fields else {}
+        return (
+            {self.event.key: self.event.value(self.content, self.event.key)} if self.event.key in self.event.fields else {}
+        )
 
 
 def envelope(

@@ -59,7 +59,7 @@ def subject(text: str) -> str:
         raise Wrong("must be text in UTF-8") from None
     if not 0 < size <= SUBJECT_MAX_BYTES or not text.isprintable():
         raise Wrong(f"must be a number, or a text of 1 to {SUBJECT_MAX_BYTES} bytes without control characters")
-    return str(int(text)) if _INTEGER.fullmatch(text) else text
+    return text
 
 
 def number(text: str) -> float:

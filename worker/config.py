@@ -367,6 +367,7 @@ class Settings:
         _check_texts(self)
         _check_choice("UNKNOWN_FIELDS", self.unknown_fields, ("count", "reject"))
         _check_choice("LOG_LEVEL", self.log_level, ("debug", "info", "warning", "error"))
+        _check_choice("UNKNOWN_FIELDS", self.unknown_fields, ("count", "reject"))
         _check_choice("TOKENS_VERIFIED_BY", self.tokens_verified_by, ("here", "platform"))
         if bool(self.push_audience) != bool(self.push_service_account):
             raise ConfigError(

@@ -21,6 +21,8 @@ URL = "gs://acme-users/prod"
 READ: dict[str, tuple[str, str, object]] = {
     "REPLICA_URL": ("gs://a-b.c/d/e", "replica_url", "gs://a-b.c/d/e"),
     "DATABASE_PATH": ("data/u.db", "database_path", Path("data/u.db")),
+    "EVENTS": ("acme.events,worker.events.users", "events", "acme.events,worker.events.users"),
+    "UNKNOWN_FIELDS": ("reject", "unknown_fields", "reject"),
     "HOST": ("::1", "host", "::1"),
     "PORT": ("0", "port", 0),
     "K_REVISION": ("users-00042", "revision", "users-00042"),
@@ -69,6 +71,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("RESTORE_TIMEOUT_SECONDS", "0.5", "at least 1"),
     ("RESTORE_TIMEOUT_SECONDS", "nan", "at least 1"),
     ("RESTORE_TIMEOUT_SECONDS", "inf", "a finite number"),
+    ("UNKNOWN_FIELDS", "ignore", "one of count, reject"),
     ("TOKENS_VERIFIED_BY", "google", "one of here, platform"),
     ("LEASE_TTL_SECONDS", "3", "at least 3.1"),
     ("LEASE_TTL_SECONDS", "inf", "a finite number"),

@@ -20,6 +20,8 @@ from worker.events.catalog import Catalog, Table
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _HISTORY: Final = "schema_migration"
+_SQLITE_ERROR: Final = 1
+"""SQLite's code of a statement that cannot be run. Source: SQLite documentation, "Result and Error Codes"."""
 _KINDS: Final = {"INT": "integer", "CHAR": "text", "CLOB": "text", "TEXT": "text", "BLOB": "bytes", "BYTEA": "bytes"}
 """The kind of a column by what its declared type contains, in this order; any other type is not compared.
 Source: SQLite documentation, "Datatypes In SQLite", section "Determination Of Column Affinity"."""
@@ -45,9 +47,9 @@ def up(database: Connection, catalog: Catalog) -> list[str]:
         history = f"{_HISTORY}_{re.sub(r'[^0-9A-Za-z]', '_', package)}"
         try:
             applied += [f"{package}/{name}" for name in Runner(database, str(folder), table_name=history).up()]
-        except peewee.OperationalError:  # the database's fault as a rule: locked, full, out of reach
-            raise
         except Exception as error:
+            if isinstance(error, peewee.OperationalError) and not _is_statements(error):
+                raise  # the database's fault: locked, full, out of reach
             text = f"a migration in {folder} failed, and nothing of it was applied: {type(error).__name__}: {error}"
             raise SchemaDiffers(f"{text}; correct it, or take {package} out of EVENTS") from error
     wrong = [line for table in catalog.tables.values() for line in _differences(database, table)]
@@ -57,6 +59,12 @@ def up(database: Connection, catalog: Catalog) -> list[str]:
             "folder that MIGRATIONS names beside the event (docs/events.md), or correct the model"
         )
     return applied
+
+
+def _is_statements(error: peewee.OperationalError) -> bool:
+    """Whether an error is the statement's fault. SQLite has one class for those and for its own; PostgreSQL has two."""
+    code = getattr(error.__context__, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF == _SQLITE_ERROR
 
 
 def _differences(database: Connection, table: Table) -> Iterator[str]:

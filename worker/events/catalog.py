@@ -245,6 +245,11 @@ class Catalog:
         except MessageError as error:
             return Problem(error.reason, error.detail, self.claimed_subject(data, event))
 
+    def subject_named(self, text: str) -> str:
+        """The subject that a person means. Where all of them are numbers, `007` is 7; a text is what it is."""
+        number = all(self._numbers.values()) and text.isascii() and text.removeprefix("-").isdecimal()
+        return str(int(text)) if number else text
+
     def subject_of(self, row: Mapping[str, Any]) -> str | None:
         """Whose row it is, of a stored row whose table is not known."""
         return next((str(row[name]) for name in self._subjects if row.get(name) is not None), None)
@@ -284,7 +289,7 @@ class Catalog:
             raise MessageError(Reason.WRONG_TYPE, f"{table.key} must be {kind}", table.key)
         if isinstance(key, str) and not 0 < len(key.encode()) <= MAX_KEY_BYTES:
             raise MessageError(Reason.OUT_OF_RANGE, f"{table.key} must have 1 to {MAX_KEY_BYTES} bytes", table.key)
-        subject = None if event.subject is None else getattr(fields, event.subject)
+        subject = None if event.subject is None else event.value(fields, event.subject)
         if isinstance(subject, str) and not 0 < len(subject.encode()) <= MAX_SUBJECT_BYTES:
             text = f"{event.subject} must have 1 to {MAX_SUBJECT_BYTES} bytes"
             raise MessageError(Reason.OUT_OF_RANGE, text, event.subject)

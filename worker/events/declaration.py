@@ -64,6 +64,16 @@ _TEXTS: Final = {
 }
 
 
+_OTHER_WORDS: Final[Mapping[type[inspect.Type], str]] = {
+    inspect.DateType: "a date such as 2026-01-31",
+    inspect.TimeType: "a time of day such as 12:00:00",
+    inspect.UUIDType: "a UUID",
+    inspect.DecimalType: "a decimal number",
+    inspect.BytesType: "bytes in base64",
+    inspect.AnyType: "any value",
+}
+
+
 class Reason(StrEnum):
     """Why a message can never be accepted. The list is closed: these codes are stored and alerted on."""
 
@@ -183,6 +193,10 @@ class Event:
         """The fields that each message must have."""
         return [each.encode_name for each in _fields(self.content) if each.required]
 
+    def value(self, content: msgspec.Struct, name: str) -> Any:
+        """The value of a field, by its name in `data`; None if there is no such field."""
+        return getattr(content, self._attributes[name]) if name in self._attributes else None
+
     def decode(self, data: bytes, *, limit: int = MAX_DATA_BYTES) -> msgspec.Struct:
         """Read a message's `data`; `limit` is the largest, in bytes.
 
@@ -253,8 +267,12 @@ class Event:
             else:
                 found = _UNKNOWN.search(str(error))
                 names = [found[1]] if found else []
-            return sorted({name if _FIELD_NAME.fullmatch(name) else UNREADABLE_NAME for name in names})
+            return sorted({_plain(name) for name in names})
         return ()
+
+    @functools.cached_property
+    def _attributes(self) -> Mapping[str, str]:
+        return {each.encode_name: each.name for each in _fields(self.content)}
 
     @functools.cached_property
     def _decoder(self) -> msgspec.json.Decoder[msgspec.Struct]:
@@ -270,6 +288,8 @@ class Event:
         if isinstance(error.__cause__, MessageError):  # raised by a check of the class's own
             return error.__cause__
         text = str(error)
+        if unknown := _UNKNOWN.search(text.partition(" - at `$")[0]):  # by a class that forbids them
+            return MessageError(Reason.UNKNOWN_FIELD, f"field {_plain(unknown[1])} is unknown to {self.name}")
         path, missing = _PATH.search(text), _MISSING.search(text)
         if path is None and missing is not None:
             name = missing[1]
@@ -290,6 +310,11 @@ class Event:
 
     def _with_required(self) -> str:
         return f" with {' and '.join(self.required)}" if self.required else ""
+
+
+def _plain(name: str) -> str:
+    """The name of an unknown field, as far as it may be shown."""
+    return name if _FIELD_NAME.fullmatch(name) else UNREADABLE_NAME
 
 
 def _optional(name: str) -> Any:
@@ -354,6 +379,8 @@ def _fields(content: type[msgspec.Struct]) -> Sequence[inspect.Field]:
         raise EventError(f"{content.__name__} cannot be decoded strictly: {error}") from None
     if not isinstance(kind, inspect.StructType) or kind.array_like:
         raise EventError(f"{content.__name__} must be read from a JSON object, not an array")
+    if kind.tag is not None:
+        raise EventError(f"{content.__name__} must have no tag: the attribute event_type says what a message is")
     for each in kind.fields:
         if any(isinstance(inner, inspect.CustomType) for inner in _inner(each.type)):
             raise EventError(f"{content.__name__} cannot be decoded strictly: JSON has no type for its field {each.name}")
@@ -389,7 +416,7 @@ def _words(kind: inspect.Type) -> str:
     words = " or ".join(_one(each) for each in known) or "null"
     if len(known) == len(kinds):
         return words
-    return f"{words}, or null" if "," in words else f"{words} or null"
+    return f"{words}, or null" if "," in words or " and " in words else f"{words} or null"
 
 
 def _one(kind: inspect.Type) -> str:  # noqa: C901  # one case for each type
@@ -416,7 +443,7 @@ def _one(kind: inspect.Type) -> str:  # noqa: C901  # one case for each type
         case inspect.DictType() | inspect.StructType():
             return said or "an object"
         case _:
-            return said or type(kind).__name__.removesuffix("Type").lower()
+            return said or _OTHER_WORDS.get(type(kind), type(kind).__name__.removesuffix("Type").lower())
 
 
 def _length(kind: inspect.StrType, *, said: bool) -> str:

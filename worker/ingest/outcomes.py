@@ -209,7 +209,7 @@ def _own_version(table: Table, content: Content, delivery: Delivery) -> int:
     field_name = table.updates[0].version
     if field_name is None:
         return delivery.publish_time
-    version = getattr(content.fields, field_name, None)
+    version = content.event.value(content.fields, field_name)
     return version if isinstance(version, int) else -1
 
 
@@ -236,7 +236,7 @@ def _differing(table: Table, content: Content, row: Row) -> list[str]:
         if name == table.gone and not old and not new:
             continue  # null, in a row of the service that this one replaces, says the same as 0
         # What a message does not state says nothing that could differ: its publish time is not content.
-        if name in event.unsaid and getattr(content.fields, name) == event.unsaid[name]:
+        if name in event.unsaid and event.value(content.fields, name) == event.unsaid[name]:
             continue
         names.append(name)
     return names

@@ -4,6 +4,7 @@ INV-3: the receipt of a message is written in the transaction of its effect, so 
 comes; a retry changes receipt, row and rejection in one transaction as well.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +20,8 @@ from worker.ingest.messages import Delivery, Entry, Outcome
 from worker.ingest.outcomes import Key, Plan, Row, Stored, VersionRow, plan, version_of
 
 _STATEMENT_VALUES: Final = 500
+_NUMBER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
+"""A subject that is a number, as receipts and the list of erased subjects write it; `007` is a text."""
 
 
 class Removed(msgspec.Struct, frozen=True):
@@ -142,7 +145,7 @@ class Transaction:
         numbers = table.events[0].subject_is_number
         values: list[Any] = list(subjects)
         if numbers:
-            values = [int(each) for each in subjects if each.isascii() and each.isdecimal() and int(each) <= MAX_INTEGER]
+            values = [int(each) for each in subjects if _NUMBER.fullmatch(each) and abs(int(each)) <= MAX_INTEGER]
         query = table.model.select(getattr(table.model, table.key)).where(column.in_(values))
         found: Any = query.tuples().bind(self.database)
         keys: list[Key] = [key for (key,) in found]

@@ -13,7 +13,8 @@ from bench import compare, figures, openloop, part, profile, throughput, wrk
 from bench.errors import Worthless
 from bench.figures import Figure, Target
 from bench.wrk import Run
-from publisher import message
+from tests.entries import read
+from worker.events.catalog import Content
 from worker.ingest.http import envelope
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -95,8 +96,9 @@ def test_an_open_loop_push_is_a_message_of_its_own() -> None:
         head, _, body = openloop.message(run, number).partition(b"\r\n\r\n")
         assert head.endswith(b"Content-Length: %d" % len(body))
         delivery = envelope.decode(body)
-        user = message.decode(delivery.data, delivery.attributes)
-        found.append((delivery.message_id, user.user_id))
+        content = read(delivery.data, delivery.attributes)
+        assert isinstance(content, Content)
+        found.append((delivery.message_id, content.key))
     assert len(set(found)) == 3
     assert found[1] == ("100999000000001", 100999000000001)
 

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from playhouse.migrations import Runner
 
-from tests.entries import entry, malformed
+from tests.entries import CATALOG, entry, malformed
 from tests.unit.ingest.test_rejections import Store, conflicting
-from worker.database import connections
+from worker.database import connections, schema
 from worker.database.comparison import count, undone
-from worker.database.models import User
+from worker.events.users import User
 from worker.ingest import erasure
 from worker.ingest.messages import Entry
 from worker.ingest.transaction import Transaction
@@ -49,7 +48,7 @@ def test_retries_and_discards_are_undone_too(tmp_path: Path) -> None:
     first = [lambda: entry(5, "m1", email="a"), conflicting("m2"), lambda: malformed("m3")]
 
     def resolve(transaction: Transaction) -> None:
-        transaction.erase(5)
+        transaction.erase("5")
         transaction.discard("m3")
 
     def retry(transaction: Transaction) -> None:
@@ -79,29 +78,23 @@ def test_what_an_earlier_recovery_has_undone_counts_once(tmp_path: Path) -> None
 
 def test_a_state_is_counted(tmp_path: Path) -> None:
     """Rows, open rejections, and the message that was handled last."""
-    found = count(state(tmp_path / "a.db", [lambda: entry(5, "m1", email="a"), conflicting("m2"), lambda: malformed("m3")]))
-    assert (found["users"], found["receipts"], found["rejections"], found["open_rejections"]) == (1, 3, 2, 2)
+    found = count(
+        state(tmp_path / "a.db", [lambda: entry(5, "m1", email="a"), conflicting("m2"), lambda: malformed("m3")]), CATALOG
+    )
+    assert (found["rows"], found["receipts"], found["rejections"], found["open_rejections"]) == ({"users": 1}, 3, 2, 2)
     assert found["last_message"] == "m3"
-    empty = count(state(tmp_path / "empty.db"))
-    assert (empty["users"], empty["last_message"], empty["last_message_at"]) == (0, None, None)
+    empty = count(state(tmp_path / "empty.db"), CATALOG)
+    assert (empty["rows"], empty["last_message"], empty["last_message_at"]) == ({"users": 0}, None, None)
 
 
-@pytest.fixture
-def first_version(tmp_path: Path) -> Path:
-    """A database that the first version wrote: its tables as they were then, and a user."""
+def test_a_state_of_before_an_event_was_declared_is_counted_and_erased_from(tmp_path: Path) -> None:
+    """A restore to a time before an upgrade is a restore like any other: it may lack the tables of events added since."""
     path = tmp_path / "first.db"
     connection = connections.connect(path, busy_timeout_seconds=5)
     with connection.connection_context():
-        Runner(connection, str(connections.MIGRATIONS)).up("0001_users_receipts_rejections")
-        User.insert(user_id=5, email_address="a@example.com", created_at=1, deleted=0).execute(connection)
-    return path
-
-
-def test_an_older_versions_state_is_counted_and_erased_from(first_version: Path) -> None:
-    """A restore to a time before an upgrade is a restore like any other."""
-    assert count(first_version)["users"] == 1
-    assert erasure.apply(first_version, [5, 6], now=NOW) == 2
-    assert erasure.apply(first_version, [5, 6], now=NOW) == 0
-    found = connections.Reader(first_version, busy_timeout_seconds=5).user(5)
-    assert found is not None
-    assert (found["email_address"], found["deleted"]) == (None, 1)
+        Runner(connection, str(schema.MIGRATIONS)).up()
+    assert count(path, CATALOG)["rows"] == {"users": 0}
+    assert erasure.apply(path, CATALOG, ["5", "6"], now=NOW) == 2
+    assert erasure.apply(path, CATALOG, ["5", "6"], now=NOW) == 0
+    with connection.connection_context():
+        assert Store(connection).handle(lambda: entry(5, "m1"), lambda: entry(7, "m2")) == ["erased", "created"]

@@ -3,16 +3,21 @@
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import peewee
 import pytest
 
-from worker.database import connections
-from worker.database.connections import SQLITE_MIN, Reader, check_sqlite, clear, connect, migrate
-from worker.database.models import Receipt, Rejection, User
+from tests.entries import CATALOG
+from worker.database import schema
+from worker.database.connections import SQLITE_MIN, Reader, check_sqlite, clear, connect
+from worker.database.models import Connection, Erased, Receipt, Rejection, Version
+from worker.database.schema import migrate
 from worker.errors import Refused, SqliteTooOld
+from worker.events.users import MIGRATIONS as USERS_MIGRATIONS
+from worker.events.users import User
 
 USERS = (
     'CREATE TABLE "users" ("user_id" INTEGER NOT NULL PRIMARY KEY, "email_address" TEXT, "created_at" INTEGER, '
@@ -43,6 +48,17 @@ def execute(connection: Any, statement: str) -> Any:
 def value(connection: peewee.SqliteDatabase, query: str) -> object:
     """The first value a query gives."""
     return execute(connection, query).fetchone()[0]
+
+
+def user(user_id: int) -> Callable[[Connection], dict[str, Any] | None]:
+    """A query of one user's row."""
+    query = User.select().where(User.user_id == user_id).dicts()
+
+    def first(connection: Connection) -> dict[str, Any] | None:
+        row: dict[str, Any] | None = query.bind(connection).first()
+        return row
+
+    return first
 
 
 def test_the_sqlite_in_use_is_new_enough() -> None:
@@ -112,14 +128,14 @@ def test_a_reader_finds_rows(migrated: Path) -> None:
     with connection.connection_context():
         execute(connection, "INSERT INTO users VALUES (9223372036854775807, 'a@example.com', 1, 0, '{}')")
     reader = Reader(migrated, busy_timeout_seconds=5)
-    assert reader.user(2**63 - 1) == {
+    assert reader.read(user(2**63 - 1)) == {
         "user_id": 2**63 - 1,
         "email_address": "a@example.com",
         "created_at": 1,
         "deleted": 0,
         "settings": "{}",
     }
-    assert reader.user(1) is None
+    assert reader.read(user(1)) is None
     assert not Path(f"{migrated}-wal").exists()
 
 
@@ -127,7 +143,7 @@ def test_a_reader_without_tables_fails(migrated: Path) -> None:
     """An empty answer would say that there are no users: whoever asks hears that it cannot be read now (INV-9)."""
     empty = Reader(migrated.with_name("other.db"), busy_timeout_seconds=5)
     with pytest.raises(Refused, match="no such table"):
-        empty.user(1)
+        empty.read(user(1))
 
 
 def test_migrating_makes_the_schema_once(migrated: Path) -> None:
@@ -141,10 +157,13 @@ def test_migrating_makes_the_schema_once(migrated: Path) -> None:
 
 
 def test_migrations_are_named_in_order(path: Path) -> None:
-    """A new database gets every file of the folder, by its number."""
+    """A new database gets every file of our folder, by its number, and then those of each package of events."""
     path.parent.mkdir()
     applied = migrate(path, CATALOG, busy_timeout_seconds=5)
-    assert applied == sorted(file.stem for file in connections.MIGRATIONS.glob("[0-9]*.py"))
+    ours, users = (
+        sorted(file.stem for file in folder.glob("[0-9]*.py")) for folder in (schema.MIGRATIONS, USERS_MIGRATIONS)
+    )
+    assert applied == [*ours, *(f"worker.events/{name}" for name in users)]
 
 
 def test_the_users_table_is_the_old_services(migrated: Path) -> None:
@@ -158,7 +177,7 @@ def test_the_models_are_what_the_migrations_made(migrated: Path) -> None:
     """Every column of a model is in its table and the other way round, with the same NULL rule and key."""
     connection = connect(migrated, busy_timeout_seconds=5)
     with connection.connection_context():
-        for model in (User, Receipt, Rejection):
+        for model in (User, Receipt, Rejection, Erased, Version):
             found = {
                 column.name: (column.null, column.primary_key) for column in connection.get_columns(model._meta.table_name)
             }

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from tests.entries import delivery, turns, until
+from tests.entries import delivery, read, turns, until
 from tests.fakes import bodies
 from worker.errors import Refused, Unwritable
 from worker.events.users import UserCreated
@@ -16,6 +16,7 @@ from worker.ingest.messages import Entry, Outcome
 from worker.ingest.writer import Writer
 
 USER = UserCreated(user_id=5)
+CONTENT = read(b'{"user_id":5}')
 SIZE = len(delivery().data)
 
 
@@ -48,7 +49,7 @@ def sent(intake: Intake, message_id: str = "m1") -> "asyncio.Task[Outcome]":
     async def request() -> Outcome:
         with intake.hold() as held:
             held.grow(SIZE)
-            return await intake.submit(held, delivery(message_id, USER), USER)
+            return await intake.submit(held, delivery(message_id, USER), CONTENT)
 
     return asyncio.create_task(request())
 
@@ -291,7 +292,7 @@ def test_a_body_that_is_complete_after_draining_began_is_refused() -> None:
         with intake.hold() as held:
             intake.drain()
             with pytest.raises(Refused, match="the service is stopping"):
-                await asyncio.wait_for(intake.submit(held, delivery(), USER), 5)
+                await asyncio.wait_for(intake.submit(held, delivery(), CONTENT), 5)
         assert collector.entries == []
         assert await intake.emptied(timeout=5)
 

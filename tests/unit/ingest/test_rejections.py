@@ -13,14 +13,15 @@ import peewee
 import pytest
 from msgspec.structs import replace
 
-from tests.entries import PUBLISHED, entry, malformed
-from worker.database import connections, rejections
-from worker.database.models import Connection, Receipt, Rejection, User
+from tests.entries import CATALOG, PUBLISHED, entry, malformed, read
+from worker.database import connections, rejections, schema
+from worker.database.models import Connection, Erased, Receipt, Rejection
 from worker.database.rejections import Filter
 from worker.errors import NotFound, Refused, Resolved
+from worker.events.users import User
 from worker.ingest.expiry import Expiry
 from worker.ingest.messages import Entry
-from worker.ingest.transaction import Erased, Transaction, claimed_user, content_of
+from worker.ingest.transaction import Removed, Transaction
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ class Store:
     def transaction(self, apply: Callable[[Transaction], T], *, now: int = NOW, epoch: int = 7) -> T:
         """What `apply` returns, committed."""
         with self.connection.atomic("IMMEDIATE"):
-            return apply(Transaction(self.connection, epoch, now))
+            return apply(Transaction(self.connection, CATALOG, epoch, now))
 
     def handle(self, *make: Callable[[], Entry], now: int = NOW) -> list[str]:
         """Handle messages in one transaction."""
@@ -97,7 +98,7 @@ def test_a_retry_after_the_cause_is_gone_has_its_effect(store: Store) -> None:
     receipt = next(row for row in store.rows(Receipt) if row["message_id"] == "m2")
     assert receipt == {
         "message_id": "m2",
-        "user_id": 5,
+        "subject": "5",
         "outcome": "created",
         "publish_time": PUBLISHED,
         "processed_at": NOW + 1,
@@ -124,7 +125,7 @@ def test_a_retry_never_overwrites_a_row(store: Store) -> None:
     assert store.transaction(lambda transaction: transaction.retry("m2")) == "conflict"
     assert store.rows(User) == before
     (kept,) = store.rows(Rejection)
-    assert (kept["resolved_at"], kept["detail"]) == (None, "this user is stored with another email_address and settings")
+    assert (kept["resolved_at"], kept["detail"]) == (None, "users has this user_id with another email_address and settings")
     assert '"settings":"newer"' in kept["stored"]
 
 
@@ -149,11 +150,11 @@ def test_a_retry_after_its_receipt_has_expired_makes_a_new_one(store: Store) -> 
 def test_a_retry_that_turns_out_to_be_about_an_erased_user_keeps_nothing(store: Store) -> None:
     """A mended worker can read what it could not when the user was erased."""
     store.handle(lambda: malformed("m1"))
-    store.transaction(lambda transaction: transaction.erase(5))
+    store.transaction(lambda transaction: transaction.erase("5"))
     Rejection.update(data=b'{"user_id":5,"email_address":"a"}').execute(store.connection)  # as if that were readable now
     assert store.transaction(lambda transaction: transaction.retry("m1")) == "erased"
     assert store.rows(Rejection) == []
-    assert [(row["outcome"], row["user_id"]) for row in store.rows(Receipt)] == [("erased", None)]
+    assert [(row["outcome"], row["subject"]) for row in store.rows(Receipt)] == [("erased", None)]
 
 
 def test_a_discarded_message_stays_without_effect(store: Store) -> None:
@@ -176,29 +177,28 @@ def test_what_was_not_rejected_cannot_be_resolved(store: Store, verb: str) -> No
         store.transaction(lambda transaction: getattr(transaction, verb)("m1"))
 
 
-def test_erasing_leaves_a_tombstone_and_nothing_of_the_user(store: Store) -> None:
-    """Row, rejections and the receipts' user go; message ids stay, and nothing brings the user back (INV-3)."""
+def test_erasing_leaves_the_subject_and_nothing_else(store: Store) -> None:
+    """Row, rejections and the receipts' subject go; message ids stay, and nothing brings the user back (INV-3)."""
     store.handle(lambda: entry(5, "m1", email="a"), conflicting(), lambda: entry(6, "m3"), lambda: malformed("m4"))
-    assert store.transaction(lambda transaction: transaction.erase(5)) == Erased(True, 2, 1)
-    assert store.rows(User)[0] == {
-        "user_id": 5,
-        "email_address": None,
-        "created_at": None,
-        "deleted": 1,
-        "settings": None,
-    }
-    assert {row["message_id"]: row["user_id"] for row in store.rows(Receipt)} == {
+    assert store.transaction(lambda transaction: transaction.erase("5")) == Removed(
+        existed=True, rows=1, receipts=2, rejections=1
+    )
+    assert [row["user_id"] for row in store.rows(User)] == [6]
+    assert store.rows(Erased) == [{"subject": "5", "erased_at": NOW}]
+    assert {row["message_id"]: row["subject"] for row in store.rows(Receipt)} == {
         "m1": None,
         "m2": None,
-        "m3": 6,
+        "m3": "6",
         "m4": None,
     }
     assert [row["message_id"] for row in store.rows(Rejection)] == ["m4"]
     before = store.rows(User)
     assert store.handle(lambda: entry(5, "m1", email="a"), lambda: entry(5, "m9", email="new")) == ["duplicate", "erased"]
     assert store.rows(User) == before
-    assert next(row for row in store.rows(Receipt) if row["message_id"] == "m9")["user_id"] is None
-    assert store.transaction(lambda transaction: transaction.erase(5)) == Erased(False, 0, 0)
+    assert next(row for row in store.rows(Receipt) if row["message_id"] == "m9")["subject"] is None
+    assert store.transaction(lambda transaction: transaction.erase("5")) == Removed(
+        existed=False, rows=0, receipts=0, rejections=0
+    )
 
 
 def test_an_erased_user_is_overwritten(store: Store) -> None:
@@ -211,7 +211,7 @@ def test_an_erased_user_is_overwritten(store: Store) -> None:
     store.connection.execute_sql(checkpoint)  # type: ignore[no-untyped-call]
     assert file.read_bytes().count(secret.encode()) >= 2
     assert secret.upper().encode() in file.read_bytes()
-    store.transaction(lambda transaction: transaction.erase(5))
+    store.transaction(lambda transaction: transaction.erase("5"))
     store.connection.execute_sql(checkpoint)  # type: ignore[no-untyped-call]
     assert secret.encode() not in file.read_bytes().lower()
 
@@ -229,25 +229,25 @@ def test_an_erased_user_is_overwritten(store: Store) -> None:
 )
 def test_a_malformed_message_about_an_erased_user_is_not_kept(store: Store, data: bytes, outcome: str) -> None:
     """A replay may bring it again: what names the user as far as it can be read leaves nothing but its id."""
-    store.transaction(lambda transaction: transaction.erase(5))
+    store.transaction(lambda transaction: transaction.erase("5"))
 
     def replayed() -> Entry:
         made = malformed("m2")
         delivery = msgspec.structs.replace(made.delivery, data=data)
-        return replace(made, delivery=delivery, content=content_of(data, {}))
+        return replace(made, delivery=delivery, content=read(data))
 
     assert store.handle(replayed) == [outcome]
     assert len(store.rows(Rejection)) == (outcome == "rejected")
 
 
 @pytest.mark.parametrize(
-    ("data", "user"),
+    ("data", "subject"),
     [
-        (b'{"user_id":5}', 5),
-        (b'{"user_id":6,"user_id":5,"settings":7}', 5),
-        (b'{"settings":7,"user_id":"9223372036854775807"}', 2**63 - 1),
-        (b'{"user_id":"' + b"\\u0035" * 19 + b'"}', int("5" * 19)),
-        (b'{"user_id":"' + b"0" * 18 + b'5"}', 5),
+        (b'{"user_id":5}', "5"),
+        (b'{"user_id":6,"user_id":5,"settings":7}', "5"),
+        (b'{"settings":7,"user_id":"9223372036854775807"}', str(2**63 - 1)),
+        (b'{"user_id":"' + b"\\u0035" * 19 + b'"}', "5" * 19),
+        (b'{"user_id":"' + b"0" * 18 + b'5"}', "5"),
         (b'{"user_id":"' + b"5" * 20 + b'"}', None),
         (b'{"user_id":9223372036854775808}', None),
         (b'{"user_id":true}', None),
@@ -260,9 +260,9 @@ def test_a_malformed_message_about_an_erased_user_is_not_kept(store: Store, data
         (b"", None),
     ],
 )
-def test_whom_a_message_tries_to_be_about(data: bytes, user: int | None) -> None:
+def test_whom_a_message_tries_to_be_about(data: bytes, subject: str | None) -> None:
     """As a number or as text; the last one counts, as in the format."""
-    assert claimed_user(data) == user
+    assert CATALOG.claimed_subject(data) == subject
 
 
 @pytest.mark.parametrize("opening", [b'{"user_id":"x","newer":[', b"["])
@@ -271,7 +271,7 @@ def test_a_bad_message_is_not_built_in_memory(opening: bytes) -> None:
     data = opening + b"[]," * 3_300_000 + (b"[]]}" if opening[:1] == b"{" else b"[]]")
     tracemalloc.start()
     try:
-        assert content_of(data, {}).reason in ("wrong_type", "not_an_object")  # type: ignore[union-attr]
+        assert read(data).reason in ("wrong_type", "not_an_object")  # type: ignore[union-attr]
         assert tracemalloc.get_traced_memory()[1] < 2 * len(data)
     finally:
         tracemalloc.stop()
@@ -280,29 +280,31 @@ def test_a_bad_message_is_not_built_in_memory(opening: bytes) -> None:
 def test_many_users_are_erased_in_one_pass(store: Store) -> None:
     """More than fit into one statement; those that are erased already are left alone."""
     store.handle(*[lambda number=number: entry(number, f"m{number}") for number in range(1, 1201)])
-    store.transaction(lambda transaction: transaction.erase(7))
-    wanted = list(range(1, 1201, 2))
+    store.transaction(lambda transaction: transaction.erase("7"))
+    wanted = [str(number) for number in range(1, 1201, 2)]
     assert store.transaction(lambda transaction: transaction.not_erased(wanted)) == [
-        number for number in wanted if number != 7
+        subject for subject in wanted if subject != "7"
     ]
-    assert store.transaction(lambda transaction: transaction.erase_all(wanted)) == (599, 0)
-    assert {row["user_id"] for row in store.rows(User) if row["deleted"]} == set(wanted)
-    assert len(store.rows(User)) == 1200
+    assert store.transaction(lambda transaction: transaction.erase_all(wanted)) == Removed(True, 599, 599, 0)
+    assert {row["user_id"] for row in store.rows(User)} == set(range(2, 1201, 2))
+    assert {row["subject"] for row in store.rows(Erased)} == {"7", *wanted}
 
 
-def test_a_row_that_is_only_marked_as_deleted_is_no_tombstone(store: Store) -> None:
+def test_a_row_that_is_only_marked_as_deleted_is_not_erased(store: Store) -> None:
     """The service this one replaces may have marked rows so: an older state must still be erased."""
     store.handle(lambda: entry(5, "m1", email="a"), lambda: entry(6, "m2"))
     User.update(deleted=1).execute(store.connection)
-    assert store.transaction(lambda transaction: transaction.not_erased([5, 6, 7])) == [5, 6, 7]
-    store.transaction(lambda transaction: transaction.erase_all([5]))
-    assert store.transaction(lambda transaction: transaction.not_erased([5, 6, 7])) == [6, 7]
-    assert store.rows(User)[0]["email_address"] is None
+    assert store.transaction(lambda transaction: transaction.not_erased(["5", "6", "7"])) == ["5", "6", "7"]
+    store.transaction(lambda transaction: transaction.erase_all(["5"]))
+    assert store.transaction(lambda transaction: transaction.not_erased(["5", "6", "7"])) == ["6", "7"]
+    assert [row["user_id"] for row in store.rows(User)] == [6]
 
 
 def test_a_user_who_was_never_there_can_be_erased(store: Store) -> None:
-    """A replay may still bring them: the tombstone is there first."""
-    assert store.transaction(lambda transaction: transaction.erase(5)) == Erased(False, 0, 0)
+    """A replay may still bring them: the subject is remembered first."""
+    assert store.transaction(lambda transaction: transaction.erase("5")) == Removed(
+        existed=False, rows=0, receipts=0, rejections=0
+    )
     assert store.handle(lambda: entry(5, "m1")) == ["erased"]
 
 
@@ -316,7 +318,7 @@ def test_rejections_that_try_to_name_the_user_are_erased(store: Store) -> None:
 
     said = {"m1": b'{"user_id":"5"}', "m2": b'{"user_id":5,"settings":1}', "m3": b'{"user_id":6}', "m4": b"[5]", "m5": b"5"}
     store.handle(*[saying(message_id, data) for message_id, data in said.items()])
-    assert store.transaction(lambda transaction: transaction.erase(5)).rejections == 2
+    assert store.transaction(lambda transaction: transaction.erase("5")).rejections == 2
     assert sorted(row["message_id"] for row in store.rows(Rejection)) == ["m3", "m4", "m5"]
 
 
@@ -354,7 +356,7 @@ def test_a_page_has_no_data_and_one_has_all(store: Store) -> None:
     assert listed == {
         "message_id": "m2",
         "reason": "conflict",
-        "detail": "this user is stored with another email_address",
+        "detail": "users has this user_id with another email_address",
         "publish_time": "2023-11-14T22:13:20.000Z",
         "received_at": "2023-11-14T22:15:00.000Z",
         "delivery_attempt": None,

@@ -12,11 +12,11 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from tests.entries import PUBLISHED, entry, malformed
+from tests.entries import CATALOG, PUBLISHED, entry, malformed
 from tests.fakes import Clock, MemoryStore
 from tests.unit.ingest.http.test_app import Site, Table
 from tests.unit.ingest.http.test_operator_api import ANN, verified
-from worker.database import connections, counts
+from worker.database import connections, counts, schema
 from worker.database.counts import Counts, ServiceCounts
 from worker.errors import (
     NotInReplica,
@@ -40,12 +40,14 @@ from worker.replica.drill_record import RECORD, Copy, Drill, Verdict, judge
 from worker.replica.layout import path_of
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
-BASE = ServiceCounts(epoch=1, users=10, erased=0, receipts=12, rejections=2, last_message="m12", last_message_at=NOW)
+BASE = ServiceCounts(
+    epoch=1, rows={"users": 10}, erased=0, receipts=12, rejections=2, last_message="m12", last_message_at=NOW
+)
 
 
 def rows(users: int = 10, receipts: int = 12, *, erased: int = 0, rejections: int = 2) -> ServiceCounts:
     """Counts like `BASE`."""
-    return msgspec.structs.replace(BASE, users=users, erased=erased, receipts=receipts, rejections=rejections)
+    return msgspec.structs.replace(BASE, rows={"users": users}, erased=erased, receipts=receipts, rejections=rejections)
 
 
 def a_copy(found: Counts = BASE, *, generation: str = path_of(1), time: datetime = NOW) -> Copy:
@@ -63,9 +65,9 @@ def test_what_lies_between_the_service_before_and_after_is_proved(found: Counts)
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        (rows(users=9), "it has 9 users, and the service had confirmed 10"),
+        (rows(users=9), "it has 9 rows of users, and the service had confirmed 10"),
         (rows(receipts=11), "it has 11 receipts, and the service had confirmed 12"),
-        (rows(users=13), "it has 13 users, and the service only 12"),
+        (rows(users=13), "it has 13 rows of users, and the service only 12"),
         (rows(receipts=16), "it has 16 receipts, and the service only 15"),
     ],
 )
@@ -76,11 +78,19 @@ def test_less_than_was_confirmed_or_more_than_there_is_has_failed(found: Counts,
 
 
 def test_an_erasure_in_between_is_no_finding() -> None:
-    """The restore leaves an empty row of its own, and rejections go: neither is loss, and neither hides one."""
-    after = rows(rejections=0)
-    assert judge(rows(), a_copy(rows(users=11, erased=1, rejections=1)), after, has_last_message=True)[0] == "proved"
-    assert judge(rows(), a_copy(rows(users=12, erased=1)), after, has_last_message=True)[0] == "failed"
-    assert judge(rows(), a_copy(rows(users=9, erased=9)), after, has_last_message=True)[0] == "failed"
+    """Rows and rejections of the erased go, maybe in the restore first: neither is loss."""
+    after = rows(users=9, erased=1, rejections=0)
+    for found in (rows(), rows(users=9, erased=1, rejections=1)):
+        assert judge(rows(), a_copy(found), after, has_last_message=True)[0] == "proved"
+    assert judge(rows(), a_copy(rows(users=9, erased=1)), rows(), has_last_message=True)[0] == "proved"
+
+
+def test_an_erasure_hides_no_finding() -> None:
+    """An erased subject that came back is one; and rows are held against each count that has as many erased subjects."""
+    verdict, reason = judge(rows(erased=2), a_copy(rows(erased=1)), rows(erased=2), has_last_message=True)
+    assert (verdict, "it has 1 erased, and the service had confirmed 2" in reason) == ("failed", True)
+    assert judge(rows(), a_copy(rows(users=9)), rows(erased=1), has_last_message=True)[0] == "failed"
+    assert judge(rows(), a_copy(rows(users=11, erased=1)), rows(erased=1), has_last_message=True)[0] == "failed"
 
 
 def test_the_last_message_must_be_there_even_where_the_counts_agree() -> None:
@@ -114,17 +124,17 @@ def filled(path: Path, *, messages: int = 3) -> None:
 
 
 def test_counts_are_of_what_cannot_expire(tmp_path: Path) -> None:
-    """All users; receipts, rejections and the last message only since the given time, which is included."""
+    """All rows; receipts, rejections and the last message only since the given time, which is included."""
     filled(tmp_path / "users.db")
     reader = connections.Reader(tmp_path / "users.db", busy_timeout_seconds=5)
 
     def since(milliseconds: int) -> tuple[Any, ...]:
-        return msgspec.structs.astuple(reader.read(lambda connection: counts.count(connection, milliseconds)))
+        return msgspec.structs.astuple(reader.read(lambda connection: counts.count(connection, CATALOG, milliseconds)))
 
     last = datetime.fromtimestamp((PUBLISHED + 3000) / 1000, UTC)
-    assert since(0) == since(PUBLISHED) == (3, 0, 4, 1, "m3", last)
-    assert since(PUBLISHED + 2000) == (3, 0, 2, 0, "m3", last)
-    assert since(PUBLISHED + 3001) == (3, 0, 0, 0, None, None)
+    assert since(0) == since(PUBLISHED) == ({"users": 3}, 0, 4, 1, "m3", last)
+    assert since(PUBLISHED + 2000) == ({"users": 3}, 0, 2, 0, "m3", last)
+    assert since(PUBLISHED + 3001) == ({"users": 3}, 0, 0, 0, None, None)
     assert reader.read(lambda connection: counts.has_receipt(connection, "m1"))
     assert not reader.read(lambda connection: counts.has_receipt(connection, "m4"))
 
@@ -170,7 +180,7 @@ class World:
         record = Record(state="held", holder="h", revision="r", epoch=self.epoch, live=path)
         self.store.put(lease_record.RECORD, lease_record.encode(record))
 
-    async def restore(self, _: Any, __: Any, output: Path, **___: Any) -> Any:
+    async def restore(self, _: Any, __: Any, ___: Any, output: Path, **____: Any) -> Any:
         """See `worker.operations.restore.restore`."""
         self.restores += 1
         live = (await lease_record.look(self.store, timeout=1))[0].live
@@ -185,6 +195,7 @@ class World:
         """The result; whatever it is, scratch is empty again."""
         driller = Driller(
             store=cast("Any", self.store),
+            catalog=CATALOG,
             service=cast(
                 "CountedService", Answers(self.answers or [confirmed()], lambda: self.epoch + self.another_service)
             ),
@@ -211,7 +222,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 def confirmed(users: int = 3, last: str | None = None) -> Counts:
     """What the service says."""
-    return Counts(users=users, erased=0, receipts=0, rejections=0, last_message=last, last_message_at=None)
+    return Counts(rows={"users": users}, erased=0, receipts=0, rejections=0, last_message=last, last_message_at=None)
 
 
 def test_a_drill_says_what_it_restored_and_how_old_it_is(world: World) -> None:
@@ -327,8 +338,8 @@ class Confirming:
         if self.answer is not None:
             change.done.set_exception(self.answer)
             return
-        Transaction(self.connection, 1, PUBLISHED).handle([entry(99, "late")])
-        change.done.set_result(change.apply(Transaction(self.connection, 1, PUBLISHED)))
+        Transaction(self.connection, CATALOG, 1, PUBLISHED).handle([entry(99, "late")])
+        change.done.set_result(change.apply(Transaction(self.connection, CATALOG, 1, PUBLISHED)))
 
 
 @pytest.fixture
@@ -344,15 +355,15 @@ def test_the_service_counts_first_and_confirms_then(site: Site) -> None:
     """What is answered was committed before the confirmation that the answer waits for; nothing later is in it."""
     found = site.ask("GET", "/counts", params={"since": "2023-11-14T22:13:21Z"}).json()
     assert cast("Confirming", site.writer).changes == 1
-    assert {name: found[name] for name in ("epoch", "users", "erased", "receipts", "rejections", "last_message")} == {
+    assert {name: found[name] for name in ("epoch", "rows", "erased", "receipts", "rejections", "last_message")} == {
         "epoch": 1,
-        "users": 3,
+        "rows": {"users": 3},
         "erased": 0,
         "receipts": 3,
         "rejections": 0,
         "last_message": "m3",
     }
-    assert site.ask("GET", "/counts").json()["users"] == 4
+    assert site.ask("GET", "/counts").json()["rows"] == {"users": 4}
 
 
 def test_counts_that_are_not_confirmed_are_not_told(site: Site) -> None:

@@ -28,7 +28,7 @@ def plan(*messages: str) -> Plan:
         txid=1,
         time=NOW,
         bytes=1,
-        users=1,
+        rows={"users": 1},
         receipts=1,
         rejections=0,
         open_rejections=0,

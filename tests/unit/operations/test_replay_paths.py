@@ -8,10 +8,10 @@ import httpx
 import pytest
 
 from publisher import message
-from tests.entries import PUBLISHED, entry, malformed
+from tests.entries import CATALOG, PUBLISHED, entry, malformed
 from tests.unit.ingest.http.test_app import Site, Table
 from tests.unit.ingest.http.test_operator_api import ANN, PUSHER, bearer, verified
-from worker.database import connections
+from worker.database import connections, schema
 from worker.errors import Refused
 from worker.ingest.http import app
 from worker.ingest.http.delivery_counts import Tally
@@ -53,7 +53,7 @@ def test_outcomes_count_what_is_acknowledged() -> None:
 
     async def run() -> tuple[list[int], Any, Any]:
         site.intake.serve(site.writer)  # type: ignore[arg-type]  # a stand-in
-        service = app.Service(site.intake, site.users, site.access, site.eraser, tally=tally)
+        service = app.Service(site.intake, CATALOG, site.users, site.access, site.eraser, tally=tally)
         transport = httpx.ASGITransport(app.build(service))
         async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
             statuses = [await ask(client, "01", "created")]

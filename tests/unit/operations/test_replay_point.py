@@ -38,7 +38,7 @@ def wanted(epoch: int, txid: int) -> Restored:
         txid=txid,
         time=NOW,
         bytes=1,
-        users=1,
+        rows={"users": 1},
         receipts=1,
         rejections=0,
         open_rejections=0,

@@ -10,10 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from publisher.message import MAX_DATA_BYTES, UserCreated
+from publisher.message import Message
 from publisher.records import JsonLines, Lines
+from tests.entries import CATALOG
 from worker.cli.rejections import _text
 from worker.errors import ServiceUnreachable
+from worker.events.declaration import MAX_DATA_BYTES
+from worker.events.users import USER_CREATED, UserCreated
 from worker.operations.service_client import Service, line
 
 
@@ -30,10 +33,10 @@ def kept(data: bytes, stored: Mapping[str, Any] | None = None) -> dict[str, Any]
     }
 
 
-def loaded(written: bytes) -> Any:
+def loaded(written: bytes) -> object:
     """What the publisher makes of a line."""
-    (record,) = JsonLines(Lines(io.BytesIO(written)))
-    return record.content
+    (record,) = JsonLines(Lines(io.BytesIO(written)), USER_CREATED, CATALOG)
+    return record.content.content if isinstance(record.content, Message) else record.content
 
 
 @pytest.mark.parametrize("message_id", [".", "..", "...", "a/b", "a/../b", "%2E", "?#&", "a b", "é"])

@@ -27,12 +27,13 @@ from publisher.errors import (
     UnreachableError,
     UsageError,
 )
+from publisher.message import Message
 from publisher.settings import GatewayLimits
 from publisher.sink import OpenFutures, settle
 from publisher.telemetry import RateLimitedLog
-from tests.entries import turns, until
+from tests.entries import CATALOG, turns, until
 from tests.fakes import Clock
-from worker.events.users import UserCreated
+from worker.events.users import USER_CREATED, UserCreated
 
 LIMITS = GatewayLimits(
     body_max_bytes=2000, body_seconds=5.0, answer_seconds=5.0, in_flight=3, in_flight_bytes=5000, drain_seconds=5.0
@@ -49,7 +50,7 @@ class FakeSink:
     """Settles each message with `outcome`; None leaves it open until `answer_all`. A cleared `gate` blocks publishing."""
 
     outcome: Outcome = "m1"
-    users: list[UserCreated] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
     gate: threading.Event = field(default_factory=threading.Event)
     futures: list[Future[str]] = field(default_factory=list)
@@ -60,11 +61,11 @@ class FakeSink:
         self.gate.set()
         self._open = OpenFutures()
 
-    def publish(self, user: UserCreated) -> Future[str]:
+    def publish(self, message: Message) -> Future[str]:
         """See `Sink.publish`."""
         assert self.gate.wait(30)
         self.threads.add(threading.get_ident())
-        self.users.append(user)
+        self.messages.append(message)
         future = self._open.new()
         if self.outcome is not None:
             settle(future, self.outcome)
@@ -96,7 +97,7 @@ class Site:
 
     def __post_init__(self) -> None:
         self.messages = AsyncSink(self.sink, self.limits)
-        self.app = gateway.build(gateway.Gateway(self.messages, self.limits))
+        self.app = gateway.build(gateway.Gateway(self.messages, self.limits, CATALOG))
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://gateway")
 
@@ -151,7 +152,8 @@ def test_an_accepted_user_is_202_with_its_message_id() -> None:
     sink = FakeSink(outcome="m77")
     answer = post_once(b'{"user_id":5,"email_address":"a@example.com","settings":"x","created_at":7,"more":1}', sink)
     assert (answer.status_code, answer.json()) == (202, {"message_id": "m77"})
-    assert sink.users == [UserCreated(user_id=5, email_address="a@example.com", settings="x", created_at=7)]
+    user = UserCreated(user_id=5, email_address="a@example.com", settings="x", created_at=7)
+    assert sink.messages == [Message(USER_CREATED, user)]
 
 
 def test_an_accepted_user_leaves_no_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -214,7 +216,7 @@ def test_a_bad_body_is_refused_by_its_field(
     assert (named or "data") in answer.json()["error"]
     assert answer.json()["error"] in caplog.text
     assert SECRET not in answer.text + caplog.text
-    assert sink.users == []
+    assert sink.messages == []
 
 
 def test_a_body_that_says_it_is_too_large_is_not_read() -> None:
@@ -376,7 +378,7 @@ def test_more_than_the_limit_in_flight_is_503() -> None:
             "error": "3 messages are in flight, which is the limit; send this again",
             "reason": "busy",
         }
-        assert len(site.sink.users) == LIMITS.in_flight
+        assert len(site.sink.messages) == LIMITS.in_flight
         site.sink.answer_all()
         assert [(await each).status_code for each in waiting] == [202] * LIMITS.in_flight
         site.sink.outcome = "m2"
@@ -454,7 +456,7 @@ def test_a_sender_that_hangs_up_early_publishes_nothing() -> None:
             "http_version": "1.1",
         }
         await site.app(scope, receive, send)
-        assert site.sink.users == []
+        assert site.sink.messages == []
         assert (site.messages.in_flight, site.messages.in_flight_bytes) == (0, 0)
 
     on_site(visit)
@@ -557,7 +559,7 @@ def while_running(visit: Callable[[Running], Awaitable[T]], sink: FakeSink, limi
         listener = server.listen("127.0.0.1", 0)
         port = listener.getsockname()[1]
         stop = asyncio.Event()
-        task = asyncio.create_task(server.run(listener, sink, limits, stop))
+        task = asyncio.create_task(server.run(listener, sink, limits, CATALOG, stop))
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client:
             try:
                 return await visit(Running(sink, stop, task, port, client))
@@ -638,7 +640,7 @@ def test_an_offer_of_another_protocol_changes_nothing(apart: bool) -> None:
         writer.write_eof()  # and the client has nothing more to say
         answer = await asyncio.wait_for(reader.read(), 10)
         writer.close()
-        assert [user.user_id for user in running.sink.users] == [5]
+        assert [message.key for message in running.sink.messages] == [{"user_id": 5}]
         return answer
 
     assert while_running(visit, FakeSink()).startswith(b"HTTP/1.1 202 ")
@@ -770,7 +772,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Called:
         return socket.socket()
 
     monkeypatch.setattr(server, "listen", listen)
-    monkeypatch.setattr(server, "main", lambda listener, sink, limits, close: found.append((addresses[-1], limits)))
+    monkeypatch.setattr(server, "main", lambda listener, sink, limits, catalog, close: found.append((addresses[-1], limits)))
     monkeypatch.setattr(telemetry, "configure", lambda level: None)
     return found
 

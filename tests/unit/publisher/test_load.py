@@ -17,13 +17,22 @@ from publisher import cli, load, records
 from publisher.errors import DeliveryError, RefusedError, TopicNotFoundError, UnreachableError, UsageError
 from publisher.interrupt import Interrupt
 from publisher.load import Loader, Summary
-from publisher.message import MAX_DATA_BYTES, MessageError, Reason, UserCreated, encode
+from publisher.message import Message
 from publisher.progress import MAX_PROBLEMS_SHOWN
 from publisher.records import BAD_CSV, LINE_TOO_LONG, CsvRows, JsonLines, Lines, Problem, Record
 from publisher.settings import ENVIRONMENT, topic_path
 from publisher.sink import OpenFutures, settle
+from tests.entries import CATALOG
+from worker.events.declaration import MAX_DATA_BYTES, MessageError, Reason
+from worker.events.users import USER_CREATED, UserCreated
 
 Answer = Callable[[UserCreated], str | DeliveryError | None]
+
+
+def user_in(message: Message) -> UserCreated:
+    """The user that a message creates."""
+    assert isinstance(message.content, UserCreated)
+    return message.content
 
 
 class RecordingSink:
@@ -33,17 +42,22 @@ class RecordingSink:
         self.answer = answer
         self.capacity = capacity
         self.patience = 5.0
-        self.users: list[UserCreated] = []
+        self.messages: list[Message] = []
         self.most_open = 0
         self.closed_after: list[float | None] = []
         self._open = OpenFutures()
 
-    def publish(self, user: UserCreated) -> Future[str]:
-        """Remember the user and answer at once, or never."""
+    @property
+    def users(self) -> list[UserCreated]:
+        """The users of its messages."""
+        return [user_in(message) for message in self.messages]
+
+    def publish(self, message: Message) -> Future[str]:
+        """Remember the message and answer at once, or never."""
         future = self._open.new()
-        self.users.append(user)
+        self.messages.append(message)
         self.most_open = max(self.most_open, len(self._open))
-        outcome = self.answer(user)
+        outcome = self.answer(user_in(message))
         if outcome is not None:
             settle(future, outcome)
         return future
@@ -103,12 +117,12 @@ def run(sink: RecordingSink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
 
 def json_records(data: bytes, limit: int = 1000) -> list[Record]:
     """Return the records of some JSON Lines."""
-    return list(JsonLines(Lines(BytesIO(data), limit)))
+    return list(JsonLines(Lines(BytesIO(data), limit), USER_CREATED, CATALOG))
 
 
 def csv_records(data: bytes, limit: int = 1000) -> list[Record]:
     """Return the records of some CSV."""
-    return list(CsvRows(Lines(BytesIO(data), limit)))
+    return list(CsvRows(Lines(BytesIO(data), limit), USER_CREATED))
 
 
 def only_problem(found: list[Record]) -> tuple[int, str]:
@@ -119,8 +133,8 @@ def only_problem(found: list[Record]) -> tuple[int, str]:
 
 def user_of(record: Record) -> UserCreated:
     """Return the record's user, which must be there."""
-    assert isinstance(record.content, UserCreated), record.content
-    return record.content
+    assert isinstance(record.content, Message), record.content
+    return user_in(record.content)
 
 
 # Reading JSON Lines
@@ -181,7 +195,7 @@ def test_csv_quoted_cell_holds_line_breaks() -> None:
 
 def test_csv_unknown_columns_are_ignored_and_named() -> None:
     """A column that is not of the format is passed over, and the reader tells which."""
-    reader = CsvRows(Lines(BytesIO(b"\xef\xbb\xbfuser_id , email\n1,a\n")))
+    reader = CsvRows(Lines(BytesIO(b"\xef\xbb\xbfuser_id , email\n1,a\n")), USER_CREATED)
     assert [user_of(item) for item in reader] == [UserCreated(user_id=1)]
     assert reader.ignored == ("email",)
 
@@ -190,13 +204,13 @@ def test_csv_unknown_columns_are_ignored_and_named() -> None:
 def test_csv_without_a_header_is_refused(header: bytes) -> None:
     """A CSV whose first line does not name user_id is no input at all."""
     with pytest.raises(UsageError, match="first line must name"):
-        CsvRows(Lines(BytesIO(header)))
+        CsvRows(Lines(BytesIO(header)), USER_CREATED)
 
 
 def test_csv_header_names_each_column_once() -> None:
     """Two columns of one name would leave open which counts."""
     with pytest.raises(UsageError, match="twice"):
-        CsvRows(Lines(BytesIO(b"user_id,user_id\n")))
+        CsvRows(Lines(BytesIO(b"user_id,user_id\n")), USER_CREATED)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +273,7 @@ def test_wrong_quoting_is_bad_csv(row: bytes) -> None:
     assert only_problem(found) == (3, BAD_CSV)
     assert [user_of(item).user_id for item in (found[0], found[2])] == [1, 2]
     with pytest.raises(UsageError, match=r"first line must name|quoting"):
-        CsvRows(Lines(BytesIO(b'user_id, "email_address"\n1,a\n')))
+        CsvRows(Lines(BytesIO(b'user_id, "email_address"\n1,a\n')), USER_CREATED)
 
 
 @pytest.mark.parametrize(
@@ -279,11 +293,11 @@ def test_wrong_quoting_is_bad_csv(row: bytes) -> None:
 )
 def test_the_heads_of_real_tools_are_read(head: bytes) -> None:
     """F8: blank lines, unnamed columns, ignored columns of one name, Excel's `sep=`, semicolons, tabs, several marks."""
-    reader = CsvRows(Lines(BytesIO(head)))
+    reader = CsvRows(Lines(BytesIO(head)), USER_CREATED)
     names = reader._names
     cells = {"user_id": b"7", "email_address": b"a@x.org"}
     row = reader.delimiter.encode().join(cells.get(name, b"z,z" if reader.delimiter != "," else b"z") for name in names)
-    reader = CsvRows(Lines(BytesIO(head + row + b"\r\n")))
+    reader = CsvRows(Lines(BytesIO(head + row + b"\r\n")), USER_CREATED)
     assert [user_of(item) for item in reader] == [UserCreated(user_id=7, email_address="a@x.org")]
 
 
@@ -316,17 +330,17 @@ def test_what_the_bytes_are_is_said(data: bytes, said: str, tmp_path: Path) -> N
         path = tmp_path / name
         path.write_bytes(data)
         with path.open("rb") as stream, pytest.raises(UsageError, match=said):
-            records.open_reader(stream, name, "auto", Lines(stream))
+            records.open_reader(stream, name, "auto", Lines(stream), USER_CREATED, CATALOG)
 
 
 def test_the_limit_is_the_datas_and_not_the_lines() -> None:
     """F9: a line of 12 MB that spells a message of 2 MB; one just within the limit, with blanks; and one over it."""
     escaped = b'{"user_id":1,"settings":"' + b"\\u0041" * 2_000_000 + b'"}\n'
     assert len(escaped) > MAX_DATA_BYTES
-    whole = encode(UserCreated(user_id=2, settings="x" * (MAX_DATA_BYTES - 40)))
+    whole = USER_CREATED.encode(UserCreated(user_id=2, settings="x" * (MAX_DATA_BYTES - 40)))
     assert MAX_DATA_BYTES - 20 < len(whole) <= MAX_DATA_BYTES
     over = b'{"user_id":3,"settings":"' + b"x" * MAX_DATA_BYTES + b'"}\n'
-    found = list(JsonLines(Lines(BytesIO(escaped + whole + b" " * 100 + b"\n" + over))))
+    found = list(JsonLines(Lines(BytesIO(escaped + whole + b" " * 100 + b"\n" + over)), USER_CREATED, CATALOG))
     assert [user_of(item).user_id for item in found[:2]] == [1, 2]
     assert isinstance(found[2].content, records.Problem)
     assert found[2].content.code == Reason.TOO_LARGE
@@ -399,15 +413,15 @@ def test_format_is_recognised_by_content(data: bytes, reader: type, tmp_path: Pa
     path = tmp_path / "input"
     path.write_bytes(data)
     with path.open("rb") as stream:
-        assert isinstance(records.open_reader(stream, "input", "auto", Lines(stream)), reader)
+        assert isinstance(records.open_reader(stream, "input", "auto", Lines(stream), USER_CREATED, CATALOG), reader)
 
 
 def test_format_is_recognised_by_name() -> None:
     """With --format auto, a name that says the format is believed, whatever the first line looks like."""
     stream = BytesIO(b"nonsense\n")
-    assert isinstance(records.open_reader(stream, "users.NDJSON", "auto", Lines(stream)), JsonLines)
+    assert isinstance(records.open_reader(stream, "users.NDJSON", "auto", Lines(stream), USER_CREATED, CATALOG), JsonLines)
     with pytest.raises(UsageError):
-        records.open_reader(BytesIO(b"{}"), "users.csv", "auto", Lines(BytesIO(b"{}")))
+        records.open_reader(BytesIO(b"{}"), "users.csv", "auto", Lines(BytesIO(b"{}")), USER_CREATED, CATALOG)
 
 
 # Loading
@@ -568,8 +582,8 @@ def test_in_flight_is_bounded() -> None:
     held: list[tuple[Future[str], str]] = []
     publish = sink.publish
 
-    def slow(user: UserCreated) -> Future[str]:
-        future = publish(user)
+    def slow(message: Message) -> Future[str]:
+        future = publish(message)
         held.append((future, "m"))
         if len(held) == 3:
             for open_future, answer in held:
@@ -581,7 +595,7 @@ def test_in_flight_is_bounded() -> None:
     sink.publish = slow  # type: ignore[method-assign]  # a sink that answers in threes
     report = SilentReport()
     summary = Loader(sink, report, Interrupt()).run(
-        JsonLines(Lines(BytesIO(b"".join(b'{"user_id":%d}\n' % n for n in range(1, 31)))))
+        JsonLines(Lines(BytesIO(b"".join(b'{"user_id":%d}\n' % n for n in range(1, 31)))), USER_CREATED, CATALOG)
     )
     assert (summary.accepted, sink.most_open) == (30, 3)
 
@@ -590,14 +604,15 @@ def test_a_bug_in_a_sink_is_not_swallowed() -> None:
     """An error that is no DeliveryError is a bug, and surfaces as itself."""
     sink = RecordingSink()
 
-    def broken(user: UserCreated) -> Future[str]:
+    def broken(message: Message) -> Future[str]:
         future: Future[str] = Future()
         future.set_exception(ZeroDivisionError())
         return future
 
     sink.publish = broken  # type: ignore[method-assign]  # the bug
+    lines = JsonLines(Lines(BytesIO(b'{"user_id":1}\n')), USER_CREATED, CATALOG)
     with pytest.raises(ZeroDivisionError):
-        Loader(sink, SilentReport(), Interrupt()).run(JsonLines(Lines(BytesIO(b'{"user_id":1}\n'))))
+        Loader(sink, SilentReport(), Interrupt()).run(lines)
 
 
 # Ctrl-C
@@ -728,7 +743,7 @@ def test_help_names_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
 def test_message_errors_of_a_sink_reject_the_line(run: Run, sink: RecordingSink) -> None:
     """A message that grows too large when encoded is rejected like any other bad line."""
 
-    def too_large(user: UserCreated) -> Future[str]:
+    def too_large(message: Message) -> Future[str]:
         raise MessageError(Reason.TOO_LARGE, "data must be smaller")
 
     sink.publish = too_large  # type: ignore[method-assign]  # only publish can tell

@@ -14,6 +14,7 @@ import publisher.cli
 from publisher import values
 from publisher.command_line import run
 from worker.cli import main
+from worker.events.declaration import MAX_SUBJECT_BYTES
 from worker.events.users import MAX_USER_ID
 
 NASTY = [
@@ -111,9 +112,10 @@ def test_an_id_is_written_in_one_way(text: str) -> None:
 
 
 def test_limits_are_those_of_messages() -> None:
-    """The two numbers are one."""
+    """What is written in two places is one number."""
     assert values.MAX_USER_ID == MAX_USER_ID
     assert values.user_id(str(MAX_USER_ID)) == MAX_USER_ID
+    assert values.SUBJECT_MAX_BYTES == MAX_SUBJECT_BYTES
 
 
 @pytest.mark.parametrize(

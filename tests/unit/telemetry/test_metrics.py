@@ -22,10 +22,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import worker.errors
 from publisher.connections import REFUSALS
-from tests.entries import entry, until
+from tests.entries import CATALOG, entry, until
 from tests.fakes import Clock, MemoryStore, bodies
 from tests.test_docs import rows
-from worker.database import connections, rejections
+from worker.database import connections, rejections, schema
 from worker.database.models import REASONS
 from worker.errors import REFUSED, NotAPush, Refused, RequestError, Unconfirmed
 from worker.ingest.confirmation import Replicator
@@ -573,7 +573,9 @@ def test_the_main_path_tells_once_a_group(tmp_path: Path, doubts: int, hold: flo
         deadline = asyncio.get_running_loop().time() + hold
         async with Replicator(Doubting(doubts), told) as replicator:
             connection = connections.connect(file, busy_timeout_seconds=5)
-            async with Writer(connection, replicator, epoch=1, group_max=10, gather_seconds=0, observer=told) as writer:
+            async with Writer(
+                connection, replicator, CATALOG, epoch=1, group_max=10, gather_seconds=0, observer=told
+            ) as writer:
                 entries = [entry(number, f"m{number}", deadline=deadline) for number in (1, 2, 3)]
                 for each in entries:
                     writer.submit(each)
@@ -596,7 +598,7 @@ def test_the_main_path_tells_once_a_group(tmp_path: Path, doubts: int, hold: flo
 
 async def _get(world: World, method: str, path: str) -> httpx.Response:
     service = app.Service(
-        world.intake, world.tables, Access(), None, 1000, observer=world.metrics, scrape=world.scrape.page  # type: ignore[arg-type]
+        world.intake, CATALOG, world.tables, Access(), None, 1000, observer=world.metrics, scrape=world.scrape.page  # type: ignore[arg-type]
     )  # fmt: skip
     transport = httpx.ASGITransport(app.build(service), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:

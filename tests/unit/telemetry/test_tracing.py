@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -23,10 +23,11 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased,
 import publisher.errors
 import publisher.tracing
 from publisher.async_sink import AsyncSink
+from publisher.message import Message
 from publisher.settings import GatewayLimits
 from tests.entries import entry
 from worker.errors import ConfigError
-from worker.events.users import UserCreated
+from worker.events.users import USER_CREATED, UserCreated
 from worker.ingest.messages import Change, Entry, Group
 from worker.telemetry import tracing
 from worker.telemetry.metrics import Metrics
@@ -367,16 +368,18 @@ def test_the_trace_goes_with_the_message_to_the_publishing_thread() -> None:
     class Looking:
         capacity, patience = 10, 1.0
 
-        def publish(self, user: UserCreated) -> Future[str]:
+        def publish(self, message: Message) -> Future[str]:
             """Look whose child a span would be."""
-            seen[user.user_id] = f"{trace.get_current_span().get_span_context().trace_id:032x}"
+            seen[cast("UserCreated", message.content).user_id] = (
+                f"{trace.get_current_span().get_span_context().trace_id:032x}"
+            )
             accepted: Future[str] = Future()
             accepted.set_result("m")
             return accepted
 
     async def publish(sink: AsyncSink, user_id: int, trace_id: str) -> None:
         with publisher.tracing.continuing({"traceparent": f"00-{trace_id}-{SPAN}-01"}), sink.place() as place:
-            await sink.publish(place, UserCreated(user_id=user_id))
+            await sink.publish(place, Message(USER_CREATED, UserCreated(user_id=user_id)))
 
     async def both() -> None:
         sink = AsyncSink(Looking(), GatewayLimits())  # type: ignore[arg-type]  # it needs no more of a sink

@@ -224,7 +224,7 @@ def _check_size(size: int, limit: int) -> None:
 async def _erase(service: Service, request: Request, text: str) -> Response:
     who = await service.access.operator(request.scope["headers"])
     _check_store(service, request)
-    erased = await service.eraser.erase(_subject(text))
+    erased = await service.eraser.erase(_subject(service.catalog, text))
     log.info("a subject was erased by %s", who, extra={"action": "subject.erased"})
     return JSONResponse(msgspec.structs.asdict(erased))
 
@@ -238,10 +238,10 @@ def _check_store(service: Service, request: Request) -> None:
         )
 
 
-def _subject(text: str) -> str:
-    """The subject that an erasure names: a number as it is written without zeros before it, or a text."""
+def _subject(catalog: Catalog, text: str) -> str:
+    """The subject that an erasure names."""
     try:
-        return values.subject(text)
+        return catalog.subject_named(values.subject(text))
     except values.Wrong as error:
         raise BadQuery(f"the subject {error}") from None
 

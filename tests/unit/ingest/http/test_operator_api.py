@@ -11,9 +11,9 @@ import httpx
 import peewee
 import pytest
 
-from tests.entries import PUBLISHED, malformed
+from tests.entries import CATALOG, PUBLISHED, malformed
 from tests.unit.ingest.http.test_app import Site, Table, wrapped
-from worker.database import connections
+from worker.database import connections, schema
 from worker.errors import Forbidden, NotFound, Refused, RequestError, Unauthenticated
 from worker.ingest.http.access import Access, authorization
 from worker.ingest.messages import Change
@@ -51,7 +51,7 @@ class Changing:
         """See `worker.ingest.writer.Writer.submit`."""
         try:
             with self.connection.atomic():
-                change.done.set_result(change.apply(Transaction(self.connection, 1, PUBLISHED)))
+                change.done.set_result(change.apply(Transaction(self.connection, CATALOG, 1, PUBLISHED)))
         except RequestError as error:
             change.done.set_exception(error)
 
