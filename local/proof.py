@@ -11,9 +11,17 @@ from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from worker.replica.litestream import find_binary
+
+
+class Row(NamedTuple):
+    """A row of another table than users: the table, its key's column, and the key."""
+
+    table: str
+    column: str
+    key: int | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +67,14 @@ def restore(gcs_url: str, url: str, output: Path, *options: str) -> None:
         raise RuntimeError(f"{url} cannot be restored: {done.stderr.strip()}")
 
 
-def prove(gcs_url: str, replica_url: str, acknowledged: Mapping[str, int] | Collection[str]) -> Proof:
+def prove(gcs_url: str, replica_url: str, acknowledged: Mapping[str, int | Row] | Collection[str]) -> Proof:
     """Restore the live generation and look every acknowledged message up in it.
 
     Args:
         gcs_url: Where the bucket is.
         replica_url: gs://BUCKET/PREFIX.
-        acknowledged: Message ids; with the user id of each where it is known, which is then looked up too.
+        acknowledged: Message ids; with the user id, or the other table's row, of each where it is known. That is then looked
+            up too.
     """
     bucket = replica_url.removeprefix("gs://").split("/", 1)[0]
     generation = live_generation(gcs_url, replica_url)
@@ -75,14 +84,27 @@ def prove(gcs_url: str, replica_url: str, acknowledged: Mapping[str, int] | Coll
         with closing(sqlite3.connect(file)) as database:
             receipts = dict(database.execute("SELECT message_id, outcome FROM receipts"))
             users = {row[0] for row in database.execute("SELECT user_id FROM users")}
+            others = _others(database, acknowledged)
             twice = database.execute(
                 "SELECT subject FROM receipts WHERE outcome = 'created' GROUP BY subject HAVING count(*) > 1"
             )
             duplicated = [row[0] for row in twice]
     lost = [message for message in acknowledged if message not in receipts]
     if isinstance(acknowledged, Mapping):
-        lost += [message for message, user in acknowledged.items() if message in receipts and user not in users]
+        there = users | others
+        lost += [message for message, row in acknowledged.items() if message in receipts and row not in there]
     return Proof(len(users), len(receipts), lost, duplicated, generation)
+
+
+def _others(database: sqlite3.Connection, acknowledged: Mapping[str, int | Row] | Collection[str]) -> set[Row]:
+    """The rows of each table that is named, besides users."""
+    rows = acknowledged.values() if isinstance(acknowledged, Mapping) else ()
+    named = {(row.table, row.column) for row in rows if isinstance(row, Row)}
+    return {
+        Row(table, column, key)
+        for table, column in named
+        for (key,) in database.execute(f"SELECT {column} FROM {table}")  # names of our own
+    }
 
 
 def accepted(file: Path) -> dict[str, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from local.gcs_process import FakeGcs
 from local.proof import Proof, prove
 from local.worker_process import WorkerProcess
-from tests.crash.load import ACK_DEADLINE_SECONDS, Load
+from tests.crash.load import ACK_DEADLINE_SECONDS, EVENTS, Load
 
 WAIT_SECONDS = 90.0
 QUICK = {
@@ -52,7 +52,7 @@ class Arena:
         worker = WorkerProcess(
             disk=self.directory / f"{self.load.name}-{name}",
             replica_url=self.replica_url,
-            environment={**self.gcs.environment(), **QUICK, "K_REVISION": name, **settings},
+            environment={**self.gcs.environment(), **QUICK, "EVENTS": EVENTS, "K_REVISION": name, **settings},
             port=0,
             log=self.directory / f"{self.load.name}-{name}.log",
         )

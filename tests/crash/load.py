@@ -1,4 +1,8 @@
-"""Load as a push subscription makes it: many requests in flight, each message sent again until it is acknowledged."""
+"""Load as a push subscription makes it: many requests in flight, each message sent again until it is acknowledged.
+
+Half of the messages are users and half are orders, of the example's module: whatever holds for one table holds for two that
+share groups.
+"""
 
 import asyncio
 import base64
@@ -12,6 +16,10 @@ from datetime import UTC, datetime
 import httpx
 import msgspec
 
+from local.proof import Row
+
+EVENTS = "worker.events.users,examples.orders"
+"""The modules of the two events."""
 IN_FLIGHT = 64
 ACK_DEADLINE_SECONDS = 12
 """When a push is given up without an answer and delivered again, as the subscription would."""
@@ -26,13 +34,13 @@ class Load:
     """Sends messages while running. Only its event loop touches it.
 
     `traffic` maps a worker's URL to its share of the traffic and may change at any time; `acknowledged` maps message id to
-    user id and only grows; `by_url` counts acknowledgements by who gave them.
+    the user id or the order's row, and only grows; `by_url` counts acknowledgements by who gave them.
     """
 
     name: str
     seed: int
     traffic: dict[str, float] = field(default_factory=dict)
-    acknowledged: dict[str, int] = field(default_factory=dict)
+    acknowledged: dict[str, int | Row] = field(default_factory=dict)
     answers: Counter[str] = field(default_factory=Counter)
     by_url: Counter[str] = field(default_factory=Counter)
     last_ack: dict[str, float] = field(default_factory=dict)
@@ -103,7 +111,7 @@ class Load:
 
     def _note(self, url: str, number: int) -> None:
         now = asyncio.get_running_loop().time()
-        self.acknowledged[self._message_id(number)] = number
+        self.acknowledged[self._message_id(number)] = Row("orders", "order_id", _order(number)) if number % 2 else number
         self.by_url[url] += 1
         self.first_ack.setdefault(url, now)
         self.last_ack[url] = now
@@ -114,10 +122,18 @@ class Load:
         return f"{self.name}-{number}"
 
     def _body(self, number: int) -> bytes:
-        data = msgspec.json.encode({"user_id": number, "email_address": f"user{number}@example.com"})
+        if number % 2:
+            name, content = "order.placed", {"order_id": _order(number), "customer_id": number, "total_cents": 100}
+        else:
+            name, content = "user.created", {"user_id": number, "email_address": f"user{number}@example.com"}
         message = {
-            "data": base64.b64encode(data).decode(),
+            "data": base64.b64encode(msgspec.json.encode(content)).decode(),
+            "attributes": {"event_type": name},
             "messageId": self._message_id(number),
             "publishTime": datetime.now(UTC).isoformat(),
         }
         return msgspec.json.encode({"message": message, "subscription": "projects/p/subscriptions/s"})
+
+
+def _order(number: int) -> str:
+    return f"order-{number}"

@@ -14,6 +14,7 @@ from typing import Self
 import httpx
 import pytest
 
+from local.proof import Row
 from local.worker_process import WorkerProcess
 from tests.crash.arena import WAIT_SECONDS, Arena, arena, until
 
@@ -83,11 +84,12 @@ def test_litestream_killed_every_second(tmp_path: Path, cycle: int) -> None:
 
 
 class Readers:
-    """Threads that read acknowledged users' pages while their block runs: the worker's threads use SQLite all the time."""
+    """Threads that read acknowledged rows' pages while their block runs: the worker's threads use SQLite all the time."""
 
-    def __init__(self, worker: WorkerProcess, users: Sequence[int]) -> None:
+    def __init__(self, worker: WorkerProcess, rows: Sequence[int | Row]) -> None:
         self._worker, self._stop = worker, threading.Event()
-        self._threads = [threading.Thread(target=self._read, args=(user,), daemon=True) for user in users]
+        paths = [f"/tables/{row.table}/{row.key}" if isinstance(row, Row) else f"/users/{row}" for row in rows]
+        self._threads = [threading.Thread(target=self._read, args=(path,), daemon=True) for path in paths]
         self.answers: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
@@ -100,11 +102,11 @@ class Readers:
         for thread in self._threads:
             thread.join()
 
-    def _read(self, user: int) -> None:
+    def _read(self, path: str) -> None:
         with httpx.Client(timeout=WAIT_SECONDS, trust_env=False) as client:
             while not self._stop.is_set():
                 try:
-                    answer = str(client.get(f"{self._worker.url}/users/{user}").status_code)
+                    answer = str(client.get(f"{self._worker.url}{path}").status_code)
                 except httpx.TransportError as error:
                     answer = type(error).__name__
                 self.answers[answer] += 1
