@@ -162,7 +162,7 @@ class Bucket:
         return generation
 
     def _pruned_in_part(self, path: str) -> bool:
-            # The same where it is pruned in part and was never sealed: no life begins from it any more.
+        """Whether files of a generation were deleted by age: it is neither the live one nor what that began from."""
         try:
             self.restored(path)
         except RestoreFailed:
