@@ -155,10 +155,10 @@ class Bucket:
             sealed = int(slot[:16], 16)
             # A process that slept since its restore may find that slot's name free again, once the sealed generation
             # was pruned up to its last slot. It seals nothing with it, and can make nothing live.
-            # The same where the generation is pruned in part and was never sealed: no life begins from it any more.
-            if sealed > self.seals.get(path, 0) and not self._pruned_in_part(path):
+            if sealed > self.seals.get(path, 0):
                 self.seals[path] = sealed
-                self.sealed_rows[path] = self.restored(path)
+                if not self._pruned_in_part(path):
+                    self.sealed_rows[path] = self.restored(path)
         return generation
 
     def _pruned_in_part(self, path: str) -> bool:

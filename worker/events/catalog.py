@@ -152,6 +152,17 @@ def unknown_field(event: Event, name: str) -> str:
     return f"field {name} is unknown: {hint}"
 
 
+class _Shape(NamedTuple):
+    """What is looked at of each message of an event: read once, because it is on the main path."""
+
+    columns: int
+    key: str
+    key_at: int
+    key_type: type
+    subject: str | None
+    """The attribute of the content that holds the subject."""
+
+
 class Catalog:
     """Events by name, and their tables.
 
@@ -186,6 +197,7 @@ class Catalog:
         self.tables: dict[str, Table] = {}
         for name in dict.fromkeys(event.table for event in self.events.values()):
             self.tables[name] = self._table(name)
+        self._shapes = {event.name: self._shape(event) for event in self.events.values()}
         self._subjects = sorted({event.subject for event in self.events.values() if event.subject})
         named = {event.subject: event.subject_is_number for event in self.events.values() if event.subject}
         self._numbers: Mapping[str, bool] = named
@@ -274,26 +286,31 @@ class Catalog:
         return None
 
     def _content(self, event: Event, fields: msgspec.Struct, publish_time: int) -> Content:
-        table = self.tables[event.table]
+        shape = self._shapes[event.name]
         try:
             row = tuple(event.row(fields, publish_time))
         except Exception as error:  # an adopter's code: whatever it raises, this message fails alone (INV-6)
             log.exception("the row of a message cannot be made", extra={"action": "message.no_row"})
             detail = f"the row of {event.name} cannot be made: {type(error).__name__}; the log says why"
             raise MessageError(Reason.OUT_OF_RANGE, detail) from None
-        if len(row) != len(table.columns):
-            raise MessageError(Reason.OUT_OF_RANGE, f"{event.name} makes {len(row)} values for {len(table.columns)} columns")
-        key = row[table.key_at]
-        if isinstance(key, str) != table.key_is_text or type(key) not in (int, str):
-            kind = "a text" if table.key_is_text else "an integer"
-            raise MessageError(Reason.WRONG_TYPE, f"{table.key} must be {kind}", table.key)
-        if isinstance(key, str) and not 0 < len(key.encode()) <= MAX_KEY_BYTES:
-            raise MessageError(Reason.OUT_OF_RANGE, f"{table.key} must have 1 to {MAX_KEY_BYTES} bytes", table.key)
-        subject = None if event.subject is None else event.value(fields, event.subject)
-        if isinstance(subject, str) and not 0 < len(subject.encode()) <= MAX_SUBJECT_BYTES:
-            text = f"{event.subject} must have 1 to {MAX_SUBJECT_BYTES} bytes"
-            raise MessageError(Reason.OUT_OF_RANGE, text, event.subject)
-        return Content(event, fields, row, key, None if subject is None else str(subject))
+        if len(row) != shape.columns:
+            raise MessageError(Reason.OUT_OF_RANGE, f"{event.name} makes {len(row)} values for {shape.columns} columns")
+        key = row[shape.key_at]
+        subject = None if shape.subject is None else getattr(fields, shape.subject)
+        if type(key) is not shape.key_type:
+            kind = "a text" if shape.key_type is str else "an integer"
+            raise MessageError(Reason.WRONG_TYPE, f"{shape.key} must be {kind}", shape.key)
+        if shape.key_type is str:
+            _check_bytes(shape.key, key, MAX_KEY_BYTES)
+        if subject is None or type(subject) is int:
+            return Content(event, fields, row, key, None if subject is None else str(subject))
+        _check_bytes(event.subject or "", str(subject), MAX_SUBJECT_BYTES)
+        return Content(event, fields, row, key, str(subject))
+
+    def _shape(self, event: Event) -> _Shape:
+        table = self.tables[event.table]
+        subject = None if event.subject is None else event.attributes[event.subject]
+        return _Shape(len(table.columns), table.key, table.key_at, str if table.key_is_text else int, subject)
 
     def _table(self, name: str) -> Table:
         events = [event for event in self.events.values() if event.table == name]
@@ -316,6 +333,11 @@ class Catalog:
         if len(versions) > 1:
             raise EventError(f"{self.modules[first.name]}: the events of table {name} must be ordered by one version")
         return Table(name, first.model, events)
+
+
+def _check_bytes(name: str, text: str, most: int) -> None:
+    if not 0 < len(text.encode()) <= most:
+        raise MessageError(Reason.OUT_OF_RANGE, f"{name} must have 1 to {most} bytes", name)
 
 
 def _claim(name: str) -> type[msgspec.Struct]:

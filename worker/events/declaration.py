@@ -195,7 +195,7 @@ class Event:
 
     def value(self, content: msgspec.Struct, name: str) -> Any:
         """The value of a field, by its name in `data`; None if there is no such field."""
-        return getattr(content, self._attributes[name]) if name in self._attributes else None
+        return getattr(content, self.attributes[name]) if name in self.attributes else None
 
     def decode(self, data: bytes, *, limit: int = MAX_DATA_BYTES) -> msgspec.Struct:
         """Read a message's `data`; `limit` is the largest, in bytes.
@@ -271,7 +271,8 @@ class Event:
         return ()
 
     @functools.cached_property
-    def _attributes(self) -> Mapping[str, str]:
+    def attributes(self) -> Mapping[str, str]:
+        """The attribute of the content that holds each field, by the field's name in `data`."""
         return {each.encode_name: each.name for each in _fields(self.content)}
 
     @functools.cached_property
