@@ -28,6 +28,7 @@ from publisher.message import UserCreated
 from worker.config import Settings
 from worker.database import connections
 from worker.database.models import Receipt, User, columns
+from worker.database.sqlite import SqliteEngine
 from worker.ingest.messages import Delivery, Entry, Group, Outcome
 from worker.ingest.writer import Writer
 
@@ -89,7 +90,7 @@ async def _ours(file: Path, messages: int) -> float:
     ]
     connection = connections.connect(file, busy_timeout_seconds=_SETTINGS.busy_timeout_seconds)
     group_max, gather = _SETTINGS.group_max_messages, _SETTINGS.group_gather_seconds
-    async with Writer(connection, _Confirmed(), epoch=1, group_max=group_max, gather_seconds=gather) as writer:
+    async with Writer(SqliteEngine(connection), _Confirmed(), epoch=1, group_max=group_max, gather_seconds=gather) as writer:
         running = asyncio.create_task(writer.run())
         began = time.monotonic()
         for entry in entries:

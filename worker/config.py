@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
 
 from publisher import values
 from worker.errors import ConfigError
@@ -55,6 +56,34 @@ def store_place(url: str) -> tuple[str, str]:
     return found[1], found[2]
 
 
+def database_address(text: str) -> str:
+    """The address of a PostgreSQL database, as DATABASE_URL gives it.
+
+    Raises:
+        Wrong: It is none, or names no database.
+    """
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise values.Wrong(f"must be postgresql://USER@HOST/DATABASE ({error})") from None
+    if parts.scheme not in ("postgresql", "postgres") or not parts.path.strip("/") or any(map(str.isspace, text)):
+        raise values.Wrong("must be postgresql://USER@HOST/DATABASE")
+    return text
+
+
+def without_secrets(address: str) -> str:
+    """The address of a database as it may be shown: no user, password or options but the host of a socket's folder."""
+    parts = urlsplit(address)
+    options = dict(parse_qsl(parts.query))
+    hosts = parts.netloc.rpartition("@")[2] or options.get("host", "")
+    return f"postgresql://{hosts}{'' if parts.netloc else ':' if hosts else ''}/{parts.path.strip('/')}"
+
+
+def store_name(replica_url: str, database_url: str) -> str:
+    """See `Settings.store_name`."""
+    return f"postgresql:///{urlsplit(database_url).path.strip('/')}" if database_url else replica_url.rstrip("/")
+
+
 def database_file(text: str) -> Path:
     """The path of the working copy.
 
@@ -77,6 +106,9 @@ def database_file(text: str) -> Path:
 
 _TEXTS: Final[Mapping[str, Callable[[str], Any]]] = {
     "REPLICA_URL": store_place,
+    "DATABASE_URL": database_address,
+    "DATABASE_PASSWORD_FILE": lambda text: str(values.path(text)),
+    "ERASED_URL": store_place,
     "DATABASE_PATH": database_file,
     "LITESTREAM_CONFIG": values.path,
     "LITESTREAM_BIN": lambda text: str(values.path(text)),
@@ -99,7 +131,23 @@ def _setting(name: str, default: Any, about: str, *, low: float | None = None, h
 class Settings:
     """Everything the worker can be told. Built by `load`; a test may build it directly."""
 
-    replica_url: str = _setting("REPLICA_URL", "", "where the data lives: gs://BUCKET/PREFIX; required")
+    replica_url: str = _setting("REPLICA_URL", "", "where the data lives: gs://BUCKET/PREFIX; this or DATABASE_URL")
+    database_url: str = _setting(
+        "DATABASE_URL", "", "the data lives in PostgreSQL instead, for many writers: postgresql://USER@HOST/DATABASE"
+    )
+    database_password_file: str = _setting(
+        "DATABASE_PASSWORD_FILE", "", "file with the password of DATABASE_URL, read at each connection"
+    )
+    database_timeout_seconds: float = _setting(
+        "DATABASE_TIMEOUT_SECONDS",
+        0.0,
+        "with DATABASE_URL, longest one transaction takes, its wait for the standby included; 0 means half of "
+        "HOLD_LIMIT_SECONDS",
+        low=0,
+    )
+    erased_url: str = _setting(
+        "ERASED_URL", "", "with DATABASE_URL, where the ids of erased users are kept besides: gs://BUCKET/PREFIX"
+    )
     database_path: Path = _setting(
         "DATABASE_PATH",
         Path("/tmp/solowriter/users.db"),
@@ -299,6 +347,9 @@ class Settings:
         _check_choice("RESTORE_INTEGRITY_CHECK", self.restore_integrity_check, ("none", "quick", "full"))
         if self.hold_limit_seconds == 0:
             object.__setattr__(self, "hold_limit_seconds", 0.8 * self.ack_deadline_seconds)
+        if self.database_timeout_seconds == 0:
+            object.__setattr__(self, "database_timeout_seconds", 0.5 * self.hold_limit_seconds)
+        _check_one_database(self)
         if bool(self.push_audience) != bool(self.push_service_account):
             raise ConfigError(
                 "PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT belong together: set both, as the push subscription has them, "
@@ -327,6 +378,16 @@ class Settings:
             raise ConfigError(broken)
 
     @property
+    def many_writers(self) -> bool:
+        """Whether the data lives in PostgreSQL, where every instance writes."""
+        return bool(self.database_url)
+
+    @property
+    def store_name(self) -> str:
+        """The store, as a command and the service each know it. A database's host may have another name for each of them."""
+        return store_name(self.replica_url, self.database_url)
+
+    @property
     def bucket(self) -> str:
         """The bucket's name, from REPLICA_URL."""
         return store_place(self.replica_url)[0]
@@ -344,8 +405,6 @@ def load(environ: Mapping[str, str]) -> Settings:
         ConfigError: A variable is missing or wrong, the limits do not nest, or more than one worker process is asked for.
     """
     refuse_workers(environ)
-    if not environ.get("REPLICA_URL", "").strip():
-        raise ConfigError("REPLICA_URL is not set; it must say where the data lives: gs://BUCKET/PREFIX")
     given = {
         spec.name: _parse(spec.metadata["name"], environ[spec.metadata["name"]], type(spec.default))
         for spec in fields(Settings)
@@ -387,6 +446,11 @@ def _not_nested(settings: Settings) -> list[str]:
             settings.hold_limit_seconds < settings.ack_deadline_seconds,
             f"HOLD_LIMIT_SECONDS is {settings.hold_limit_seconds:g} and must be less than ACK_DEADLINE_SECONDS, "
             f"{settings.ack_deadline_seconds:g}: the answer must reach the queue before it gives up",
+        ),
+        (
+            not settings.database_url or settings.database_timeout_seconds < settings.hold_limit_seconds,
+            f"DATABASE_TIMEOUT_SECONDS is {settings.database_timeout_seconds:g} and must be less than HOLD_LIMIT_SECONDS, "
+            f"{settings.hold_limit_seconds:g}: a group must be able to end while it is held",
         ),
         (
             settings.lease_renew_seconds < settings.lease_ttl_seconds / 3,
@@ -444,14 +508,32 @@ def _number(text: str) -> float:
     return float(text) if text in ("inf", "-inf", "nan") else values.number(text)  # the range says what is wrong with these
 
 
+def _check_one_database(settings: Settings) -> None:
+    """REPLICA_URL or DATABASE_URL, and what belongs to one of them alone."""
+    if settings.replica_url and settings.database_url:
+        raise ConfigError(
+            "REPLICA_URL and DATABASE_URL are both set: the data lives in one place; unset REPLICA_URL to use PostgreSQL, "
+            "after `worker move` if there is data in the bucket"
+        )
+    if not settings.replica_url and not settings.database_url:
+        raise ConfigError(
+            "REPLICA_URL is not set; it must say where the data lives: gs://BUCKET/PREFIX (or set DATABASE_URL, for "
+            "PostgreSQL)"
+        )
+    if settings.replica_url and (settings.erased_url or settings.database_password_file):
+        name = "ERASED_URL" if settings.erased_url else "DATABASE_PASSWORD_FILE"
+        raise ConfigError(f"{name} is set and DATABASE_URL is not: it belongs to PostgreSQL; unset it")
+
+
 def _check_texts(settings: Settings) -> None:
     for spec in fields(Settings):
         name, value = spec.metadata["name"], getattr(settings, spec.name)
-        if name in _TEXTS and (str(value) or name == "REPLICA_URL"):
+        if name in _TEXTS and str(value):
             try:
                 _TEXTS[name](str(value))
             except values.Wrong as error:
-                raise ConfigError(f"{name} is {str(value)!r} and {error}") from None
+                shown = "" if name == "DATABASE_URL" else f" {str(value)!r}"  # it may hold a password
+                raise ConfigError(f"{name} is{shown or ' wrong'} and {error}") from None
     for each in filter(None, map(str.strip, settings.operators.split(","))):
         try:
             values.email(each)

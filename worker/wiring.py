@@ -6,14 +6,16 @@ import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from worker.config import Settings
 from worker.database import connections
+from worker.database.engine import Reader
 from worker.database.models import Connection
 from worker.errors import Refused
 from worker.ingest import erasure
-from worker.ingest.bodies import Bodies
+from worker.ingest.bodies import Bodies, BodyStore, InRows
 from worker.ingest.erasure import Erasure
 from worker.ingest.http.access import Access
 from worker.ingest.http.tokens import TokenVerifier
@@ -23,6 +25,8 @@ from worker.lease.handover import Succession, SuccessionTiming
 from worker.lease.lease import Lease, Timing
 from worker.replica import litestream
 from worker.replica.bucket import Bucket
+from worker.stores.sqlite import SqliteStore
+from worker.stores.store import Store
 from worker.telemetry.families import Families
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.scrape import Scrape
@@ -32,33 +36,72 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class Parts:
-    """The parts that exist once per process, whether or not it ever holds the lease."""
+class Common:
+    """What each process has, wherever its data lives. `database` is that place; see worker/stores/."""
 
-    def __init__(self, settings: Settings) -> None:
-        version = connections.check_sqlite()
+    database: Store
+    erasure: Erasure
+    scrape: Scrape
+
+    def __init__(self, settings: Settings, reader: Reader, bodies: BodyStore, waiting: Callable[[], None]) -> None:
         self.settings = settings
-        self.store = Bucket(settings.bucket, settings.prefix)
-        self.options = self._options()
-        holder = str(uuid.uuid4())
-        self.succession = self._succession(holder)
-        self.lease = self._lease(holder)
-        self._body_store = Bucket(settings.bucket, settings.prefix)  # with threads of its own: a lease read never waits
-        self.bodies = Bodies(self._body_store, self.lease)
+        self.holder = str(uuid.uuid4())
         self.intake = Intake(
             max_messages=settings.queue_max_messages,
             max_bytes=settings.queue_max_bytes,
             hold_seconds=settings.hold_limit_seconds,
-            bodies=self.bodies,
-            waiting=self.succession.message_received,
+            bodies=bodies,
+            waiting=waiting,
         )
-        self.tables = Tables(
-            connections.Reader(self.options.database, busy_timeout_seconds=settings.busy_timeout_seconds), self.intake
-        )
+        self.tables = Tables(reader, self.intake)
         self.verifier = _verifier(settings)
+        self.metrics = Metrics(hold_seconds=settings.hold_limit_seconds)
+
+    def close(self) -> None:
+        """Give back connections and threads."""
+        if self.verifier is not None:
+            self.verifier.close()
+
+    def labels(self) -> dict[str, str]:
+        """The labels of each log line: the revision and, while this process may write, its epoch."""
+        return {"revision": self.settings.revision}
+
+    @property
+    def access(self) -> Access:
+        """Who may do what."""
+        operators = [address.strip() for address in self.settings.operators.split(",") if address.strip()]
+        return Access(self.verifier, pusher=self.settings.push_service_account, operators=operators)
+
+
+class Parts(Common):
+    """The parts of a process whose data lives in the bucket, whether or not it ever holds the lease."""
+
+    def __init__(self, settings: Settings) -> None:
+        version = connections.check_sqlite()
+        self.store = Bucket(settings.bucket, settings.prefix)
+        self._body_store = Bucket(settings.bucket, settings.prefix)  # with threads of its own: a lease read never waits
+        self.settings = settings
+        self.options = self._options()
+        holder = str(uuid.uuid4())
+        self.succession = self._succession(holder)
+        self.lease = self._lease(holder)
+        self.bodies = Bodies(self._body_store, self.lease)
+        reader = connections.Reader(self.options.database, busy_timeout_seconds=settings.busy_timeout_seconds)
+        super().__init__(settings, reader, self.bodies, self.succession.message_received)
+        self.holder = holder
         self.erasure = Erasure(self.store, self.bodies, self.intake.change, settings.lease_read_timeout_seconds)
         self.prepare = functools.partial(erasure.repeat, self.store, timeout=settings.fetch_timeout_seconds)
-        self.metrics = Metrics(hold_seconds=settings.hold_limit_seconds)
+        self.database = SqliteStore(
+            settings,
+            bucket=self.store,
+            options=self.options,
+            lease=self.lease,
+            succession=self.succession,
+            bodies=self.bodies,
+            rows=self.tables,
+            prepare=self.prepare,
+            metrics=self.metrics,
+        )
         info = {"revision": settings.revision, "sqlite": version}
         self.scrape = Scrape(
             Families(self.metrics, self.intake, self.lease, self.options.database, info),
@@ -72,24 +115,17 @@ class Parts:
         log.info("starting with SQLite %s", version, extra={"action": "worker.starting"})
 
     def close(self) -> None:
-        """Give back connections and threads."""
+        """See `Common.close`."""
         self.store.close()
         self._body_store.close()
-        if self.verifier is not None:
-            self.verifier.close()
+        super().close()
 
     def labels(self) -> dict[str, str]:
-        """The labels of each log line: the revision and, while this process is the writer, epoch and generation."""
-        labels = {"revision": self.settings.revision}
+        """See `Common.labels`; with its generation."""
+        labels = super().labels()
         if self.lease.held_epoch is not None:
             labels |= {"epoch": str(self.lease.held_epoch), "generation": self.lease.live or "none"}
         return labels
-
-    @property
-    def access(self) -> Access:
-        """Who may do what."""
-        operators = [address.strip() for address in self.settings.operators.split(",") if address.strip()]
-        return Access(self.verifier, pusher=self.settings.push_service_account, operators=operators)
 
     def _options(self) -> litestream.Options:
         settings = self.settings
@@ -126,11 +162,59 @@ class Parts:
         return Lease(self.store, holder=holder, revision=settings.revision, timing=timing, waiting=self.succession)
 
 
+class PostgresqlParts(Common):
+    """The parts of a process whose data lives in PostgreSQL."""
+
+    def __init__(self, settings: Settings) -> None:
+        from worker.database.postgresql import PostgresqlEngine, PostgresqlReader, Server
+        from worker.stores.postgresql import PostgresqlStore
+
+        server = Server(
+            url=settings.database_url,
+            password_file=Path(settings.database_password_file) if settings.database_password_file else None,
+            lock_seconds=settings.busy_timeout_seconds,
+            transaction_seconds=settings.database_timeout_seconds,
+        )
+        self._reader = PostgresqlReader(server)
+        super().__init__(settings, self._reader, InRows(), lambda: None)
+        engine = PostgresqlEngine(server)
+        self.writing = PostgresqlStore(settings, server, engine, holder=self.holder)
+        self.database = self.writing
+        self.erasure = Erasure(None, InRows(), self.intake.change, settings.lease_read_timeout_seconds)
+        info = {"revision": settings.revision, "postgresql": "driver"}
+        self.scrape = Scrape(
+            Families(self.metrics, self.intake, None, None, info, engine),
+            self.metrics,
+            self.tables,
+            None,
+            litestream="off",
+            timeout_seconds=settings.metrics_timeout_seconds,
+            refresh_seconds=settings.metrics_refresh_seconds,
+        )
+        log.info("starting with PostgreSQL", extra={"action": "worker.starting"})
+
+    def close(self) -> None:
+        """See `Common.close`."""
+        self.writing.close()
+        self._reader.close()
+        super().close()
+
+    def labels(self) -> dict[str, str]:
+        """See `Common.labels`."""
+        labels = super().labels()
+        return labels if self.writing.epoch is None else labels | {"epoch": str(self.writing.epoch)}
+
+
+def parts_of(settings: Settings) -> Parts | PostgresqlParts:
+    """The parts of a process, as the settings say where its data lives."""
+    return PostgresqlParts(settings) if settings.many_writers else Parts(settings)
+
+
 @dataclass(slots=True)
 class Tables:
     """Reads and changes the database while there is one."""
 
-    reader: connections.Reader
+    reader: Reader
     intake: Intake
     open: bool = False
 
@@ -154,7 +238,7 @@ class Tables:
         """Make a change, and return its result once it is confirmed; see `Intake.change`."""
         return await self.intake.change(apply)
 
-    def _opened(self) -> connections.Reader:
+    def _opened(self) -> Reader:
         if not self.open:
             raise Refused("this instance is not serving yet; ask again", reason="standby")
         return self.reader

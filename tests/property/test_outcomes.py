@@ -34,6 +34,7 @@ from publisher import message
 from publisher.message import UserCreated
 from worker.database import connections
 from worker.database.models import Connection, Receipt, User
+from worker.database.sqlite import SqliteEngine
 from worker.errors import NotFound, Resolved, Unwritable
 from worker.ingest import outcomes, transaction
 from worker.ingest.expiry import Expiry
@@ -339,7 +340,7 @@ class Service:
         connection = connections.connect(self.path, busy_timeout_seconds=5)
         self.committed = Holding()
         async with Writer(
-            connection,
+            SqliteEngine(connection),
             self.committed,
             epoch=self.epoch,
             group_max=self._group_max,

@@ -54,6 +54,8 @@ from worker.replica.generation import Generation
 from worker.replica.restoring import Wanted
 from worker.replica.restoring import restore as restore_for_real
 from worker.replica.slots import Answer, Name, Refused, Slots
+from worker.stores import sqlite
+from worker.stores.sqlite import SqliteStore
 from worker.telemetry.metrics import Metrics
 
 _DATA: Final = base64.b64encode(b'{"user_id":1}')
@@ -322,8 +324,8 @@ class Disk:
     def __init__(self) -> None:
         self.rows: list[str] = []
 
-    def connect(self) -> None:
-        """See `peewee.SqliteDatabase`; likewise `close`."""
+    def open(self) -> None:
+        """See `worker.database.engine.Engine`; likewise `close`."""
 
     def close(self) -> None:  # noqa: D102  # said above
         pass
@@ -333,7 +335,7 @@ class DiskWriter(Writer):
     """The worker's writer, with the transaction alone replaced."""
 
     def _commit(self, entries: list[Entry] | list[Change]) -> Group:
-        disk = cast(Disk, self._database)
+        disk = cast(Disk, self._engine)
         outcomes: list[Outcome] = []
         for entry in entries:
             assert isinstance(entry, Entry)
@@ -561,7 +563,7 @@ class Process:
             poll=settings.lease_poll_seconds,
             timeout=settings.lease_read_timeout_seconds,
         )
-        return SimpleNamespace(
+        made = SimpleNamespace(
             settings=settings,
             options=SimpleNamespace(database=self.file, binary=Path("litestream")),
             store=self,
@@ -580,6 +582,18 @@ class Process:
             metrics=Metrics(hold_seconds=settings.hold_limit_seconds, clock=clock),
             erasure=None,
         )
+        made.database = SqliteStore(
+            settings,
+            bucket=cast(Any, self),
+            options=made.options,
+            lease=made.lease,
+            succession=succession,
+            bodies=made.bodies,
+            rows=made.tables,
+            prepare=made.prepare,
+            metrics=made.metrics,
+        )
+        return made
 
 
 async def _untouched(file: Path) -> None:
@@ -644,13 +658,14 @@ def installed() -> Iterator[None]:
         mock.patch.object(connections, "migrate", migrate),
         mock.patch.object(generation.Generation, "_bound_disk", _for_ever),
         mock.patch.object(litestream, "restore", litestream_restore),
-        mock.patch.object(supervisor, "Generation", gated),
+        mock.patch.object(sqlite, "Generation", gated),
         mock.patch.object(recovery, "Generation", gated),
         mock.patch.object(
-            supervisor,
+            sqlite,
             "connections",
             SimpleNamespace(connect=lambda file, *, busy_timeout_seconds: Process.of(file).disk, has_room=lambda file: True),
         ),
+        mock.patch.object(sqlite, "SqliteEngine", lambda disk: disk),
         mock.patch.object(supervisor, "Writer", DiskWriter),
     ):
         yield

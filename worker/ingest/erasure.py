@@ -18,7 +18,7 @@ import msgspec
 
 from worker.database.connections import connect, migrate
 from worker.errors import Mismatch, Refused, StoreUnavailable
-from worker.ingest.bodies import Bodies
+from worker.ingest.bodies import BodyStore
 from worker.ingest.transaction import Erased, Transaction
 from worker.lease.record import Store
 
@@ -40,9 +40,9 @@ class Names(Store, Protocol):
 class Erasure:
     """Erases users of the running service. `change` is `Intake.change`; `timeout` is for the request to the bucket."""
 
-    store: Store
-    bodies: Bodies
-    change: Callable[[Callable[[Transaction], Any]], Awaitable[Any]]
+    store: Store | None
+    bodies: BodyStore
+    change: Callable[..., Awaitable[Any]]
     timeout: float
 
     async def erase(self, user_id: int) -> Erased:
@@ -54,16 +54,20 @@ class Erasure:
         """
         # Before anything is written to the bucket: an instance that does not hold the lease is refused here.
         bodies: list[str] = await self.change(lambda transaction: transaction.bodies_about(user_id))
+        if self.store is not None:
+            await self._list(self.store, user_id)
+        erased: Erased = await self.change(lambda transaction: transaction.erase(user_id), alone=True)
+        await self.bodies.delete(bodies)
+        return erased
+
+    async def _list(self, store: Store, user_id: int) -> None:
         data = msgspec.json.encode({"format": 1, "user_id": user_id})
         try:
-            await self.store.write(f"{ROOT}{user_id}.json", data, if_generation=0, timeout=self.timeout)
+            await store.write(f"{ROOT}{user_id}.json", data, if_generation=0, timeout=self.timeout)
         except Mismatch:
             pass  # it is in the list already
         except StoreUnavailable as error:
             raise Refused(f"the bucket did not take the id, and nothing was changed: {error}") from error
-        erased: Erased = await self.change(lambda transaction: transaction.erase(user_id))
-        await self.bodies.delete(bodies)
-        return erased
 
 
 async def listed(store: Names, *, timeout: float) -> list[int]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from publisher.message import UserCreated
 from tests.entries import PUBLISHED, delivery, entry, malformed, turns, until
 from worker.database import connections
+from worker.database.sqlite import SqliteEngine
 from worker.errors import Refused, Unwritable
 from worker.ingest.messages import Change, Entry, Group
 from worker.ingest.outcomes import ReceiptRow, UserRow, plan
@@ -105,7 +106,7 @@ class Bench:
         if pages is not None:
             connection.init(str(self.path), pragmas={"journal_mode": "wal", "max_page_count": pages})
         async with Writer(
-            connection,
+            SqliteEngine(connection),
             committed,
             epoch=7,
             group_max=group_max,
@@ -615,7 +616,7 @@ def test_leaving_closes_the_connection(bench: Bench) -> None:
 
     async def body() -> peewee.SqliteDatabase:
         connection = connections.connect(bench.path, busy_timeout_seconds=5)
-        async with Writer(connection, Confirmed(), epoch=1, group_max=1, gather_seconds=0):
+        async with Writer(SqliteEngine(connection), Confirmed(), epoch=1, group_max=1, gather_seconds=0):
             pass
         return connection
 
@@ -650,7 +651,11 @@ def test_repr_says_what_is_pending(bench: Bench) -> None:
 
     async def body() -> str:
         async with Writer(
-            connections.connect(bench.path, busy_timeout_seconds=5), Confirmed(), epoch=7, group_max=1, gather_seconds=0
+            SqliteEngine(connections.connect(bench.path, busy_timeout_seconds=5)),
+            Confirmed(),
+            epoch=7,
+            group_max=1,
+            gather_seconds=0,
         ) as writer:
             writer.submit(entry())
             return repr(writer)

@@ -27,6 +27,7 @@ from tests.fakes import Clock, MemoryStore, bodies
 from tests.test_docs import rows
 from worker.database import connections, rejections
 from worker.database.models import REASONS
+from worker.database.sqlite import SqliteEngine
 from worker.errors import REFUSED, NotAPush, Refused, RequestError, Unconfirmed
 from worker.ingest.confirmation import Replicator
 from worker.ingest.http import app
@@ -573,7 +574,9 @@ def test_the_main_path_tells_once_a_group(tmp_path: Path, doubts: int, hold: flo
         deadline = asyncio.get_running_loop().time() + hold
         async with Replicator(Doubting(doubts), told) as replicator:
             connection = connections.connect(file, busy_timeout_seconds=5)
-            async with Writer(connection, replicator, epoch=1, group_max=10, gather_seconds=0, observer=told) as writer:
+            async with Writer(
+                SqliteEngine(connection), replicator, epoch=1, group_max=10, gather_seconds=0, observer=told
+            ) as writer:
                 entries = [entry(number, f"m{number}", deadline=deadline) for number in (1, 2, 3)]
                 for each in entries:
                     writer.submit(each)
