@@ -25,7 +25,8 @@ from bench.part import Scale
 from local.ports import free_port
 from local.worker_process import ROOT, wait_until
 from publisher import settings
-from publisher.sink import ATTRIBUTES
+from worker.events.declaration import EVENT_TYPE_ATTRIBUTE
+from worker.events.users import USER_CREATED
 
 QUESTION: Final = "load: what does `publisher load` cost beside Google's client alone?"
 _TOPIC: Final = "projects/bench/topics/users"
@@ -83,7 +84,7 @@ def bare(file: Path) -> dict[str, float]:
     client = pubsub_v1.PublisherClient(batch_settings=batches)
     began = time.monotonic()
     with file.open("rb") as lines:
-        answers = [client.publish(_TOPIC, line.strip(), **ATTRIBUTES) for line in lines]
+        answers = [client.publish(_TOPIC, line.strip(), **{EVENT_TYPE_ATTRIBUTE: USER_CREATED.name}) for line in lines]
     accepted = sum(answer.result() != "" for answer in answers)
     return {"accepted": accepted, "seconds": time.monotonic() - began}
 

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
+from typing import cast
 
 import functions_framework.aio
 import uvloop
@@ -18,10 +19,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bench import noop
-from publisher import message
 from worker import config
 from worker.database import connections
-from worker.database.models import Connection, Receipt, User
+from worker.database.models import Connection, Receipt
+from worker.events.users import USER_CREATED, User, UserCreated
 from worker.ingest.confirmation import Confirmation
 from worker.ingest.http import envelope
 from worker.replica.generation import Generation
@@ -47,7 +48,7 @@ async def handle(request: Request) -> Response:
         return Response(status_code=405)
     store: Store = request.app.state.store
     delivery = envelope.decode(body)
-    user = message.decode(delivery.data, delivery.attributes)
+    user = cast("UserCreated", USER_CREATED.decode(delivery.data))
     async with store.turn:
         if await request.is_disconnected():
             return Response(status_code=499)
@@ -56,7 +57,7 @@ async def handle(request: Request) -> Response:
     return Response(status_code=204)
 
 
-def write(connection: Connection, message_id: str, published: int, user: message.UserCreated, *, epoch: int) -> None:
+def write(connection: Connection, message_id: str, published: int, user: UserCreated, *, epoch: int) -> None:
     """Commit one message's user and receipt, in a transaction of their own."""
     now = round(time.time() * 1000)
     row = {
@@ -68,7 +69,7 @@ def write(connection: Connection, message_id: str, published: int, user: message
     }
     receipt = {
         "message_id": message_id,
-        "user_id": user.user_id,
+        "subject": str(user.user_id),
         "outcome": "created",
         "publish_time": published,
         "processed_at": now,
@@ -89,13 +90,13 @@ async def _serve(settings: config.Settings) -> None:
     parts = Parts(settings)
     lease = parts.lease
     async with (
-        lease.held(release_seconds=settings.release_seconds),
+        lease.held(release_seconds=config.RELEASE_SECONDS),
         asyncio.TaskGroup() as side,
         running(side, "lease renewal", lease.keep()),
-        Generation(lease, parts.store, parts.options, settings, side=side, prepare=parts.prepare) as generation,
+        Generation(lease, parts.store, settings, side=side, prepare=parts.prepare) as generation,
     ):
         await generation.begin()
-        connection = connections.connect(parts.options.database, busy_timeout_seconds=settings.busy_timeout_seconds)
+        connection = connections.connect(parts.database)
         with connection.connection_context():
             store = Store(connection, generation, lease.epoch)
             await noop.serve(sys.modules[__name__], settings.port, store=store)

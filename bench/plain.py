@@ -19,9 +19,10 @@ from bench import process
 from bench.naive import write
 from bench.store import BUCKET_URL, Store
 from local.worker_process import wait_until
-from publisher.message import UserCreated
-from worker.database import connections
+from worker.database import connections, schema
 from worker.database.models import Connection
+from worker.events.catalog import BUILT_IN, Catalog
+from worker.events.users import UserCreated
 from worker.replica.litestream import find_binary
 
 PATH: Final = "plain"
@@ -60,7 +61,7 @@ def replicated(store: Store) -> Iterator[Plain]:
     directory = store.directory / PATH
     directory.mkdir()
     file, control, config = directory / "users.db", directory / "ls.sock", directory / "litestream.yml"
-    connections.migrate(file, busy_timeout_seconds=_BUSY_SECONDS)
+    schema.migrate(file, Catalog.load(BUILT_IN), busy_timeout_seconds=_BUSY_SECONDS)
     settings = {
         "socket": {"enabled": True, "path": str(control)},
         "logging": {"level": "warn"},

@@ -25,6 +25,7 @@ from bench.pushes import Pushes
 from bench.store import Store, open_store
 from local.worker_process import WorkerProcess
 from worker.config import Settings
+from worker.events.configured import catalog_of
 from worker.operations.restore import restore
 from worker.replica.bucket import Bucket
 from worker.replica.litestream import find_binary
@@ -114,6 +115,7 @@ async def _restore(store: Store, output: Path) -> None:
     try:
         await restore(
             bucket,
+            catalog_of(settings),
             Wanted(),
             output,
             binary=find_binary(settings.litestream_bin),

@@ -24,15 +24,17 @@ from bench.errors import Worthless
 from bench.figures import Figure
 from bench.part import Scale
 from bench.store import memory
-from publisher.message import UserCreated
 from worker.config import Settings
-from worker.database import connections
-from worker.database.models import Receipt, User, columns
+from worker.database import connections, schema
+from worker.database.models import Receipt, columns
 from worker.database.sqlite import SqliteEngine
+from worker.events.catalog import BUILT_IN, Catalog
+from worker.events.users import User
 from worker.ingest.messages import Delivery, Entry, Group, Outcome
-from worker.ingest.writer import Writer
+from worker.ingest.writer import GROUP_MAX_MESSAGES, Writer
 
 QUESTION: Final = "writer: what does the writer cost beside bare SQLite?"
+_CATALOG: Final = Catalog.load(BUILT_IN)
 _MESSAGES: Final = 50_000
 _SETTINGS: Final = Settings(replica_url="gs://bench/store")
 _PUBLISHED: Final = round(datetime(2026, 1, 1, tzinfo=UTC).timestamp() * 1000)
@@ -49,13 +51,13 @@ def measure(scale: Scale) -> list[Figure]:
         for which in ("ours", "bare") if run % 2 else ("bare", "ours"):
             with tempfile.TemporaryDirectory(prefix="solowriter-bench-", dir=memory()) as name:
                 file = Path(name) / "users.db"
-                connections.migrate(file, busy_timeout_seconds=_SETTINGS.busy_timeout_seconds)
+                schema.migrate(file, _CATALOG)
                 gc.collect()
                 seconds = asyncio.run(_ours(file, messages)) if which == "ours" else _bare(file, messages)
                 (ours if which == "ours" else bare).append(messages / seconds)
                 _check(file, messages)
     part.say(f"writer: {ours[-1]:,.0f} messages/s; executemany: {bare[-1]:,.0f}")
-    group = f"groups of {_SETTINGS.group_max_messages}"
+    group = f"groups of {GROUP_MAX_MESSAGES}"
     return [
         Figure(f"writer alone, {group}, messages/s", ours),
         Figure(f"`executemany` of the same rows, {group}, messages/s", bare),
@@ -82,15 +84,14 @@ async def _ours(file: Path, messages: int) -> float:
     entries = [
         Entry(
             Delivery(message_id=str(number), publish_time=_PUBLISHED, data=b"", attributes={}),
-            UserCreated(user_id=number, email_address=f"{number}@example.com"),
+            _CATALOG.read(f'{{"user_id":{number},"email_address":"{number}@example.com"}}'.encode(), {}, _PUBLISHED),
             loop.time() + _SETTINGS.hold_limit_seconds,
             loop.create_future(),
         )
         for number in range(_FIRST_ID, _FIRST_ID + messages)
     ]
-    connection = connections.connect(file, busy_timeout_seconds=_SETTINGS.busy_timeout_seconds)
-    group_max, gather = _SETTINGS.group_max_messages, _SETTINGS.group_gather_seconds
-    async with Writer(SqliteEngine(connection), _Confirmed(), epoch=1, group_max=group_max, gather_seconds=gather) as writer:
+    connection = connections.connect(file)
+    async with Writer(SqliteEngine(connection), _Confirmed(), _CATALOG, epoch=1) as writer:
         running = asyncio.create_task(writer.run())
         began = time.monotonic()
         for entry in entries:
@@ -105,7 +106,7 @@ async def _ours(file: Path, messages: int) -> float:
 
 
 def _bare(file: Path, messages: int) -> float:
-    connection = connections.connect(file, busy_timeout_seconds=_SETTINGS.busy_timeout_seconds)
+    connection = connections.connect(file)
     with connection.connection_context():
         cursor = connection.cursor()  # type: ignore[no-untyped-call]  # Peewee's
         statements = [
@@ -124,12 +125,12 @@ def _bare(file: Path, messages: int) -> float:
 
 def _rows(messages: int) -> Iterator[tuple[list[tuple[object, ...]], list[tuple[object, ...]]]]:
     """The users and the receipts of each group."""
-    for first in range(_FIRST_ID, _FIRST_ID + messages, _SETTINGS.group_max_messages):
-        numbers = range(first, min(first + _SETTINGS.group_max_messages, _FIRST_ID + messages))
+    for first in range(_FIRST_ID, _FIRST_ID + messages, GROUP_MAX_MESSAGES):
+        numbers = range(first, min(first + GROUP_MAX_MESSAGES, _FIRST_ID + messages))
         users: list[tuple[object, ...]] = [
             (number, f"{number}@example.com", _PUBLISHED // 1000, 0, None) for number in numbers
         ]
-        yield users, [(str(number), number, "created", _PUBLISHED, _PUBLISHED, 1) for number in numbers]
+        yield users, [(str(number), str(number), "created", _PUBLISHED, _PUBLISHED, 1) for number in numbers]
 
 
 def _check(file: Path, messages: int) -> None:

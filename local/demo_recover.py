@@ -25,7 +25,7 @@ from local.stack import PROJECT, SUBSCRIPTION, Stack, stack
 from local.worker_process import ROOT, WorkerProcess, wait_until
 
 USERS: Final = 1000
-SETTINGS: Final = {"TENURE_MIN_SECONDS": "1", "SUCCESSOR_POLL_SECONDS": "0.25"}
+SETTINGS: Final = {"TENURE_MIN_SECONDS": "1"}
 """A laptop's worker hands over as soon as it is asked."""
 _SETTLE_SECONDS: Final = 3
 _FLOW_SECONDS: Final = 120.0

@@ -1,7 +1,7 @@
 """`make docs`: writes the parts of docs/ that follow from code, each between two markers; a test says when one is stale.
 
-Only what stands between markers is touched. The tables of settings come from `worker/config.py` (defaults, bounds),
-`local/setting_texts.py` (what a person is told) and `publisher/settings.py`; those of docs/cost.md from `local/cost.py`.
+Only what stands between markers is touched. The tables of settings come from `worker/config.py` and `publisher/settings.py`;
+those of docs/cost.md from `local/cost.py`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,22 @@ from typing import Any, Final
 
 import publisher.settings
 from local import cost
-from local.setting_texts import WORKER
 from worker import config
 
 ROOT: Final = Path(__file__).parent.parent
 DOCS: Final = ROOT / "docs"
-_CHOICES: Final = {"LOG_LEVEL": publisher.settings.LOG_LEVELS, "RESTORE_INTEGRITY_CHECK": ("none", "quick", "full")}
-"""What the two settings may be that are neither a number, nor a switch, nor free text."""
+WORKER: Final[Mapping[str, str]] = {
+    "Where things are": "REPLICA_URL",
+    "The queue and the limits of a request": "ACK_DEADLINE_SECONDS",
+    "Who may send": "PUSH_AUDIENCE",
+    "Writing and confirming": "UPLOAD_SPACING_SECONDS",
+    "Checkpoints": "CHECKPOINT_HOURS",
+    "The lease and the start": "LEASE_TTL_SECONDS",
+    "Litestream": "LITESTREAM_BIN",
+}
+"""Each heading of docs/configuration.md, and the first setting below it; the others follow as they do in `Settings`."""
+_CHOICES: Final = {"LOG_LEVEL": publisher.settings.LOG_LEVELS}
+"""The values of the setting that is neither a number, nor a switch, nor free text."""
 _PUBLISHER_DEFAULTS: Final[Mapping[str, str]] = {
     "TOPIC": "required, or `--topic`",
     "GOOGLE_CLOUD_PROJECT": "required with a short id, or `--project`",
@@ -101,20 +110,15 @@ def rewritten(text: str, known: Mapping[str, Callable[[], str]]) -> str:
 
 
 def worker_settings(heading: str) -> str:
-    """The table of the settings below one heading.
-
-    Raises:
-        StaleTextError: Some setting of the worker has no text, or some text no setting.
-    """
+    """The table of the settings below one heading."""
     specs = {spec.metadata["name"]: spec for spec in fields(config.Settings)}
-    told = {name for texts in WORKER.values() for name in texts}
-    if missing := specs.keys() - told:
-        raise StaleTextError(f"local/setting_texts.py says nothing of {', '.join(sorted(missing))}: unit, meaning, and why")
-    if gone := told - specs.keys():
-        raise StaleTextError(f"local/setting_texts.py speaks of {', '.join(sorted(gone))}, which worker/config.py has not")
+    firsts, names = list(WORKER.values()), list(specs)
+    begin = names.index(WORKER[heading])
+    end = next((at for at, name in enumerate(names) if at > begin and name in firsts), len(names))
     rows = [
-        (f"`{name}`", _default(name, specs[name].default), text.unit, _bounds(name, specs[name]), text.meaning, text.why)
-        for name, text in WORKER[heading].items()
+        (f"`{name}`", _default(name, spec.default), told["unit"], _bounds(name, spec), told["meaning"], told["why"])
+        for name, spec in list(specs.items())[begin:end]
+        for told in (spec.metadata,)
     ]
     return table(("Variable", "Default", "Unit", "Bounds", "Meaning", "Why this default"), rows)
 

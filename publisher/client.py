@@ -30,9 +30,9 @@ from publisher.errors import (
     TopicUnusableError,
     UnreachableError,
 )
-from publisher.message import UserCreated, encode
+from publisher.message import Message
 from publisher.settings import Limits
-from publisher.sink import ATTRIBUTES, OpenFutures, settle
+from publisher.sink import OpenFutures, settle
 
 _RETRIED: Final = (
     google_errors.Aborted,
@@ -89,12 +89,12 @@ class Publisher:
         """Seconds after which every future is settled: a message may be sent twice, see `_answered`."""
         return 2 * (self._limits.give_up_after + self._limits.attempt)
 
-    def publish(self, user: UserCreated) -> Future[str]:
+    def publish(self, message: Message) -> Future[str]:
         """Publish one message; see `Sink.publish`."""
-        data = encode(user)
+        data, attributes = message.data, message.attributes
         future = self._open.new()
         try:
-            self._send(self._batches, data, future)
+            self._send(self._batches, data, attributes, future)
         except BaseException as error:
             settle(future, self._translate(error))
             if not isinstance(error, MessageTooLargeError):
@@ -148,19 +148,19 @@ class Publisher:
             **options,
         )
 
-    def _send(self, client: Any, data: bytes, future: Future[str]) -> None:
+    def _send(self, client: Any, data: bytes, attributes: dict[str, str], future: Future[str]) -> None:
         alone = client is self._singles
-        answer = client.publish(self._topic, data, **ATTRIBUTES)
-        answer.add_done_callback(lambda done: self._answered(done, data, future, alone))
+        answer = client.publish(self._topic, data, **attributes)
+        answer.add_done_callback(lambda done: self._answered(done, data, attributes, future, alone))
 
-    def _answered(self, answer: Any, data: bytes, future: Future[str], alone: bool) -> None:
+    def _answered(self, answer: Any, data: bytes, attributes: dict[str, str], future: Future[str], alone: bool) -> None:
         error = answer.exception()
         try:
             if error is None:
                 settle(future, answer.result())
             elif isinstance(error, google_errors.InvalidArgument) and not alone:
                 # Pub/Sub refuses a whole batch for one message that the topic's schema does not take.
-                self._send(self._singles, data, future)
+                self._send(self._singles, data, attributes, future)
             else:
                 settle(future, self._translate(error))
         except Exception as unsent:  # the sink was closed meanwhile

@@ -1,9 +1,10 @@
 """HTTP in front of Pub/Sub: one functions-framework target. This file alone knows the gateway's statuses and bodies.
 
-POST /users   a user, in the JSON of a message's data: 202 once Pub/Sub has accepted the message
-GET /healthz  this process lives
+POST /users           a user, in the JSON of a message's data: 202 once Pub/Sub has accepted the message
+POST /events/<name>   the same for a message of any event that EVENTS declares
+GET /healthz          this process lives
 
-Only 202 says that the user is safe; after anything but a 4xx the sender keeps it and sends it again. The function is at
+Only 202 says that the message is safe; after anything but a 4xx the sender keeps it and sends it again. The function is at
 module level because functions-framework looks it up there; what it needs travels with the application.
 """
 
@@ -19,17 +20,20 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from publisher import message, settings, tracing
+from publisher import settings, tracing
 from publisher.async_sink import AsyncSink, Place
 from publisher.errors import BusyError, DeliveryError, RefusedError
-from publisher.message import MessageError, Reason
+from publisher.message import Message
 from publisher.settings import GatewayLimits
 from publisher.telemetry import RateLimitedLog
+from worker.events.catalog import DEFAULT_EVENT, Catalog
+from worker.events.declaration import Event, MessageError, Reason
 
 _MAY_HAVE_BEEN_ACCEPTED: Final = (
     "Pub/Sub did not confirm this in time, and may have accepted it: keep it and send it again; "
-    "that is harmless, because a user that is repeated is absorbed"
+    "that is harmless, because a message that is repeated is absorbed"
 )
+_EVENTS: Final = "/events/"
 _CANNOT_PUBLISH: Final = "the gateway cannot publish now; keep this and send it again"
 _REFUSED: Final = "Pub/Sub refused this message: it does not match the topic's schema, or is larger than Pub/Sub takes"
 _REFUSED_NEXT_STEP: Final = (
@@ -45,6 +49,7 @@ class Gateway:
 
     sink: AsyncSink
     limits: GatewayLimits
+    catalog: Catalog
     traced: bool = False
     """Whether messages continue the traces of their requests."""
     events: RateLimitedLog = field(default_factory=lambda: RateLimitedLog(log, settings.GATEWAY_LOG_SECONDS))
@@ -81,22 +86,24 @@ def build(gateway: Gateway) -> Starlette:
 
 async def _answer(gateway: Gateway, request: Request) -> Response:
     path = request.scope["path"]
-    if path == "/users":
-        return await _user(gateway, request) if request.method == "POST" else _wrong_method("POST")
+    name = DEFAULT_EVENT if path == "/users" else path.removeprefix(_EVENTS) if path.startswith(_EVENTS) else None
+    if name is not None and (event := gateway.catalog.events.get(name)) is not None:
+        return await _message(gateway, event, request) if request.method == "POST" else _wrong_method("POST")
     if path == "/healthz":
         if request.method not in ("GET", "HEAD"):
             return _wrong_method("GET, HEAD")
         return JSONResponse({"state": "draining" if gateway.sink.draining else "serving"})
-    return JSONResponse({"error": "no such path; users go to POST /users"}, status_code=404)
+    names = ", ".join(gateway.catalog.events)
+    return JSONResponse({"error": f"no such path; there is POST /users, and /events/ with one of {names}"}, status_code=404)
 
 
-async def _user(gateway: Gateway, request: Request) -> Response:
+async def _message(gateway: Gateway, event: Event, request: Request) -> Response:
     try:
         _check_told_length(request, gateway.limits)
         with gateway.sink.place() as place:
-            user = message.decode(await _body(request, place, gateway.limits))
+            message = Message(event, event.decode(await _body(request, place, gateway.limits)))
             with tracing.continuing(request.headers) if gateway.traced else contextlib.nullcontext():
-                message_id = await gateway.sink.publish(place, user)
+                message_id = await gateway.sink.publish(place, message)
     except MessageError as error:  # names the field, never its value
         gateway.events(logging.WARNING, "gateway.bad_request", f"a request was refused: {error}")
         return _bad(400, str(error), error.reason, error.field)

@@ -17,10 +17,11 @@ from typing import BinaryIO, Final, Protocol
 
 from publisher.errors import DeliveryError
 from publisher.interrupt import Interrupt
-from publisher.message import MessageError, UserCreated
+from publisher.message import Message
 from publisher.records import Problem, Reader, Record
 from publisher.settings import IN_FLIGHT_BYTES, INTERRUPT_SECONDS
 from publisher.sink import Sink
+from worker.events.declaration import MessageError
 
 
 @dataclass(slots=True)
@@ -108,7 +109,7 @@ class Loader:
         self._header = b""
         # Only the calling thread touches these; other threads put line numbers into _answered.
         self._summary = Summary(dry_run=sink is None)
-        self._pending: dict[int, tuple[Record, UserCreated, Future[str]]] = {}
+        self._pending: dict[int, tuple[Record, Message, Future[str]]] = {}
         self._pending_bytes = 0
         self._incomplete = False  # a file that was written lacks lines
         self._answered: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -157,21 +158,21 @@ class Loader:
     def _take(self, record: Record) -> None:
         self._summary.read += 1
         content = record.content
-        problem = self._send(record, content) if isinstance(content, UserCreated) else content
+        problem = self._send(record, content) if isinstance(content, Message) else content
         if problem is None:
             self._summary.valid += 1
         else:
             self._summary.rejected += 1
             self._set_aside(record, problem.code, problem.detail)
 
-    def _send(self, record: Record, user: UserCreated) -> Problem | None:
+    def _send(self, record: Record, message: Message) -> Problem | None:
         if self._sink is None:
             return None
         try:
-            future = self._sink.publish(user)
+            future = self._sink.publish(message)
         except MessageError as error:
             return Problem(error.reason, error.detail)
-        self._pending[record.line] = (record, user, future)
+        self._pending[record.line] = (record, message, future)
         self._pending_bytes += len(record.raw or b"")
         future.add_done_callback(lambda _: self._answered.put(record.line))
         return None
@@ -204,13 +205,13 @@ class Loader:
     def _settle(self, line: int) -> None:
         if line not in self._pending:
             return
-        record, user, future = self._pending.pop(line)
+        record, message, future = self._pending.pop(line)
         self._pending_bytes -= len(record.raw or b"")
         error = future.exception()
         if error is None:
             self._summary.accepted += 1
             if self._accepted is not None:
-                entry = {"line": line, "user_id": user.user_id, "message_id": future.result()}
+                entry = {"line": line, **message.key, "message_id": future.result()}
                 self._keep(self._accepted, json.dumps(entry).encode() + b"\n")
             return
         if not isinstance(error, DeliveryError):

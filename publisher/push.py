@@ -27,9 +27,9 @@ from publisher.errors import (
     UnreachableError,
     UsageError,
 )
-from publisher.message import UserCreated, encode, envelope
+from publisher.message import Message, envelope
 from publisher.settings import PUSH_SUBSCRIPTION, PushLimits
-from publisher.sink import ATTRIBUTES, OpenFutures, settle
+from publisher.sink import OpenFutures, settle
 
 ACKNOWLEDGED: Final = frozenset({102, 200, 201, 202, 204})
 """The HTTP statuses Pub/Sub takes for an acknowledgement."""
@@ -109,12 +109,12 @@ class PushTarget:
         """Seconds after which every future is settled: the last attempt may begin at the last moment."""
         return self._limits.give_up_after + self._limits.attempt
 
-    def publish(self, user: UserCreated) -> Future[str]:
+    def publish(self, message: Message) -> Future[str]:
         """Deliver one message; see `Sink.publish`."""
         if self._closed:
             raise RuntimeError("publish on a closed PushTarget")
         message_id = uuid.uuid4().hex
-        body = envelope(encode(user), ATTRIBUTES, message_id, datetime.now(UTC), self._subscription)
+        body = envelope(message.data, message.attributes, message_id, datetime.now(UTC), self._subscription)
         self._slots.acquire()
         future = self._open.new()
         future.add_done_callback(lambda _: self._slots.release())

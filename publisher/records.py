@@ -1,11 +1,12 @@
-"""Reads users from JSON Lines or CSV, one record at a time, and never more than one record in memory.
+"""Reads messages from JSON Lines or CSV, one record at a time, and never more than one record in memory.
 
 A record that is wrong is a value too: it carries its line number, its bytes and what is wrong with it, and reading goes
-on behind it. CSV rules: the first line names the columns (`COLUMNS`, in any order; others are ignored); an empty cell
-is null; a quote stands at both ends of a cell or nowhere in it; quoted settings may hold line breaks. Behind a wrong quote
-the next line is read as a row again, so that a quote that is not closed takes no good row with it.
+on behind it. CSV rules: the first line names the columns (the fields of the event, in any order; others are ignored); an
+empty cell is null; a quote stands at both ends of a cell or nowhere in it; quoted cells may hold line breaks. Behind a wrong
+quote the next line is read as a row again, so that a quote that is not closed takes no good row with it.
 """
 
+import json
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -13,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, Protocol
 
-from publisher.errors import UsageError
-from publisher.message import MAX_DATA_BYTES, MAX_USER_ID, MessageError, Reason, UserCreated, decode, encode
-from publisher.settings import MAX_LINE_BYTES
+import msgspec
 
-COLUMNS: Final = ("user_id", "email_address", "settings", "created_at")
-"""The CSV columns; only user_id is required."""
+from publisher import values
+from publisher.errors import UsageError
+from publisher.message import Message
+from publisher.settings import MAX_LINE_BYTES
+from worker.events.catalog import Catalog
+from worker.events.declaration import EVENT_TYPE_ATTRIBUTE, MAX_DATA_BYTES, MAX_INTEGER, Event, MessageError, Reason
+
 FORMAT_OF_SUFFIX: Final = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 """The formats by the ending of a file's name."""
 LINE_TOO_LONG: Final = "line_too_long"
@@ -48,7 +52,11 @@ _MAGIC: Final[Mapping[bytes, str]] = {
 }
 """How files begin that are neither format, and what they are."""
 _INTEGER: Final = re.compile(r"([+-]?)0*([0-9]+)")
-_MAX_DIGITS: Final = len(str(MAX_USER_ID)) + 1
+_MAX_DIGITS: Final = len(str(MAX_INTEGER)) + 1
+_ONE_LINE: Final = "email_address"
+"""A field that has no line break: in a quoted cell it is the sign of a quote that is not closed."""
+_EXPORTED: Final = b'"_rejection"'
+"""Stands in a line that `worker rejections export` wrote, which names the message's event."""
 
 
 class Problem(NamedTuple):
@@ -65,12 +73,12 @@ class Record:
     Attributes:
         line: number of its first line, from 1.
         raw: its bytes as they stood there; None when they were too many to keep.
-        content: the user, or what is wrong.
+        content: the message, or what is wrong.
     """
 
     line: int
     raw: bytes | None
-    content: UserCreated | Problem
+    content: Message | Problem
 
 
 class Reader(Protocol):
@@ -124,19 +132,25 @@ class Lines:
 
 
 class JsonLines:
-    """Records from JSON Lines: one message per line."""
+    """Records from JSON Lines: one message per line.
+
+    Args:
+        lines: the input.
+        event: what each line is a message of.
+        catalog: the events that a line which was exported may be a message of instead.
+    """
 
     header = b""
 
-    def __init__(self, lines: Lines) -> None:
-        self._lines = lines
+    def __init__(self, lines: Lines, event: Event, catalog: Catalog) -> None:
+        self._lines, self._event, self._catalog = lines, event, catalog
 
     def __iter__(self) -> Iterator[Record]:
         for raw in self._lines:
             if raw is None:
                 yield Record(self._lines.number, None, self._lines.too_long())
             elif raw.strip():
-                yield Record(self._lines.number, raw, _from_json(raw))
+                yield Record(self._lines.number, raw, _from_json(raw, self._event, self._catalog))
 
 
 class CsvRows:
@@ -144,19 +158,21 @@ class CsvRows:
 
     Args:
         lines: the input.
+        event: what each row is a message of.
         delimiter: what stands between two cells; None: what `sep=` says, or the one of DELIMITERS that makes a header.
 
     Attributes:
         header: the header line as it stood there.
         delimiter: what stands between two cells.
-        ignored: columns that are not of the format.
+        ignored: columns that are no fields of the event.
 
     Raises:
-        UsageError: there is no header with a user_id, its quoting is wrong, or it names a column of the format twice.
+        UsageError: there is no header with the required fields, its quoting is wrong, or it names a field twice.
     """
 
-    def __init__(self, lines: Lines, delimiter: str | None = None) -> None:
-        self._lines = lines
+    def __init__(self, lines: Lines, event: Event, delimiter: str | None = None) -> None:
+        self._lines, self._event = lines, event
+        required = event.required or list(event.fields)[:1]
         self._again: deque[tuple[int, bytes | None]] = deque()  # lines behind a wrong quote, to be read as rows of their own
         number, raw = self._first()
         if raw.lower().startswith(b"sep=") and len(raw.rstrip()) <= len(b"sep=;"):
@@ -165,25 +181,27 @@ class CsvRows:
         self.header: Final = raw
         text = raw.decode("utf-8", "surrogateescape").rstrip("\r\n")
         found = [_Cells(each).split(text) for each in ((delimiter,) if delimiter else DELIMITERS)]
-        readable = [names for names in found if names is not None and "user_id" in map(str.strip, names)]
+        readable = [names for names in found if names is not None and set(required) <= set(map(str.strip, names))]
         if not readable:
-            if '"user_id"' in text:
+            if any(f'"{name}"' in text for name in required):
                 raise UsageError(
                     f"the quoting of line {number} is wrong: a quote begins a cell or ends it, without blanks around"
                 )
             raise UsageError(
-                f"the CSV's first line must name its columns: user_id and any of {', '.join(COLUMNS[1:])}; "
+                f"the CSV's first line must name its columns: {_columns(event)}; "
                 "cells are divided by a comma, a semicolon or a tab, or by what --delimiter says"
             )
         self.delimiter: Final = delimiter or DELIMITERS[found.index(readable[0])]
         self._cells = _Cells(self.delimiter)
         self._names = [name.strip() for name in readable[0]]
-        known = [name for name in self._names if name in COLUMNS]
+        known = [name for name in self._names if name in event.fields]
         if len(set(known)) < len(known):
-            raise UsageError("the CSV's first line names a column of the format twice")
+            raise UsageError("the CSV's first line names a field twice")
         self.ignored: Final = tuple(
             dict.fromkeys(
-                name.encode("utf-8", "backslashreplace").decode() for name in self._names if name and name not in COLUMNS
+                name.encode("utf-8", "backslashreplace").decode()
+                for name in self._names
+                if name and name not in event.fields
             )
         )
 
@@ -232,35 +250,33 @@ class CsvRows:
             self._again.extendleft(reversed(more))
             wrong = wrong or "a quote stands inside a cell, or a quoted cell does not end at its quote"
             return Record(number, raw, Problem(BAD_CSV, wrong))
-        return Record(number, b"".join(whole), self._user(row, b"".join(whole)))
+        return Record(number, b"".join(whole), self._message(row, b"".join(whole)))
 
     def _is_row(self, line: bytes) -> bool:
-        """Whether a line inside a quoted cell begins with what a row would begin with, as far as its user_id."""
+        """Whether a line inside a quoted cell begins as a row would, as far as its first required number."""
         cells = _text(line).split(self.delimiter)
-        at = self._names.index("user_id")
+        numbers = [name for name in self._event.required if self._event.kinds[name] == "integer" and name in self._names]
+        if not numbers:
+            return len(cells) == len(self._names) > 1
+        at = self._names.index(numbers[0])
         return len(cells) >= len(self._names) > at and _INTEGER.fullmatch(cells[at].strip().strip('"')) is not None
 
-    def _user(self, row: list[str], raw: bytes) -> UserCreated | Problem:
+    def _message(self, row: list[str], raw: bytes) -> Message | Problem:
         while len(row) < len(self._names) and not self._names[len(row)]:
             row.append("")  # a header that ends in empty cells, above rows that do not
         if len(row) != len(self._names):
             return Problem(BAD_CSV, f"{len(row)} cells under a header of {len(self._names)}")
-        cells = {name: cell for name, cell in zip(self._names, row, strict=True) if name in COLUMNS}
+        cells = {name: cell for name, cell in zip(self._names, row, strict=True) if name in self._event.fields}
         try:
             raw.decode()
-            user = UserCreated(
-                user_id=_integer(cells["user_id"]),
-                email_address=cells.get("email_address") or None,
-                settings=cells.get("settings") or None,
-                created_at=_integer(cells.get("created_at", "")),
-            )
+            content = _from_texts(self._event, cells)
         except UnicodeDecodeError as error:
             return Problem(Reason.NOT_UTF8, f"must be UTF-8 text; byte {error.start} of the row is not")
         except MessageError as error:
             return Problem(error.reason, error.detail)
-        if "\n" in (user.email_address or "") or "\r" in (user.email_address or ""):
-            return Problem(BAD_CSV, "email_address holds a line break: is a quote not closed?")
-        return user
+        if "\n" in cells.get(_ONE_LINE, "") or "\r" in cells.get(_ONE_LINE, ""):
+            return Problem(BAD_CSV, f"{_ONE_LINE} holds a line break: is a quote not closed?")
+        return Message(self._event, content)
 
 
 class _Cells:
@@ -289,7 +305,9 @@ def _text(raw: bytes) -> str:
     return raw.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
 
 
-def open_reader(stream: BinaryIO, name: str, kind: str, lines: Lines, delimiter: str | None = None) -> JsonLines | CsvRows:
+def open_reader(
+    stream: BinaryIO, name: str, kind: str, lines: Lines, event: Event, catalog: Catalog, delimiter: str | None = None
+) -> JsonLines | CsvRows:
     """Return the reader for a format.
 
     Args:
@@ -297,6 +315,8 @@ def open_reader(stream: BinaryIO, name: str, kind: str, lines: Lines, delimiter:
         name: the file's name.
         kind: jsonl, csv, or auto: by the name's suffix, else by the first character that is not blank.
         lines: the stream's lines.
+        event: what each record is a message of.
+        catalog: see `JsonLines`.
         delimiter: see `CsvRows`.
 
     Raises:
@@ -311,7 +331,7 @@ def open_reader(stream: BinaryIO, name: str, kind: str, lines: Lines, delimiter:
         while first.startswith(_BOM):
             first = first.removeprefix(_BOM)
         kind = "jsonl" if first.lstrip()[:1] in (b"{", b"[", b"") else "csv"
-    return CsvRows(lines, delimiter) if kind == "csv" else JsonLines(lines)
+    return CsvRows(lines, event, delimiter) if kind == "csv" else JsonLines(lines, event, catalog)
 
 
 def _check_bytes(beginning: bytes) -> None:
@@ -327,14 +347,68 @@ def _check_bytes(beginning: bytes) -> None:
         raise UsageError("the lines end in CR alone, as on old Macs; convert it: tr '\\r' '\\n' < FILE")
 
 
-def _from_json(raw: bytes) -> UserCreated | Problem:
+def _from_texts(event: Event, texts: Mapping[str, str]) -> msgspec.Struct:
+    """Return the content whose fields are written as texts; an empty one is null.
+
+    Raises:
+        MessageError: a field is unknown, missing or wrong.
+    """
+    fields: dict[str, Any] = {}
+    for name, text in texts.items():
+        if text or (name in event.required and event.kinds.get(name) != "text"):
+            fields[name] = value(event.kinds.get(name), text)
+    return event.build(fields)
+
+
+def value(kind: str | None, text: str) -> Any:
+    """Return what the text of a field of that kind (`Event.kinds`) says; anything else as it is, for the event to refuse."""
     try:
-        user = decode(raw, limit=len(raw))  # the limit is the message's: the line may spell it longer
+        match kind:
+            case "integer":
+                return _integer(text)
+            case "number":
+                return float(values.number(text))
+            case "truth":
+                return {"true": True, "false": False}.get(text.strip().lower(), text)
+            case "json":
+                return json.loads(text)
+    except ValueError:
+        return text
+    return text
+
+
+def _columns(event: Event) -> str:
+    others = [name for name in event.fields if name not in event.required]
+    return " and any of ".join(filter(None, (", ".join(event.required), ", ".join(others))))
+
+
+def _from_json(raw: bytes, event: Event, catalog: Catalog) -> Message | Problem:
+    try:
+        if _EXPORTED in raw:
+            event = _exported_event(raw, event, catalog)
+        content = event.decode(raw, limit=len(raw))  # the limit is the message's: the line may spell it longer
         if len(raw) > MAX_DATA_BYTES:
-            encode(user)
-        return user
+            event.encode(content)
+        return Message(event, content)
     except MessageError as error:
         return Problem(error.reason, error.detail)
+
+
+class _About(msgspec.Struct):
+    attributes: dict[str, str] = {}
+
+
+class _Line(msgspec.Struct):
+    about: _About = msgspec.field(name="_rejection", default_factory=_About)
+
+
+def _exported_event(raw: bytes, event: Event, catalog: Catalog) -> Event:
+    """Return the event of a line that `worker rejections export` wrote; `event` if the line names none that is known."""
+    try:
+        name = msgspec.json.decode(raw, type=_Line).about.attributes.get(EVENT_TYPE_ATTRIBUTE)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return event
+    return catalog.events.get(name or "", event)
 
 
 def _integer(cell: str) -> Any:

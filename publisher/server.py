@@ -17,6 +17,7 @@ from publisher.errors import UsageError
 from publisher.settings import GatewayLimits
 from publisher.sink import Sink
 from publisher.tracing import Close
+from worker.events.catalog import Catalog
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +38,13 @@ def listen(host: str, port: int) -> socket.socket:
         raise UsageError(str(error)) from None
 
 
-def main(listener: socket.socket, sink: Sink, limits: GatewayLimits, close_tracing: Close | None = None) -> NoReturn:
+def main(
+    listener: socket.socket, sink: Sink, limits: GatewayLimits, catalog: Catalog, close_tracing: Close | None = None
+) -> NoReturn:
     """Serve until SIGTERM or SIGINT, and leave the process: exit code 0 in order, 1 otherwise."""
     code = 0
     try:
-        uvloop.run(_until_signal(listener, sink, limits, traced=close_tracing is not None))
+        uvloop.run(_until_signal(listener, sink, limits, catalog, traced=close_tracing is not None))
     except asyncio.CancelledError:
         log.warning("left without waiting for what was in flight", extra={"action": "gateway.aborted"})
         code = 1
@@ -56,7 +59,13 @@ def main(listener: socket.socket, sink: Sink, limits: GatewayLimits, close_traci
 
 
 async def run(
-    listener: socket.socket, sink: Sink, limits: GatewayLimits, stop: asyncio.Event, *, traced: bool = False
+    listener: socket.socket,
+    sink: Sink,
+    limits: GatewayLimits,
+    catalog: Catalog,
+    stop: asyncio.Event,
+    *,
+    traced: bool = False,
 ) -> None:
     """Serve until `stop` is set, then answer what is in flight, for `drain_seconds` at most.
 
@@ -64,7 +73,7 @@ async def run(
         RuntimeError: the HTTP server ended by itself.
     """
     messages = AsyncSink(sink, limits)
-    server = _Server(_configuration(gateway.Gateway(messages, limits, traced), _bounds(limits)))
+    server = _Server(_configuration(gateway.Gateway(messages, limits, catalog, traced), _bounds(limits)))
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="http server")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     log.info("listening on port %d", listener.getsockname()[1], extra={"action": "gateway.listening"})
@@ -89,7 +98,9 @@ async def run(
     log.info("stopped", extra={"action": "gateway.stopped"})
 
 
-async def _until_signal(listener: socket.socket, sink: Sink, limits: GatewayLimits, *, traced: bool) -> None:
+async def _until_signal(
+    listener: socket.socket, sink: Sink, limits: GatewayLimits, catalog: Catalog, *, traced: bool
+) -> None:
     stop = asyncio.Event()
     task = asyncio.current_task()
     assert task is not None
@@ -102,7 +113,7 @@ async def _until_signal(listener: socket.socket, sink: Sink, limits: GatewayLimi
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    await run(listener, sink, limits, stop, traced=traced)
+    await run(listener, sink, limits, catalog, stop, traced=traced)
 
 
 def _bounds(limits: GatewayLimits) -> connections.Bounds:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from publisher.errors import UsageError
-from publisher.message import MAX_DATA_BYTES
+from worker.events.declaration import MAX_DATA_BYTES
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "TOPIC": "the topic to publish to: a short id, or projects/PROJECT/topics/TOPIC",
     "GOOGLE_CLOUD_PROJECT": "the project of a TOPIC given as a short id",
     "PUBSUB_EMULATOR_HOST": "HOST:PORT of a Pub/Sub emulator to use in Pub/Sub's place, without credentials",
+    "EVENTS": "the Python modules that declare events, divided by commas (default: worker.events.users)",
     "SUBSCRIPTION": "with --push-to: the subscription named in the envelope",
     "HOST": "serve: the address to listen on",
     "PORT": "serve: the port to listen on; 0 picks a free one",

@@ -2,17 +2,14 @@
 
 from concurrent.futures import Future, InvalidStateError, wait
 from threading import Lock
-from typing import Final, Protocol, Self
+from typing import Protocol, Self
 
 from publisher.errors import NotConfirmedError
-from publisher.message import EVENT_TYPE, EVENT_TYPE_ATTRIBUTE, UserCreated
-
-ATTRIBUTES: Final = {EVENT_TYPE_ATTRIBUTE: EVENT_TYPE}
-"""What every message of ours carries, so that a subscription's filter can tell it from others."""
+from publisher.message import Message
 
 
 class Sink(Protocol):
-    """Takes users and says, for each, whether the server accepted its message.
+    """Takes messages and says, for each, whether the server accepted its message.
 
     Used as a context manager: leaving the block closes the sink, without waiting when an exception ends it.
     """
@@ -25,14 +22,14 @@ class Sink(Protocol):
     def patience(self) -> float:
         """Seconds after which every future returned by `publish` is settled."""
 
-    def publish(self, user: UserCreated) -> Future[str]:
+    def publish(self, message: Message) -> Future[str]:
         """Send one message; blocks while too much is in flight.
 
         Returns:
             A future with the accepted message's id. It fails with a `DeliveryError` and nothing else.
 
         Raises:
-            MessageError: the encoded message is too large.
+            MessageError: it breaks the format, or is too large.
         """
 
     def close(self, timeout: float | None = None) -> None:

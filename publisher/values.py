@@ -15,8 +15,10 @@ from typing import Final
 from urllib.parse import urlsplit
 
 MAX_USER_ID: Final = 2**63 - 1
-"""See `publisher.message.MAX_USER_ID`, which a test holds equal: this module imports nothing of ours."""
+"""See `worker.events.users.MAX_USER_ID`, which a test holds equal: this module imports nothing of ours."""
 MAX_INTEGER: Final = 2**63 - 1
+SUBJECT_MAX_BYTES: Final = 128
+"""See `worker.events.declaration.MAX_SUBJECT_BYTES`, which a test holds equal."""
 ID_MAX: Final = 1024
 """Longest message id, in characters."""
 SPAN_DAYS_MAX: Final = 36_500
@@ -48,6 +50,17 @@ def whole(low: int, high: int = MAX_INTEGER) -> Callable[[str], int]:
 
 user_id: Final = whole(1, MAX_USER_ID)
 """The reader of user ids."""
+
+
+def subject(text: str) -> str:
+    """Whose data it is, as events name the person: a number, or a text of at most SUBJECT_MAX_BYTES bytes."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise Wrong("must be text in UTF-8") from None
+    if not 0 < size <= SUBJECT_MAX_BYTES or not text.isprintable():
+        raise Wrong(f"must be a number, or a text of 1 to {SUBJECT_MAX_BYTES} bytes without control characters")
+    return str(int(text)) if _INTEGER.fullmatch(text) else text
 
 
 def number(text: str) -> float:

@@ -3,18 +3,25 @@
 import asyncio
 from collections.abc import Callable
 
-from publisher import message
-from publisher.message import UserCreated
-from worker.ingest.messages import Delivery, Entry, Problem
+from worker.events.catalog import BUILT_IN, Catalog, Content, Problem
+from worker.events.users import USER_CREATED, UserCreated
+from worker.ingest.messages import Delivery, Entry
 
+CATALOG = Catalog.load(BUILT_IN)
+"""The built-in events."""
 PUBLISHED = 1_700_000_000_000
 """When every message is published unless a test says otherwise, in milliseconds."""
 
 
 def delivery(message_id: str = "m1", user: UserCreated | None = None, *, publish_time: int = PUBLISHED) -> Delivery:
     """A message as the queue delivers it."""
-    data = message.encode(user or UserCreated(user_id=1))
+    data = USER_CREATED.encode(user or UserCreated(user_id=1))
     return Delivery(message_id=message_id, publish_time=publish_time, data=data, attributes={"source": "test"})
+
+
+def read(data: bytes, attributes: dict[str, str] | None = None, publish_time: int = PUBLISHED) -> Content | Problem:
+    """What the service reads a message as."""
+    return CATALOG.read(data, attributes or {}, publish_time)
 
 
 def entry(
@@ -30,7 +37,8 @@ def entry(
     """A valid message waiting for its outcome on the running loop."""
     user = UserCreated(user_id=user_id, email_address=email, settings=settings, created_at=created_at)
     done = asyncio.get_running_loop().create_future()
-    return Entry(delivery(message_id, user, publish_time=publish_time), user, deadline, done)
+    sent = delivery(message_id, user, publish_time=publish_time)
+    return Entry(sent, read(sent.data, publish_time=publish_time), deadline, done)
 
 
 def malformed(message_id: str = "m1", *, deadline: float = float("inf")) -> Entry:

@@ -16,14 +16,14 @@ import httpx
 from local.gcs_process import FakeGcs
 from local.worker_process import WorkerProcess, wait_until
 from publisher import message
-from publisher.message import UserCreated
+from worker.events.users import USER_CREATED, UserCreated
 from worker.lease.record import Record, encode
 
 BUCKET = "users"
 PREFIX = "store"
 URL = f"gs://{BUCKET}/{PREFIX}"
-QUICK = {"LEASE_TTL_SECONDS": "3.5", "LEASE_RENEW_SECONDS": "1", "LEASE_POLL_SECONDS": "0.25"}
-"""Times as short as the settings allow, so that a lease runs out within a test."""
+QUICK = {"LEASE_TTL_SECONDS": "3.5"}
+"""About as short as the settings allow, so that a lease runs out within a test."""
 GENERATIONS = f"{PREFIX}/generations/"
 RECORD = f"{PREFIX}/lease.json"
 _SENDERS = 16
@@ -32,7 +32,7 @@ _AGAIN_SECONDS = 0.05
 
 def body(user_id: int, message_id: str, *, email: str | None = None) -> bytes:
     """A push of one user."""
-    data = message.encode(UserCreated(user_id=user_id, email_address=email))
+    data = USER_CREATED.encode(UserCreated(user_id=user_id, email_address=email))
     return message.envelope(data, {}, message_id, "2024-01-02T03:04:05Z", "projects/p/subscriptions/s")
 
 

@@ -111,7 +111,6 @@ class Stopped:
             "K_REVISION": f"r{life}",
             "LITESTREAM_CONFIG": str(self.config),
             "TENURE_MIN_SECONDS": "0",
-            "SUCCESSOR_POLL_SECONDS": "0.25",
         }
         disk, log = self.directory / f"{self.name}-{life}", self.directory / f"{self.name}.log"
         return WorkerProcess(disk=disk, replica_url=self.url, environment=environment, port=0, log=log)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from worker import config
-from worker.replica.litestream import Litestream, Options, find_binary
+from worker.config import Settings
+from worker.replica.litestream import Litestream, find_binary
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,24 +54,15 @@ def environment() -> dict[str, str]:
     return dict(pair.split("=", 1) for argument in final("ENV") for pair in shlex.split(argument))
 
 
-def options(tmp_path: Path) -> Options:
-    """What the worker gives every Litestream."""
-    return Options(
-        binary=find_binary("litestream"),
-        config=ROOT / "litestream.yml",
-        database=tmp_path / "users.db",
-        metrics_address="127.0.0.1:9090",
-        log_level="warn",
-        start_seconds=10,
-        starts_max=10,
-        silent_max=3,
-    )
+def settings(tmp_path: Path) -> Settings:
+    """The defaults, with a place for the database."""
+    return Settings(replica_url="gs://bucket/prefix", database_path=tmp_path / "users.db")
 
 
 @pytest.fixture
 def given(tmp_path: Path) -> dict[str, str]:
     """The environment in which the worker starts Litestream."""
-    return Litestream(options(tmp_path), address="127.0.0.1:1", epoch=1)._environment()
+    return Litestream(settings(tmp_path), address="127.0.0.1:1", epoch=1)._environment()
 
 
 def test_the_image_has_the_litestream_that_is_tested_with() -> None:

@@ -1,9 +1,9 @@
 """Settings: environment variables, read once into one frozen, validated object.
 
-Each field below is one setting: its variable, its default, its bounds and what it does; what a person is told besides, its
-unit and the reason for its default, is in `local/setting_texts.py`, and `make docs` puts the two together. Settings refuse
-to load when a value is wrong or when the time limits do not nest (INV-8); the error names the variable, what it was and
-what it must be.
+Each field below is one setting: its variable, its default, its bounds, and the words of docs/configuration.md, which
+`make docs` writes from here. Limits that an operator has no reason to change are constants: those that nest with others
+stand below, the rest beside the code that uses them. Settings refuse to load when a value is wrong or when the time limits
+do not nest (INV-8); the error names the variable, what it was and what it must be.
 """
 
 import os
@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from publisher import values
@@ -19,6 +19,23 @@ from worker.errors import ConfigError
 
 PLATFORM_GRACE_SECONDS: Final = 10.0
 """Cloud Run kills an instance this long after SIGTERM; not configurable (Cloud Run documentation, "Container contract")."""
+
+BODY_MAX_BYTES: Final = 14_000_000
+"""Largest push body: Pub/Sub's largest message is 10 MB; base64 makes it 13.4 MB, and the envelope adds a little."""
+HELD_SHARE: Final = 0.8
+"""Of ACK_DEADLINE_SECONDS: a request is held so long at most, and the rest is for the answer's way back."""
+BUSY_TIMEOUT_SECONDS: Final = 5.0
+"""Longest a transaction waits for Litestream's checkpoint to let go of the database; Litestream asks for at least 5 s."""
+OIDC_TIMEOUT_SECONDS: Final = 5.0
+"""Longest a push waits for certificates that are not there yet, before 503: several times a slow answer."""
+DRAIN_SECONDS: Final = 4.0
+"""At shutdown, longest wait for what is in flight. The three together leave the platform's ten seconds three to spare."""
+RELEASE_SECONDS: Final = 1.5
+"""At shutdown, longest wait to release the lease: it may have to wait for the second of the last renewal to pass."""
+TRACE_FLUSH_SECONDS: Final = 1.0
+"""At shutdown, longest wait for the last spans to be exported: the lease is released already."""
+RECEIPT_DAYS_MIN: Final = 32.0
+"""Pub/Sub can deliver again what it retained for 31 days."""
 
 CHECKPOINT_HOURS_MIN: Final = 1.0
 """A project holds 5,000 snapshots, and one lives seven days: 168 of an hourly one (Pub/Sub documentation, "Quotas")."""
@@ -72,15 +89,14 @@ def database_address(text: str) -> str:
 
 
 def without_secrets(address: str) -> str:
-    """The address of a database as it may be shown: no user, password or options but the host of a socket's folder."""
+    """The address of a database as it may be shown: its hosts, or its socket's folder, and its name."""
     parts = urlsplit(address)
-    options = dict(parse_qsl(parts.query))
-    hosts = parts.netloc.rpartition("@")[2] or options.get("host", "")
-    return f"postgresql://{hosts}{'' if parts.netloc else ':' if hosts else ''}/{parts.path.strip('/')}"
+    hosts = parts.netloc.rpartition("@")[2] or dict(parse_qsl(parts.query)).get("host", "")
+    return f"postgresql://{hosts}/{parts.path.strip('/')}"
 
 
 def store_name(replica_url: str, database_url: str) -> str:
-    """See `Settings.store_name`."""
+    """The store, as a command and the service each know it. A database's host may have another name for each of them."""
     return f"postgresql:///{urlsplit(database_url).path.strip('/')}" if database_url else replica_url.rstrip("/")
 
 
@@ -107,7 +123,7 @@ def database_file(text: str) -> Path:
 _TEXTS: Final[Mapping[str, Callable[[str], Any]]] = {
     "REPLICA_URL": store_place,
     "DATABASE_URL": database_address,
-    "DATABASE_PASSWORD_FILE": lambda text: str(values.path(text)),
+    "DATABASE_PASSWORD_FILE": values.path,
     "ERASED_URL": store_place,
     "DATABASE_PATH": database_file,
     "LITESTREAM_CONFIG": values.path,
@@ -118,238 +134,295 @@ _TEXTS: Final[Mapping[str, Callable[[str], Any]]] = {
     "HOST": values.word,
     "SUBSCRIPTION": values.word,
     "GOOGLE_CLOUD_PROJECT": values.word,
+    "EVENTS": values.word,
     "LITESTREAM_METRICS_ADDRESS": values.word,
 }
 """How texts are read that are more than any text: one that can never match is refused at start."""
 
 
-def _setting(name: str, default: Any, about: str, *, low: float | None = None, high: float | None = None) -> Any:
-    return field(default=default, metadata={"name": name, "about": about, "low": low, "high": high})
+def _setting(
+    name: str, default: Any, meaning: str, *, unit: str, why: str, low: float | None = None, high: float | None = None
+) -> Any:
+    """One setting. `unit`, `meaning` and `why` (the reason for its default) are Markdown, without a table's bars."""
+    words = {"unit": unit, "meaning": meaning, "why": why}
+    return field(default=default, metadata={"name": name, "low": low, "high": high, **words})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything the worker can be told. Built by `load`; a test may build it directly."""
 
-    replica_url: str = _setting("REPLICA_URL", "", "where the data lives: gs://BUCKET/PREFIX; this or DATABASE_URL")
+    replica_url: str = _setting(
+        "REPLICA_URL",
+        "",
+        "Where the data lives: `gs://BUCKET/PREFIX`.",
+        unit="URL",
+        why="A default could only be wrong. The prefix is required, so that two stores never share the root of a bucket.",
+    )
     database_url: str = _setting(
-        "DATABASE_URL", "", "the data lives in PostgreSQL instead, for many writers: postgresql://USER@HOST/DATABASE"
+        "DATABASE_URL",
+        "",
+        "The data lives in PostgreSQL instead, and every instance writes: `postgresql://USER@HOST/DATABASE`. Exactly one of "
+        "this and `REPLICA_URL` is set; see [scaling](scaling.md).",
+        unit="URL",
+        why="One writer and a bucket cost less, and are enough for most.",
     )
     database_password_file: str = _setting(
-        "DATABASE_PASSWORD_FILE", "", "file with the password of DATABASE_URL, read at each connection"
-    )
-    database_timeout_seconds: float = _setting(
-        "DATABASE_TIMEOUT_SECONDS",
-        0.0,
-        "with DATABASE_URL, longest one transaction takes, its wait for the standby included; 0 means half of "
-        "HOLD_LIMIT_SECONDS",
-        low=0,
+        "DATABASE_PASSWORD_FILE",
+        "",
+        "File with the password of `DATABASE_URL`. It is read at each connection.",
+        unit="path",
+        why="A mounted secret: a variable is seen by whoever may look at the service's settings.",
     )
     erased_url: str = _setting(
-        "ERASED_URL", "", "with DATABASE_URL, where the ids of erased users are kept besides: gs://BUCKET/PREFIX"
+        "ERASED_URL",
+        "",
+        "With `DATABASE_URL`, where erased subjects are remembered outside the database as well: `gs://BUCKET/PREFIX`. At "
+        "its start an instance erases in the database whom the list names.",
+        unit="URL",
+        why="Without it, a restore by the provider to a time before an erasure brings the person back.",
     )
     database_path: Path = _setting(
         "DATABASE_PATH",
         Path("/tmp/solowriter/users.db"),
-        "the working copy; anything found there is moved aside at start",
+        "The working copy. A database found there at start is moved aside, not used: the bucket is the truth. "
+        "Litestream's files and socket lie beside it.",
+        unit="path",
+        why="On Cloud Run every path is memory. The container image sets `/data/users.db`.",
     )
-    host: str = _setting("HOST", "0.0.0.0", "address to listen on")
-    port: int = _setting("PORT", 8080, "port to listen on; 0 picks a free one", low=0, high=65535)
-    revision: str = _setting("K_REVISION", "local", "name of this deployment, set by Cloud Run; kept in the lease record")
-    service: str = _setting("K_SERVICE", "solowriter", "name of this service, set by Cloud Run; kept in errors and traces")
-    log_level: str = _setting("LOG_LEVEL", "info", "debug, info, warning or error")
+    host: str = _setting("HOST", "0.0.0.0", "Address to listen on.", unit="address", why="Cloud Run's contract.")
+    port: int = _setting(
+        "PORT",
+        8080,
+        "Port to listen on; 0 picks a free one.",
+        unit="port",
+        why="Cloud Run's contract; Cloud Run sets it.",
+        low=0,
+        high=65535,
+    )
+    revision: str = _setting(
+        "K_REVISION",
+        "local",
+        "Name of this deployment, kept in the lease record for people to read.",
+        unit="name",
+        why="Cloud Run sets it.",
+    )
+    service: str = _setting(
+        "K_SERVICE",
+        "solowriter",
+        "Name of this service, by which Error Reporting and traces know it.",
+        unit="name",
+        why="Cloud Run sets it.",
+    )
+    log_level: str = _setting(
+        "LOG_LEVEL",
+        "info",
+        "`debug`, `info`, `warning` or `error`. `debug` adds a line for each message, and Litestream's own.",
+        unit="level",
+        why="At `info` an idle or healthy worker logs nothing per message.",
+    )
+    events: str = _setting(
+        "EVENTS",
+        "worker.events.users",
+        "The Python modules that declare events, divided by commas; see docs/events.md. The folder of a module of your own "
+        "must be in PYTHONPATH. The first of them makes the default event, unless `user.created` is there.",
+        unit="modules",
+        why="The users of the service that this one replaces.",
+    )
+    unknown_fields: Literal["count", "reject"] = _setting(
+        "UNKNOWN_FIELDS",
+        "count",
+        "What a message with a field that its event does not declare comes to. `count`: it is taken, and the field is counted "
+        "and named once in the log. `reject`: it is kept as a rejection.",
+        unit="count or reject",
+        why="A publisher may be newer than the worker.",
+    )
 
     ack_deadline_seconds: float = _setting(
         "ACK_DEADLINE_SECONDS",
         60.0,
-        "the push subscription's ack deadline, which is its request timeout",
+        "The push subscription's ack deadline, which is the timeout of each of its requests. Set both to the same value. "
+        "A request is held for at most 80 % of it, and then answered 503.",
+        unit="seconds",
+        why="Room for a restart: what is held while an instance starts is answered, not repeated.",
         low=10,
         high=600,
     )
-    hold_limit_seconds: float = _setting(
-        "HOLD_LIMIT_SECONDS",
-        0.0,
-        "longest a request is held before 503; 0 means 80 % of ACK_DEADLINE_SECONDS",
-        low=0,
+    queue_max_messages: int = _setting(
+        "QUEUE_MAX_MESSAGES",
+        900,
+        "Messages held at once; more are answered 503.",
+        unit="messages",
+        why="Below Cloud Run's largest concurrency, 1,000: so the worker answers 503 before the platform answers 429.",
+        low=1,
     )
-    body_max_bytes: int = _setting(
-        "BODY_MAX_BYTES",
-        14_000_000,
-        "largest push body: 10 MB of data is 13.4 MB in base64, and the wrapping",
-        low=1024,
+    queue_max_bytes: int = _setting(
+        "QUEUE_MAX_BYTES",
+        64_000_000,
+        "Bytes of bodies held at once, counted before they are read; more are answered 503.",
+        unit="bytes",
+        why="Fits an instance of 512 MiB beside the database; four bodies of the largest size.",
+        low=BODY_MAX_BYTES,
     )
-    queue_max_messages: int = _setting("QUEUE_MAX_MESSAGES", 900, "messages held at once; more are answered 503", low=1)
-    queue_max_bytes: int = _setting("QUEUE_MAX_BYTES", 64_000_000, "bytes held at once; more are answered 503", low=1024)
-    group_max_messages: int = _setting("GROUP_MAX_MESSAGES", 500, "most messages in one transaction", low=1, high=2000)
     push_unwrapped: bool = _setting(
         "PUSH_UNWRAPPED",
         False,
-        "true: the subscription pushes bare data without metadata; with metadata it needs no setting",
-    )
-    group_gather_seconds: float = _setting(
-        "GROUP_GATHER_SECONDS",
-        0.005,
-        "longest a group is gathered while an earlier one is being confirmed",
-        low=0,
-        high=1,
-    )
-    busy_timeout_seconds: float = _setting(
-        "BUSY_TIMEOUT_SECONDS",
-        5.0,
-        "longest a transaction waits for Litestream's checkpoint to let go",
-        low=5,
-        high=60,
+        "`true`: the subscription has no wrapper and writes no metadata, so every body is a message's data. With metadata "
+        "an unwrapped push is recognized without this.",
+        unit="",
+        why="A body that is no push is a mistake, and should be answered as one.",
     )
 
     push_audience: str = _setting(
-        "PUSH_AUDIENCE", "", "audience that tokens must be made for; without it only the platform checks senders"
+        "PUSH_AUDIENCE",
+        "",
+        "The audience that tokens must be made for: what `gcloud pubsub subscriptions create --push-auth-token-audience` "
+        "was given.",
+        unit="text",
+        why="A default could only be wrong.",
     )
     push_service_account: str = _setting(
-        "PUSH_SERVICE_ACCOUNT", "", "e-mail address of the service account with which the subscription pushes"
+        "PUSH_SERVICE_ACCOUNT",
+        "",
+        "Whose tokens the subscription pushes with: `gcloud pubsub subscriptions create --push-auth-service-account`. Set "
+        "both or neither.",
+        unit="e-mail address",
+        why="As above.",
     )
     tokens_verified_by: str = _setting(
         "TOKENS_VERIFIED_BY",
         "here",
-        "here or platform: who checks the signatures of tokens; platform only where each request passes its check",
+        "Who checks the signatures of tokens. `platform` on Cloud Run with its check of IAM on, which replaces them by a "
+        "marker that is taken in their place; see [security](security.md#who-reaches-the-service).",
+        unit="`here` or `platform`",
+        why="Any sender could write that marker where no platform checks.",
     )
     operators: str = _setting(
-        "OPERATORS", "", "e-mail addresses, with commas between them, that may read and resolve rejections"
+        "OPERATORS",
+        "",
+        "Who may read, retry and discard rejections: service accounts that operators impersonate.",
+        unit="e-mail addresses, with commas",
+        why="No account, until one is named.",
     )
     oidc_certs_url: str = _setting(
-        "OIDC_CERTS_URL", "https://www.googleapis.com/oauth2/v1/certs", "where the certificates of tokens are fetched"
-    )
-    oidc_timeout_seconds: float = _setting(
-        "OIDC_TIMEOUT_SECONDS", 5.0, "longest a push waits for certificates that are not there yet", low=0.1
-    )
-    oidc_refresh_min_seconds: float = _setting(
-        "OIDC_REFRESH_MIN_SECONDS", 30.0, "least time between two fetches because of a token with an unknown key", low=1
-    )
-    oidc_tokens_max: int = _setting("OIDC_TOKENS_MAX", 1000, "verified tokens remembered until they expire", low=1)
-
-    sync_timeout_seconds: int = _setting(
-        "SYNC_TIMEOUT_SECONDS",
-        5,
-        "longest one confirmation waits for the bucket before it is asked again",
-        low=1,
-    )
-    first_sync_timeout_seconds: int = _setting(
-        "FIRST_SYNC_TIMEOUT_SECONDS", 120, "longest a new generation's full copy may take at start", low=1
-    )
-    restore_timeout_seconds: float = _setting(
-        "RESTORE_TIMEOUT_SECONDS",
-        180.0,
-        "longest a restore may take; Cloud Run's start-up probe waits at most 240 s",
-        low=1,
-    )
-    fetch_timeout_seconds: float = _setting(
-        "FETCH_TIMEOUT_SECONDS",
-        60.0,
-        "longest one object, such as a full copy, may take to be read in a restore",
-        low=1,
-    )
-    restore_integrity_check: str = _setting("RESTORE_INTEGRITY_CHECK", "quick", "none, quick or full, after each restore")
-
-    lease_ttl_seconds: float = _setting(
-        "LEASE_TTL_SECONDS", 15.0, "silence after which another instance's lease may be taken over", low=3.1
-    )
-    lease_renew_seconds: float = _setting("LEASE_RENEW_SECONDS", 4.0, "pause between two renewals of the lease", low=1)
-    lease_poll_seconds: float = _setting(
-        "LEASE_POLL_SECONDS", 0.5, "pause between two looks at a lease held by another", low=0.1
-    )
-    lease_read_timeout_seconds: float = _setting(
-        "LEASE_READ_TIMEOUT_SECONDS", 3.0, "longest one request for the lease record may take", low=0.1
-    )
-    successor_poll_seconds: float = _setting(
-        "SUCCESSOR_POLL_SECONDS", 1.0, "pause between the holder's looks for an instance that asks to take over", low=0.1
-    )
-    successor_fresh_seconds: float = _setting(
-        "SUCCESSOR_FRESH_SECONDS", 5.0, "how long one request to take over counts; repeated while messages come in", low=2.5
-    )
-    tenure_min_seconds: float = _setting(
-        "TENURE_MIN_SECONDS", 30.0, "least time a new writer serves before it hands over: traffic may still be split", low=0
+        "OIDC_CERTS_URL",
+        "https://www.googleapis.com/oauth2/v1/certs",
+        "Where the certificates are fetched that tokens are checked with.",
+        unit="URL",
+        why="Google's.",
     )
 
     upload_spacing_seconds: float = _setting(
         "UPLOAD_SPACING_SECONDS",
         0.0,
-        "least time between the beginnings of two uploads: fewer cost less, and acknowledgements wait longer",
+        "Least time between the beginnings of two uploads. Fewer uploads cost less, and acknowledgements wait longer.",
+        unit="seconds",
+        why="An upload for each confirmation: the shortest wait. See [cost](cost.md#cost-against-latency).",
         low=0,
         high=5,
     )
-    retention_days: float = _setting("RETENTION_DAYS", 7.0, "how long a generation is kept after it has ended", low=0)
-    receipt_days: float = _setting(
-        "RECEIPT_DAYS", 32.0, "how long the receipt of a message is kept: Pub/Sub can replay 31 days", low=31
+    retention_days: float = _setting(
+        "RETENTION_DAYS",
+        7.0,
+        "How long a generation is kept after it has ended, for restores to an earlier moment. The receipt of a message is "
+        "kept for 32 days, or a day longer than this.",
+        unit="days",
+        why="A week to notice a mistake.",
+        low=0,
     )
-    rejection_days: float = _setting("REJECTION_DAYS", 90.0, "how long a rejection is kept, resolved or not", low=31)
-    prune_step_rows: int = _setting("PRUNE_STEP_ROWS", 2000, "most rows deleted in one transaction", low=1, high=20_000)
-    prune_interval_seconds: float = _setting(
-        "PRUNE_INTERVAL_SECONDS", 3600.0, "pause between two looks for what is past its retention", low=1
+    rejection_days: float = _setting(
+        "REJECTION_DAYS",
+        90.0,
+        "How long a rejection is kept, resolved or not; it holds the message as it was published.",
+        unit="days",
+        why="A quarter to act; then personal data goes. The log counts those that go unresolved.",
+        low=31,
     )
+
     checkpoint_hours: float = _setting(
-        "CHECKPOINT_HOURS", 0.0, "pause between two checkpoints that the service takes of SUBSCRIPTION; 0 for none", low=0
+        "CHECKPOINT_HOURS",
+        0.0,
+        "Pause between two [checkpoints](operations.md#checkpoints) that the service takes; 0 for none. As many are kept "
+        "as seven days hold.",
+        unit="hours",
+        why="It needs permissions on Pub/Sub that the service otherwise does without.",
+        low=0,
     )
     subscription: str = _setting(
-        "SUBSCRIPTION", "", "the subscription that feeds the store: an id, or projects/P/subscriptions/S; for checkpoints"
+        "SUBSCRIPTION",
+        "",
+        "The subscription that feeds the store, for these, for the commands about checkpoints, replay and recovery, and for "
+        "the doctor.",
+        unit="id or full name",
+        why="A default could only be wrong.",
     )
     project: str = _setting(
-        "GOOGLE_CLOUD_PROJECT", "", "the project of a SUBSCRIPTION given as an id, and of the traces that logs name"
+        "GOOGLE_CLOUD_PROJECT",
+        "",
+        "The project of a `SUBSCRIPTION` given as an id, and of the traces that the log names.",
+        unit="id",
+        why="Full names need none; without it the log has a trace's id alone.",
     )
-    litestream_silent_max: int = _setting(
-        "LITESTREAM_SILENT_MAX",
-        3,
-        "syncs in a row without an answer after which Litestream is restarted",
+
+    lease_ttl_seconds: float = _setting(
+        "LEASE_TTL_SECONDS",
+        15.0,
+        "Silence after which another instance's lease may be taken over. Every instance measures it on its own clock. The "
+        "holder renews the lease each 4/15 of it.",
+        unit="seconds",
+        why="Three lost renewals. Shorter means a quicker recovery after a kill, and more false alarms.",
+        low=3.1,
+    )
+    tenure_min_seconds: float = _setting(
+        "TENURE_MIN_SECONDS",
+        30.0,
+        "Least time a new writer serves before it hands over.",
+        unit="seconds",
+        why="While a deployment splits traffic between two revisions, the lease must not go to and fro.",
+        low=0,
+    )
+    restore_timeout_seconds: float = _setting(
+        "RESTORE_TIMEOUT_SECONDS",
+        180.0,
+        "Longest a restore may take. One file of it may take a third of this, and the full copy that is uploaded after it "
+        "two thirds.",
+        unit="seconds",
+        why="Cloud Run's start-up probe waits 240 s at most.",
         low=1,
     )
 
-    drain_seconds: float = _setting("DRAIN_SECONDS", 2.5, "at shutdown, longest wait for what is in flight", low=0.1)
-    release_seconds: float = _setting("RELEASE_SECONDS", 1.5, "at shutdown, longest wait to release the lease", low=0.1)
-
-    trace_flush_seconds: float = _setting(
-        "TRACE_FLUSH_SECONDS", 1.0, "at shutdown, longest wait for the last spans to be exported, if traces are on", low=0.1
-    )
-
     litestream_bin: str = _setting(
-        "LITESTREAM_BIN", "litestream", "Litestream's binary: a path, or a name looked up on PATH"
+        "LITESTREAM_BIN",
+        "litestream",
+        "Litestream's binary. A name is looked up on PATH, then beside the Python that runs the worker.",
+        unit="path or name",
+        why="The container image has it on PATH; the development requirements put it beside Python.",
     )
     litestream_config: Path = _setting(
         "LITESTREAM_CONFIG",
         Path(__file__).resolve().parent.parent / "litestream.yml",
-        "Litestream's configuration",
+        "Litestream's configuration. The default is the file that is shipped, in the folder that holds `worker/`.",
+        unit="path",
+        why="The supervisor and the file belong together.",
     )
     litestream_metrics_address: str = _setting(
         "LITESTREAM_METRICS_ADDRESS",
         "127.0.0.1:9090",
-        "where Litestream serves its own metrics; off for nowhere",
-    )
-    metrics_timeout_seconds: float = _setting(
-        "METRICS_TIMEOUT_SECONDS", 2.0, "longest a scrape waits for Litestream, the database and the bucket", low=0.1
-    )
-    metrics_refresh_seconds: float = _setting(
-        "METRICS_REFRESH_SECONDS", 30.0, "least time between two counts of open rejections, and looks at drill.json", low=1
-    )
-    litestream_start_seconds: float = _setting(
-        "LITESTREAM_START_SECONDS", 10.0, "longest wait for Litestream's control socket", low=0.5
-    )
-    litestream_starts_max: int = _setting(
-        "LITESTREAM_STARTS_MAX",
-        10,
-        "starts of Litestream in a row that may fail before the worker gives up",
-        low=1,
+        "Where Litestream serves its own metrics; `off` for nowhere. If the address is taken, Litestream logs that and goes "
+        "on without.",
+        unit="address:port",
+        why="Loopback only.",
     )
 
     def __post_init__(self) -> None:
         """Refuse what is out of range, unparsable, or does not nest."""
         for spec in fields(self):
             _check_range(spec.metadata["name"], getattr(self, spec.name), spec.metadata["low"], spec.metadata["high"])
+        _check_one_database(self)
         _check_texts(self)
+        _check_choice("UNKNOWN_FIELDS", self.unknown_fields, ("count", "reject"))
         _check_choice("LOG_LEVEL", self.log_level, ("debug", "info", "warning", "error"))
         _check_choice("TOKENS_VERIFIED_BY", self.tokens_verified_by, ("here", "platform"))
-        _check_choice("RESTORE_INTEGRITY_CHECK", self.restore_integrity_check, ("none", "quick", "full"))
-        if self.hold_limit_seconds == 0:
-            object.__setattr__(self, "hold_limit_seconds", 0.8 * self.ack_deadline_seconds)
-        if self.database_timeout_seconds == 0:
-            object.__setattr__(self, "database_timeout_seconds", 0.5 * self.hold_limit_seconds)
-        _check_one_database(self)
         if bool(self.push_audience) != bool(self.push_service_account):
             raise ConfigError(
                 "PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNT belong together: set both, as the push subscription has them, "
@@ -384,7 +457,7 @@ class Settings:
 
     @property
     def store_name(self) -> str:
-        """The store, as a command and the service each know it. A database's host may have another name for each of them."""
+        """See the function of this name."""
         return store_name(self.replica_url, self.database_url)
 
     @property
@@ -396,6 +469,73 @@ class Settings:
     def prefix(self) -> str:
         """The prefix inside the bucket, from REPLICA_URL, with no slash at either end."""
         return store_place(self.replica_url)[1]
+
+    # Seconds that follow from a setting, so that they nest whatever it is.
+
+    @property
+    def hold_limit_seconds(self) -> float:
+        """Longest a request is held before 503."""
+        return HELD_SHARE * self.ack_deadline_seconds
+
+    @property
+    def transaction_seconds(self) -> float:
+        """Longest one transaction of PostgreSQL takes, with its wait for the standby: a group must end while it is held."""
+        return self.hold_limit_seconds / 2
+
+    @property
+    def sync_timeout_seconds(self) -> int:
+        """Longest one confirmation waits before it is asked again: several times in a hold, twenty times a slow upload."""
+        return max(1, min(5, int(self.hold_limit_seconds / 9)))
+
+    @property
+    def first_sync_timeout_seconds(self) -> int:
+        """Longest the full copy at the start of a generation may take: as many bytes as are restored, one file."""
+        return max(1, int(self.restore_timeout_seconds * 2 / 3))
+
+    @property
+    def fetch_timeout_seconds(self) -> float:
+        """Longest one file, such as a full copy, may take to be read in a restore."""
+        return self.restore_timeout_seconds / 3
+
+    @property
+    def lease_renew_seconds(self) -> float:
+        """Pause between two renewals: under a third of the TTL, so that one lost renewal does not look like death.
+
+        Cloud Storage takes one write a second for each object name.
+        """
+        return max(1.0, self.lease_ttl_seconds * 4 / 15)
+
+    @property
+    def lease_poll_seconds(self) -> float:
+        """Pause between two looks at a lease that another instance holds: a release is noticed within a second."""
+        return min(0.5, self.lease_ttl_seconds / 30)
+
+    @property
+    def lease_read_timeout_seconds(self) -> float:
+        """Longest one request for the lease record may take: ten times a slow answer, and half the TTL at most."""
+        return min(3.0, self.lease_ttl_seconds / 2)
+
+    @property
+    def successor_poll_seconds(self) -> float:
+        """Pause between the holder's looks for an instance that asks: messages wait at that instance meanwhile."""
+        return self.lease_ttl_seconds / 15
+
+    @property
+    def successor_fresh_seconds(self) -> float:
+        """How long one request to take over counts: an instance that has lost its traffic again stops asking.
+
+        It is repeated after half of this, and one object takes one write a second.
+        """
+        return max(5.0, self.lease_ttl_seconds / 3)
+
+    @property
+    def receipt_days(self) -> float:
+        """How long the receipt of a message is kept.
+
+        Pub/Sub delivers again what it retained for 31 days; without its receipt a message would be judged by the user's row
+        alone. A recovery to a kept generation tells what it undoes by the receipts.
+        """
+        return max(RECEIPT_DAYS_MIN, self.retention_days + 1)
 
 
 def load(environ: Mapping[str, str]) -> Settings:
@@ -428,54 +568,29 @@ def refuse_workers(environ: Mapping[str, str]) -> None:
 
 
 def described() -> list[tuple[str, str, str]]:
-    """Every setting as (variable, default, what it does), for `--help` and the documentation's test."""
-    return [(spec.metadata["name"], str(spec.default), spec.metadata["about"]) for spec in fields(Settings)]
+    """Every setting as (variable, default, what it means, in plain text), for `--help` and the documentation's test."""
+    return [(spec.metadata["name"], str(spec.default), _plain(spec.metadata["meaning"])) for spec in fields(Settings)]
+
+
+def _plain(markdown: str) -> str:
+    return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", markdown).replace("`", "")
 
 
 def _not_nested(settings: Settings) -> list[str]:
     """INV-8: the sentences for the time limits that do not nest."""
-    attempt = settings.busy_timeout_seconds + settings.sync_timeout_seconds + settings.upload_spacing_seconds
-    goodbye = settings.drain_seconds + settings.release_seconds + settings.trace_flush_seconds
+    hold, deadline = settings.hold_limit_seconds, settings.ack_deadline_seconds
+    attempt = BUSY_TIMEOUT_SECONDS + settings.sync_timeout_seconds + settings.upload_spacing_seconds
     rules = [
         (
-            attempt < settings.hold_limit_seconds,
-            f"BUSY_TIMEOUT_SECONDS + SYNC_TIMEOUT_SECONDS + UPLOAD_SPACING_SECONDS is {attempt:g} and must be less "
-            f"than HOLD_LIMIT_SECONDS, {settings.hold_limit_seconds:g}: a group must be able to end while it is held",
+            attempt < hold,
+            f"ACK_DEADLINE_SECONDS is {deadline:g} and must be more than {attempt / HELD_SHARE:g} with "
+            f"UPLOAD_SPACING_SECONDS {settings.upload_spacing_seconds:g}: a request is held for 80 % of it, and a "
+            f"group needs {attempt:g} s to end",
         ),
         (
-            settings.hold_limit_seconds < settings.ack_deadline_seconds,
-            f"HOLD_LIMIT_SECONDS is {settings.hold_limit_seconds:g} and must be less than ACK_DEADLINE_SECONDS, "
-            f"{settings.ack_deadline_seconds:g}: the answer must reach the queue before it gives up",
-        ),
-        (
-            not settings.database_url or settings.database_timeout_seconds < settings.hold_limit_seconds,
-            f"DATABASE_TIMEOUT_SECONDS is {settings.database_timeout_seconds:g} and must be less than HOLD_LIMIT_SECONDS, "
-            f"{settings.hold_limit_seconds:g}: a group must be able to end while it is held",
-        ),
-        (
-            settings.lease_renew_seconds < settings.lease_ttl_seconds / 3,
-            f"LEASE_RENEW_SECONDS is {settings.lease_renew_seconds:g} and must be less than a third of "
-            f"LEASE_TTL_SECONDS, {settings.lease_ttl_seconds:g}: one lost renewal must not look like death",
-        ),
-        (
-            goodbye < PLATFORM_GRACE_SECONDS,
-            f"DRAIN_SECONDS + RELEASE_SECONDS + TRACE_FLUSH_SECONDS is {goodbye:g} and must be less "
-            f"than {PLATFORM_GRACE_SECONDS:g}, the time the platform gives between SIGTERM and SIGKILL",
-        ),
-        (
-            not settings.push_audience
-            or settings.oidc_timeout_seconds + settings.hold_limit_seconds < settings.ack_deadline_seconds,
-            f"OIDC_TIMEOUT_SECONDS + HOLD_LIMIT_SECONDS is {settings.oidc_timeout_seconds + settings.hold_limit_seconds:g} "
-            f"and must be less than ACK_DEADLINE_SECONDS, {settings.ack_deadline_seconds:g}: a push may wait for both",
-        ),
-        (
-            settings.retention_days < settings.receipt_days,
-            f"RETENTION_DAYS is {settings.retention_days:g} and must be less than RECEIPT_DAYS, {settings.receipt_days:g}: "
-            "a recovery tells what it undoes by the receipts",
-        ),
-        (
-            settings.body_max_bytes <= settings.queue_max_bytes,
-            f"BODY_MAX_BYTES is {settings.body_max_bytes} and must not exceed QUEUE_MAX_BYTES, {settings.queue_max_bytes}",
+            not settings.push_audience or OIDC_TIMEOUT_SECONDS + hold < deadline,
+            f"ACK_DEADLINE_SECONDS is {deadline:g} and must be more than {OIDC_TIMEOUT_SECONDS / (1 - HELD_SHARE):g} with "
+            f"PUSH_AUDIENCE: a push may wait {OIDC_TIMEOUT_SECONDS:g} s for certificates, and is then held for 80 % of it",
         ),
     ]
     return [sentence for holds, sentence in rules if not holds]
@@ -517,12 +632,12 @@ def _check_one_database(settings: Settings) -> None:
         )
     if not settings.replica_url and not settings.database_url:
         raise ConfigError(
-            "REPLICA_URL is not set; it must say where the data lives: gs://BUCKET/PREFIX (or set DATABASE_URL, for "
-            "PostgreSQL)"
+            "REPLICA_URL is not set; it must say where the data lives: gs://BUCKET/PREFIX; or set DATABASE_URL, to use "
+            "PostgreSQL"
         )
-    if settings.replica_url and (settings.erased_url or settings.database_password_file):
-        name = "ERASED_URL" if settings.erased_url else "DATABASE_PASSWORD_FILE"
-        raise ConfigError(f"{name} is set and DATABASE_URL is not: it belongs to PostgreSQL; unset it")
+    for name, value in (("ERASED_URL", settings.erased_url), ("DATABASE_PASSWORD_FILE", settings.database_password_file)):
+        if value and not settings.database_url:
+            raise ConfigError(f"{name} is set and DATABASE_URL is not: it belongs to PostgreSQL; unset it")
 
 
 def _check_texts(settings: Settings) -> None:
@@ -532,8 +647,8 @@ def _check_texts(settings: Settings) -> None:
             try:
                 _TEXTS[name](str(value))
             except values.Wrong as error:
-                shown = "" if name == "DATABASE_URL" else f" {str(value)!r}"  # it may hold a password
-                raise ConfigError(f"{name} is{shown or ' wrong'} and {error}") from None
+                shown = "wrong" if name == "DATABASE_URL" else repr(str(value))  # it may hold a password
+                raise ConfigError(f"{name} is {shown} and {error}") from None
     for each in filter(None, map(str.strip, settings.operators.split(","))):
         try:
             values.email(each)

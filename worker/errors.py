@@ -64,6 +64,12 @@ class SqliteTooOld(WorkerError):
     exit_code = 2
 
 
+class SchemaDiffers(WorkerError):
+    """A table of the database is not what an event's model says; the worker must not write it."""
+
+    exit_code = 2
+
+
 class Unfit(WorkerError):
     """A check at start found that serving here would be unsafe or would not work."""
 
@@ -251,6 +257,13 @@ class Resolved(RequestError):
     reason = "resolved"
 
 
+class NotAConflict(RequestError):
+    """A rejection that is no conflict was to overwrite a row."""
+
+    status = 409
+    reason = "not_a_conflict"
+
+
 class WrongStore(RequestError):
     """An operator's command was meant for another store than this service's."""
 
@@ -259,7 +272,7 @@ class WrongStore(RequestError):
 
 
 class BodyTooLarge(RequestError):
-    """The body is over BODY_MAX_BYTES."""
+    """The body is larger than any push of Pub/Sub."""
 
     status = 413
     reason = "too_large"

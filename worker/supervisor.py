@@ -1,6 +1,6 @@
 """The life of a process, top to bottom; leaving it is the mirror. Start reading at `run`, then `_life`.
 
-    listen → the store gives a life (worker/stores/) → replicator, writer → serve
+    listen → the store gives it a life (worker/stores/) → replicator, writer → serve
     serve → (signal | successor | lost lease | sealed | dead task) → drain → writer, replicator → the store → exit
 
 It listens first, so that the platform's probe passes while the instance stands by, and stops listening last, so that what
@@ -21,7 +21,7 @@ import uvicorn
 
 from publisher.connections import SPARE_CONNECTIONS, Bounds, Connections
 from publisher.listening import listen, spare_files
-from worker.config import Settings
+from worker.config import BODY_MAX_BYTES, DRAIN_SECONDS, TRACE_FLUSH_SECONDS, Settings
 from worker.errors import ConfigError, LeaseLost, WorkerError
 from worker.ingest.confirmation import Replicator
 from worker.ingest.expiry import Expiry
@@ -29,7 +29,7 @@ from worker.ingest.http import app
 from worker.ingest.intake import State
 from worker.ingest.writer import Writer
 from worker.operations.doctor import quick
-from worker.stores.store import Life
+from worker.stores.store import PRUNE_INTERVAL_SECONDS, Life
 from worker.tasks import plain, running
 from worker.telemetry import logs, tracing
 from worker.wiring import Common, Parts, parts_of
@@ -66,17 +66,17 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
     _tune()
     logs.label(parts.labels)
     try:
-        quick.at_start(settings)
+        await quick.at_start(settings)
         parts.metrics.spans = _spans(parts)
-        await parts.database.look()
-        with parts.database.claimed():
+        await parts.home.look()
+        with parts.home.claimed():
             async with _listening(settings, parts) as (port, server):
                 listening(port)
                 log.info("listening on port %d", port, extra={"action": "worker.listening"})
                 await _live_until(stop, server, parts)
     finally:
         if parts.metrics.spans is not None:
-            await parts.metrics.spans.close(settings.trace_flush_seconds)
+            await parts.metrics.spans.close(TRACE_FLUSH_SECONDS)
         await parts.scrape.close()
         parts.close()
     log.info("stopped", extra={"action": "worker.stopped"})
@@ -127,7 +127,7 @@ async def _live_until(stop: asyncio.Event, server: "asyncio.Task[None]", parts: 
 
 
 async def _life(stop: asyncio.Event, parts: Common) -> None:
-    async with asyncio.TaskGroup() as side, parts.database.serving(side) as life:
+    async with asyncio.TaskGroup() as side, parts.home.serving(side) as life:
         await _serve(stop, parts, side, life)
 
 
@@ -142,15 +142,7 @@ async def _serve(stop: asyncio.Event, parts: Common, side: asyncio.TaskGroup, li
             max_bytes=settings.queue_max_bytes,
         ) as replicator,
         running(side, "replicator", replicator.run()),
-        Writer(
-            life.engine,
-            replicator,
-            epoch=life.epoch,
-            group_max=settings.group_max_messages,
-            gather_seconds=settings.group_gather_seconds,
-            has_room=life.has_room,
-            observer=metrics,
-        ) as writer,
+        Writer(life.engine, replicator, parts.catalog, epoch=life.epoch, has_room=life.has_room, observer=metrics) as writer,
         running(side, "writer", writer.run()),
         _housekeeping(parts, side),
         running(side, "succession", _then(life.superseded(), leave)),
@@ -165,7 +157,7 @@ async def _serve(stop: asyncio.Event, parts: Common, side: asyncio.TaskGroup, li
             log.info("draining", extra={"action": "worker.draining"})
             parts.intake.drain()
             replicator.stop_batching()
-            if not await parts.intake.emptied(timeout=settings.drain_seconds):
+            if not await parts.intake.emptied(timeout=DRAIN_SECONDS):
                 log.warning(
                     "%d messages were not confirmed in time and will come again",
                     parts.intake.held_messages,
@@ -179,10 +171,10 @@ async def _serve(stop: asyncio.Event, parts: Common, side: asyncio.TaskGroup, li
 @contextlib.asynccontextmanager
 async def _housekeeping(parts: Common, side: asyncio.TaskGroup) -> AsyncIterator[None]:
     """Delete what is past its time, and take checkpoints, beside the block."""
-    settings, store = parts.settings, parts.database
-    expiry = Expiry(settings.receipt_days, settings.rejection_days, settings.prune_step_rows)
-    expiring = expiry.run(parts.tables, interval_seconds=settings.prune_interval_seconds, may=store.may_tidy)
-    async with store.upkeep(side), running(side, "expiry", expiring), running(side, "checkpoints", _checkpoints(parts)):
+    settings, home = parts.settings, parts.home
+    expiry = Expiry(settings.receipt_days, settings.rejection_days)
+    expiring = expiry.run(parts.tables, interval_seconds=PRUNE_INTERVAL_SECONDS, may=home.may_tidy)
+    async with home.upkeep(side), running(side, "expiry", expiring), running(side, "checkpoints", _checkpoints(parts)):
         yield
 
 
@@ -208,21 +200,21 @@ async def _listening(settings: Settings, parts: Common) -> AsyncIterator[tuple[i
         raise ConfigError(str(error)) from None
     bounds = Bounds(
         min(settings.queue_max_messages + SPARE_CONNECTIONS, spare_files()),
-        settings.body_max_bytes,
+        BODY_MAX_BYTES,
         _BODY_SECONDS,
     )
     doors = Connections(bounds, parts.metrics.turned_away)
     application = app.build(
         app.Service(
             parts.intake,
+            parts.catalog,
             parts.tables,
             parts.access,
             parts.erasure,
-            settings.body_max_bytes,
             settings.push_unwrapped,
             observer=parts.metrics,
             store=settings.store_name,
-            ready_at_once=parts.database.ready_at_once,
+            ready_at_once=parts.home.ready_at_once,
             scrape=parts.scrape.page,
         )
     )

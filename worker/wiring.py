@@ -6,14 +6,14 @@ import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from worker.config import Settings
+from worker.config import Settings, store_place
 from worker.database import connections
 from worker.database.engine import Reader
 from worker.database.models import Connection
 from worker.errors import Refused
+from worker.events.configured import catalog_of
 from worker.ingest import erasure
 from worker.ingest.bodies import Bodies, BodyStore, InRows
 from worker.ingest.erasure import Erasure
@@ -21,8 +21,8 @@ from worker.ingest.http.access import Access
 from worker.ingest.http.tokens import TokenVerifier
 from worker.ingest.intake import Intake
 from worker.ingest.transaction import Transaction
-from worker.lease.handover import Succession, SuccessionTiming
-from worker.lease.lease import Lease, Timing
+from worker.lease.handover import Succession
+from worker.lease.lease import Lease
 from worker.replica import litestream
 from worker.replica.bucket import Bucket
 from worker.stores.sqlite import SqliteStore
@@ -37,15 +37,17 @@ log = logging.getLogger(__name__)
 
 
 class Common:
-    """What each process has, wherever its data lives. `database` is that place; see worker/stores/."""
+    """What each process has, wherever its data lives. `home` is that place; see worker/stores/."""
 
-    database: Store
+    home: Store
     erasure: Erasure
     scrape: Scrape
 
-    def __init__(self, settings: Settings, reader: Reader, bodies: BodyStore, waiting: Callable[[], None]) -> None:
-        self.settings = settings
-        self.holder = str(uuid.uuid4())
+    def __init__(
+        self, settings: Settings, holder: str, reader: Reader, bodies: BodyStore, waiting: Callable[[], None]
+    ) -> None:
+        self.settings, self.holder = settings, holder
+        self.catalog = catalog_of(settings)
         self.intake = Intake(
             max_messages=settings.queue_max_messages,
             max_bytes=settings.queue_max_bytes,
@@ -78,23 +80,21 @@ class Parts(Common):
 
     def __init__(self, settings: Settings) -> None:
         version = connections.check_sqlite()
-        self.store = Bucket(settings.bucket, settings.prefix)
-        self._body_store = Bucket(settings.bucket, settings.prefix)  # with threads of its own: a lease read never waits
-        self.settings = settings
-        self.options = self._options()
         holder = str(uuid.uuid4())
-        self.succession = self._succession(holder)
-        self.lease = self._lease(holder)
+        self.store = Bucket(settings.bucket, settings.prefix)
+        self.database = settings.database_path.resolve()
+        litestream.find_binary(settings.litestream_bin)  # one that is missing ends the process here, and not at the lease
+        self.succession = Succession(self.store, settings, holder=holder)
+        self.lease = Lease(self.store, settings, holder=holder, waiting=self.succession)
+        self._body_store = Bucket(settings.bucket, settings.prefix)  # with threads of its own: a lease read never waits
         self.bodies = Bodies(self._body_store, self.lease)
-        reader = connections.Reader(self.options.database, busy_timeout_seconds=settings.busy_timeout_seconds)
-        super().__init__(settings, reader, self.bodies, self.succession.message_received)
-        self.holder = holder
+        super().__init__(settings, holder, connections.Reader(self.database), self.bodies, self.succession.message_received)
         self.erasure = Erasure(self.store, self.bodies, self.intake.change, settings.lease_read_timeout_seconds)
-        self.prepare = functools.partial(erasure.repeat, self.store, timeout=settings.fetch_timeout_seconds)
-        self.database = SqliteStore(
+        self.prepare = functools.partial(erasure.prepare, self.store, self.catalog, timeout=settings.fetch_timeout_seconds)
+        self.home = SqliteStore(
             settings,
             bucket=self.store,
-            options=self.options,
+            file=self.database,
             lease=self.lease,
             succession=self.succession,
             bodies=self.bodies,
@@ -104,13 +104,11 @@ class Parts(Common):
         )
         info = {"revision": settings.revision, "sqlite": version}
         self.scrape = Scrape(
-            Families(self.metrics, self.intake, self.lease, self.options.database, info),
+            Families(self.metrics, self.intake, self.lease, self.database, info),
             self.metrics,
             self.tables,
             self.store,
             litestream=settings.litestream_metrics_address,
-            timeout_seconds=settings.metrics_timeout_seconds,
-            refresh_seconds=settings.metrics_refresh_seconds,
         )
         log.info("starting with SQLite %s", version, extra={"action": "worker.starting"})
 
@@ -127,69 +125,30 @@ class Parts(Common):
             labels |= {"epoch": str(self.lease.held_epoch), "generation": self.lease.live or "none"}
         return labels
 
-    def _options(self) -> litestream.Options:
-        settings = self.settings
-        return litestream.Options(
-            binary=litestream.find_binary(settings.litestream_bin),
-            config=settings.litestream_config,
-            database=settings.database_path.resolve(),
-            metrics_address=settings.litestream_metrics_address,
-            log_level="warn" if settings.log_level != "debug" else "info",
-            start_seconds=settings.litestream_start_seconds,
-            starts_max=settings.litestream_starts_max,
-            silent_max=settings.litestream_silent_max,
-            retention_days=settings.retention_days,
-        )
-
-    def _succession(self, holder: str) -> Succession:
-        settings = self.settings
-        timing = SuccessionTiming(
-            poll=settings.successor_poll_seconds,
-            tenure=settings.tenure_min_seconds,
-            fresh=settings.successor_fresh_seconds,
-            timeout=settings.lease_read_timeout_seconds,
-        )
-        return Succession(self.store, holder=holder, revision=settings.revision, timing=timing)
-
-    def _lease(self, holder: str) -> Lease:
-        settings = self.settings
-        timing = Timing(
-            ttl=settings.lease_ttl_seconds,
-            renew=settings.lease_renew_seconds,
-            poll=settings.lease_poll_seconds,
-            timeout=settings.lease_read_timeout_seconds,
-        )
-        return Lease(self.store, holder=holder, revision=settings.revision, timing=timing, waiting=self.succession)
-
 
 class PostgresqlParts(Common):
     """The parts of a process whose data lives in PostgreSQL."""
 
     def __init__(self, settings: Settings) -> None:
-        from worker.database.postgresql import PostgresqlEngine, PostgresqlReader, Server
+        from worker.database.postgresql import PostgresqlEngine, PostgresqlReader, Server  # a driver that SQLite is without
         from worker.stores.postgresql import PostgresqlStore
 
-        server = Server(
-            url=settings.database_url,
-            password_file=Path(settings.database_password_file) if settings.database_password_file else None,
-            lock_seconds=settings.busy_timeout_seconds,
-            transaction_seconds=settings.database_timeout_seconds,
-        )
+        server = Server.of(settings)
         self._reader = PostgresqlReader(server)
-        super().__init__(settings, self._reader, InRows(), lambda: None)
+        super().__init__(settings, str(uuid.uuid4()), self._reader, InRows(), lambda: None)
+        self._erased = Bucket(*store_place(settings.erased_url)) if settings.erased_url else None
         engine = PostgresqlEngine(server)
-        self.writing = PostgresqlStore(settings, server, engine, holder=self.holder)
-        self.database = self.writing
-        self.erasure = Erasure(None, InRows(), self.intake.change, settings.lease_read_timeout_seconds)
-        info = {"revision": settings.revision, "postgresql": "driver"}
+        self.writing = PostgresqlStore(
+            settings, server, engine, self.catalog, holder=self.holder, erased=self._erased_subjects
+        )
+        self.home = self.writing
+        self.erasure = Erasure(self._erased, InRows(), self.intake.change, settings.lease_read_timeout_seconds)
         self.scrape = Scrape(
-            Families(self.metrics, self.intake, None, None, info, engine),
+            Families(self.metrics, self.intake, None, None, {"revision": settings.revision}, engine),
             self.metrics,
             self.tables,
             None,
             litestream="off",
-            timeout_seconds=settings.metrics_timeout_seconds,
-            refresh_seconds=settings.metrics_refresh_seconds,
         )
         log.info("starting with PostgreSQL", extra={"action": "worker.starting"})
 
@@ -197,12 +156,19 @@ class PostgresqlParts(Common):
         """See `Common.close`."""
         self.writing.close()
         self._reader.close()
+        if self._erased is not None:
+            self._erased.close()
         super().close()
 
     def labels(self) -> dict[str, str]:
         """See `Common.labels`."""
         labels = super().labels()
         return labels if self.writing.epoch is None else labels | {"epoch": str(self.writing.epoch)}
+
+    async def _erased_subjects(self) -> list[str]:
+        if self._erased is None:
+            return []
+        return await erasure.listed(self._erased, timeout=self.settings.fetch_timeout_seconds)
 
 
 def parts_of(settings: Settings) -> Parts | PostgresqlParts:
@@ -218,19 +184,11 @@ class Tables:
     intake: Intake
     open: bool = False
 
-    async def user(self, user_id: int) -> dict[str, Any] | None:
-        """The user's row, or None.
-
-        Raises:
-            Refused: This instance has no database: it stands by, or stops.
-        """
-        return await asyncio.to_thread(self._opened().user, user_id)
-
     async def read(self, query: Callable[[Connection], T]) -> T:
         """Run a query on a reading connection.
 
         Raises:
-            Refused: As for `user`.
+            Refused: This instance has no database: it stands by, or stops.
         """
         return await asyncio.to_thread(self._opened().read, query)
 
@@ -250,9 +208,6 @@ def _verifier(settings: Settings) -> TokenVerifier | None:
     return TokenVerifier(
         audience=settings.push_audience,
         certs_url=settings.oidc_certs_url,
-        refresh_min_seconds=settings.oidc_refresh_min_seconds,
-        timeout_seconds=settings.oidc_timeout_seconds,
-        tokens_max=settings.oidc_tokens_max,
         verified_by_platform=settings.tokens_verified_by == "platform",
         waiting_max=settings.queue_max_messages,
     )

@@ -17,11 +17,7 @@ from tests.crash.load import ACK_DEADLINE_SECONDS, Load
 WAIT_SECONDS = 90.0
 QUICK = {
     "LEASE_TTL_SECONDS": "3.1",
-    "LEASE_RENEW_SECONDS": "1",
-    "LEASE_POLL_SECONDS": "0.25",
     "ACK_DEADLINE_SECONDS": f"{ACK_DEADLINE_SECONDS}",
-    "SYNC_TIMEOUT_SECONDS": "2",
-    "LEASE_READ_TIMEOUT_SECONDS": "1.5",
 }
 """Short times, so that a test is mostly load. The hold limit is 80 % of the ack deadline."""
 

@@ -115,7 +115,7 @@ def test_litestream_hanging(tmp_path: Path, cycle: int) -> None:
 
     async def scenario() -> None:
         async with arena(tmp_path, "Litestream hanging") as scene:
-            worker = scene.worker("r1", LITESTREAM_SILENT_MAX="2")
+            worker = scene.worker("r1")
             scene.load.traffic = {worker.url: 1}
             worker.start()
             await scene.acknowledged(200)

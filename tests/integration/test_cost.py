@@ -21,7 +21,7 @@ MERGES = 4
 
 def push(client: httpx.Client, worker: WorkerProcess, number: int) -> None:
     """One user, acknowledged."""
-    data = message.encode(message.UserCreated(user_id=number + 1))
+    data = USER_CREATED.encode(UserCreated(user_id=number + 1))
     body = message.envelope(data, {}, f"m{number}", "2026-01-01T00:00:00Z", "projects/p/subscriptions/s")
     assert client.post(worker.url, content=body).status_code == 204
 

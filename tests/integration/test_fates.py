@@ -187,7 +187,6 @@ def guarded(tmp_path: Path, authority: Authority) -> Iterator[WorkerProcess]:
             "PUSH_SERVICE_ACCOUNT": PUSHER,
             "OPERATORS": f"{OPERATOR}, bob@acme.example",
             "OIDC_CERTS_URL": authority.url,
-            "OIDC_REFRESH_MIN_SECONDS": "1",
         }
         worker = WorkerProcess(
             disk=tmp_path / "disk",

@@ -29,11 +29,12 @@ from local.gcs_process import FakeGcs
 from local.worker_process import wait_until
 from tests.ltx_files import pieces, whole_file
 from tests.processes import BUCKET, Objects
+from worker.config import Settings
 from worker.errors import SyncUnavailable
 from worker.replica import ltx, place, slots
 from worker.replica.gate import Gate
 from worker.replica.layout import StoredObject, files
-from worker.replica.litestream import Litestream, Options, find_binary
+from worker.replica.litestream import Litestream, find_binary
 from worker.replica.place import Place
 from worker.replica.restoring import cover
 
@@ -771,18 +772,14 @@ class Child:
         self._sqlite.executescript(
             "PRAGMA journal_mode = wal; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (n INTEGER PRIMARY KEY, data BLOB);"
         )
-        options = Options(
-            binary=find_binary("litestream"),
-            config=self._config,
-            database=self.database,
-            metrics_address="off",
-            log_level="warn",
-            start_seconds=30,
-            starts_max=1,
-            silent_max=3,
+        settings = Settings(
+            replica_url="gs://bucket/prefix",
+            database_path=self.database,
+            litestream_config=self._config,
+            litestream_metrics_address="off",
         )
         self._runner = asyncio.Runner()
-        self._litestream = Litestream(options, address=self.client.gate.address, epoch=7)
+        self._litestream = Litestream(settings, address=self.client.gate.address, epoch=7)
         self._runner.run(self._litestream.__aenter__())
         return self
 

@@ -24,8 +24,8 @@ from local.pubsub import Emulator, EmulatorMissing, emulator
 from local.worker_process import ROOT, wait_until
 from publisher import settings
 from publisher.client import Publisher
-from publisher.message import UserCreated
 from tests.integration.test_publisher import Topic, users_of
+from worker.events.users import UserCreated
 
 pytestmark = pytest.mark.slow
 

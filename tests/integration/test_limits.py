@@ -28,8 +28,6 @@ pytestmark = pytest.mark.slow
 SHORT_HOLD = {
     **QUICK,
     "ACK_DEADLINE_SECONDS": "10",
-    "HOLD_LIMIT_SECONDS": "7",
-    "SYNC_TIMEOUT_SECONDS": "1",
 }
 SLOT = "*/ltx/0/*"
 
@@ -58,7 +56,7 @@ def test_a_bucket_that_takes_longer_than_a_confirmation_waits_has_every_message_
     tmp_path: Path, store: FakeGcs
 ) -> None:
     """Each group waits for its own transaction, however many were committed after it: nothing is refused."""
-    worker = worker_of(store, tmp_path, ACK_DEADLINE_SECONDS="30", HOLD_LIMIT_SECONDS="25")
+    worker = worker_of(store, tmp_path, ACK_DEADLINE_SECONDS="30")
     try:
         worker.start().wait_serving()
         store.faults.add(verb="insert", name=SLOT, action="delay", seconds=1.6)

@@ -59,7 +59,6 @@ class Watched:
             **self._gcs.environment(),
             **QUICK,
             "LITESTREAM_METRICS_ADDRESS": f"127.0.0.1:{free_port(0)}",
-            "METRICS_REFRESH_SECONDS": "1",
             "GOOGLE_CLOUD_PROJECT": "acme",
             "K_REVISION": f"{name}-00001",
             **settings,
@@ -190,7 +189,7 @@ def test_bad_messages_refusals_and_drills_are_counted(watched: Watched, objects:
 
 def test_an_outage_shows_and_ends(watched: Watched, fake_gcs: FakeGcs) -> None:
     """The bucket hangs: what waits for it grows, confirmations are retried, and Litestream's own words are in the log."""
-    worker = watched.start(SYNC_TIMEOUT_SECONDS="1").wait_serving()
+    worker = watched.start(ACK_DEADLINE_SECONDS="20").wait_serving()
     push(worker, 1, "m1")
     fake_gcs.faults.add(action="error", verb="insert", name=GENERATIONS, status=403)
     held = pushing(worker, 2, "m2")
@@ -226,7 +225,7 @@ def test_standing_by_is_watched_too(watched: Watched) -> None:
 
 def test_draining_is_watched_too(watched: Watched, fake_gcs: FakeGcs) -> None:
     """The page is answered while what is held comes to its end."""
-    worker = watched.start(DRAIN_SECONDS="5").wait_serving()
+    worker = watched.start().wait_serving()
     hang = fake_gcs.faults.add(action="hang", verb="insert", name=GENERATIONS)
     held = pushing(worker, 1, "m1")
     fake_gcs.faults.wait_for_hits(hang)  # which may be Litestream's own upload
@@ -341,7 +340,7 @@ def test_a_trace_leads_from_publishing_to_the_acknowledgement(
 
 def test_a_collector_that_hangs_does_not_hold_up_the_end(watched: Watched, collector: Collector) -> None:
     """INV-8: the lease is released and the process ends in time; the message was acknowledged as ever."""
-    worker = watched.start(**collector.environment, TRACE_FLUSH_SECONDS="0.5").wait_serving()
+    worker = watched.start(**collector.environment).wait_serving()
     collector.hang.clear()
     assert push(worker, 1, "m1").status_code == 204
     assert worker.stop() == 0

@@ -27,7 +27,7 @@ from publisher import message
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = {**QUICK_LEASE, "TENURE_MIN_SECONDS": "0.1", "SUCCESSOR_POLL_SECONDS": "0.2"}
+SETTINGS = {**QUICK_LEASE, "TENURE_MIN_SECONDS": "0.1"}
 
 
 class Platform:

@@ -42,11 +42,8 @@ pytestmark = pytest.mark.slow
 SHORT_HOLD = {
     **QUICK,
     "ACK_DEADLINE_SECONDS": "10",
-    "HOLD_LIMIT_SECONDS": "6.6",
-    "SYNC_TIMEOUT_SECONDS": "1",
-    "LEASE_READ_TIMEOUT_SECONDS": "0.5",
 }
-"""A hold limit about as short as INV-8 lets it be."""
+"""As short as Pub/Sub lets it be; requests are held for 8 s."""
 OLD_SQLITE = "import sys; sys.modules['pysqlite3'] = None; from worker.cli.main import main; sys.exit(main(['serve']))"
 
 
@@ -373,13 +370,13 @@ def test_a_litestream_that_dies_of_its_first_start_is_started_again(workers: Wor
 
 def test_a_bucket_that_hangs_for_a_while_is_waited_for(workers: Workers, fake_gcs: FakeGcs, objects: Objects) -> None:
     """INV-9: data and lease record without an answer for several timeouts: held, then 204, by the same holder."""
-    worker = workers.serving(SYNC_TIMEOUT_SECONDS="1", LEASE_READ_TIMEOUT_SECONDS="1")
+    worker = workers.serving()
     holder = objects.record()["holder"]
     uploads = fake_gcs.faults.add(action="hang", verb="insert", name=GENERATIONS)
     renewals = fake_gcs.faults.add(action="hang", name=RECORD)
     held = pushing(worker, 1, "m1")
     fake_gcs.faults.wait_for_hits(uploads)
-    fake_gcs.faults.wait_for_hits(renewals, 3)  # each is a second of timeout
+    fake_gcs.faults.wait_for_hits(renewals, 3)  # each is a timeout
     assert not held.done()
     fake_gcs.faults.clear()
     assert held.result().status_code == 204
@@ -394,7 +391,7 @@ def test_an_outage_past_the_hold_limit_is_503_and_then_one_row(workers: Workers,
     began = time.monotonic()
     refused = push(worker, 1, "m1")
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-    assert 6 < time.monotonic() - began < 10
+    assert 7 < time.monotonic() - began < 10
     fake_gcs.faults.clear()
     assert push(worker, 1, "m1").status_code == 204
     proof = prove(fake_gcs.url, URL, {"m1": 1})

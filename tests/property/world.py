@@ -18,6 +18,7 @@ is frozen at its awaits for as long as the machine attends to others.
 import asyncio
 import base64
 import contextlib
+import copy
 import functools
 import json
 import tempfile
@@ -33,20 +34,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
+from tests.entries import CATALOG
 from tests.fakes import bodies
 from tests.property.bucket import Ack, Ask, Bucket, Rows, applied, ltx_file, stored
 from tests.property.loop import Loop
 from worker import supervisor
 from worker.config import Settings
-from worker.database import connections
 from worker.errors import StoreMissing, StoreUnavailable, SyncUnavailable
 from worker.ingest.http import app
 from worker.ingest.http.access import Access
 from worker.ingest.intake import Intake
 from worker.ingest.messages import Change, Entry, Group, Outcome
 from worker.ingest.writer import Writer
-from worker.lease.handover import Succession, SuccessionTiming
-from worker.lease.lease import Lease, Timing
+from worker.lease.handover import Succession
+from worker.lease.lease import Lease
 from worker.operations import recovery
 from worker.operations.recovery import Plan, Recovery
 from worker.replica import gate, generation, layout, litestream, place
@@ -194,12 +195,12 @@ class SimulatedGate:
 class Child:
     """Litestream, writing through one gate. See `worker.replica.litestream.Litestream`."""
 
-    def __init__(self, options: Any, *, address: SimulatedGate, epoch: int) -> None:
-        self.process: Process = Process.of(options.database)
+    def __init__(self, settings: Settings, *, address: SimulatedGate, epoch: int) -> None:
+        self.process: Process = Process.of(settings.database_path)
         self.gate = address
         self.life = f"{self.process.holder}'s Litestream {self.process.children}"
         self.process.children += 1
-        self.slots = options.database.parent / "no slots here"
+        self.slots = settings.database_path.parent / "no slots here"
         self.cut_off = False
         """The next file of whatever level is read only in part, as when Litestream is stopped."""
         self._files: list[list[str]] = []
@@ -312,10 +313,9 @@ def write_database(file: Path, rows: Sequence[str]) -> None:
     file.write_bytes(content.ljust(-(-len(content) // _PAGE_BYTES) * _PAGE_BYTES, b" "))
 
 
-def migrate(file: Path, *, busy_timeout_seconds: float) -> list[str]:
+async def prepare(file: Path) -> None:
     """Open the database that was restored, or a new one."""
     Process.of(file).disk.rows = json.loads(file.read_bytes()[18:]) if file.exists() else []
-    return []
 
 
 class Disk:
@@ -355,7 +355,7 @@ class Process:
     _by_folder: Final[dict[Path, "Process"]] = {}
 
     def __init__(self, bucket: Bucket, holder: str, settings: Settings, *, recover_to: int | None = None) -> None:
-        self.bucket, self.holder, self.settings = bucket, holder, settings
+        self.bucket, self.holder = bucket, holder
         self.loop = Loop()
         self.disk = Disk()
         self.pending: list[Ask] = []
@@ -366,6 +366,8 @@ class Process:
         self.recover_to = recover_to
         self.scratch = tempfile.TemporaryDirectory(prefix="solowriter-world-")
         self.file = Path(self.scratch.name, "users.db")
+        self.settings = copy.copy(settings)
+        object.__setattr__(self.settings, "database_path", self.file)
         self._by_folder[self.file.parent] = self
         self._running = True
         self._stop = asyncio.Event()
@@ -373,9 +375,7 @@ class Process:
         self.lease: Lease = self.parts.lease
         self.intake: Intake = self.parts.intake
         parts = self.parts
-        self._application = app.build(
-            app.Service(self.intake, parts.tables, Access(), parts.erasure, settings.body_max_bytes)
-        )
+        self._application = app.build(app.Service(self.intake, parts.catalog, parts.tables, Access(), parts.erasure))
         self.life = self.loop.create_task(self._live() if recover_to is None else self._recover())
         self._run()
 
@@ -519,7 +519,10 @@ class Process:
         self.pending = [request for request in self.pending if request not in requests]
 
     async def _push(self, message: str) -> None:
-        body = b'{"message":{"messageId":"%b","publishTime":"2026-01-01T00:00:00Z","data":"%b"}}' % (message.encode(), _DATA)
+        body = b'{"message":{"messageId":"%b","publishTime":"2026-01-01T00:00:00Z","data":"%b"}}' % (
+            message.encode(),
+            _DATA,
+        )
 
         async def receive() -> Message:
             return {"type": "http.request", "body": body}
@@ -545,30 +548,13 @@ class Process:
     def _make_parts(self) -> Any:
         """What `parts.Parts` makes, with this process's bucket and clock."""
         settings, clock = self.settings, self.loop.time
-        succession = Succession(
-            self,
-            holder=self.holder,
-            revision="r",
-            timing=SuccessionTiming(
-                poll=settings.successor_poll_seconds,
-                tenure=settings.tenure_min_seconds,
-                fresh=settings.successor_fresh_seconds,
-                timeout=settings.lease_read_timeout_seconds,
-            ),
-            clock=clock,
-        )
-        timing = Timing(
-            ttl=settings.lease_ttl_seconds,
-            renew=settings.lease_renew_seconds,
-            poll=settings.lease_poll_seconds,
-            timeout=settings.lease_read_timeout_seconds,
-        )
+        succession = Succession(self, settings, holder=self.holder, clock=clock)
         made = SimpleNamespace(
             settings=settings,
-            options=SimpleNamespace(database=self.file, binary=Path("litestream")),
+            database=self.file,
             store=self,
             succession=succession,
-            lease=Lease(self, holder=self.holder, revision="r", timing=timing, waiting=succession, clock=clock),
+            lease=Lease(self, settings, holder=self.holder, waiting=succession, clock=clock),
             intake=Intake(
                 max_messages=settings.queue_max_messages,
                 max_bytes=settings.queue_max_bytes,
@@ -577,15 +563,16 @@ class Process:
                 waiting=succession.message_received,
             ),
             bodies=bodies(),
-            prepare=_untouched,
+            prepare=prepare,
+            catalog=CATALOG,
             tables=SimpleNamespace(open=False, read=_nothing),
             metrics=Metrics(hold_seconds=settings.hold_limit_seconds, clock=clock),
             erasure=None,
         )
-        made.database = SqliteStore(
+        made.home = SqliteStore(
             settings,
             bucket=cast(Any, self),
-            options=made.options,
+            file=self.file,
             lease=made.lease,
             succession=succession,
             bodies=made.bodies,
@@ -594,10 +581,6 @@ class Process:
             metrics=made.metrics,
         )
         return made
-
-
-async def _untouched(file: Path) -> None:
-    """No user was erased."""
 
 
 async def _nothing(query: object) -> list[object]:
@@ -644,7 +627,7 @@ class SimulatedRecovery(Recovery):
 
 def settings() -> Settings:
     """The defaults, but generations are pruned soon, without any retention."""
-    made = Settings(replica_url="gs://bucket/prefix", prune_interval_seconds=7)
+    made = Settings(replica_url="gs://bucket/prefix")
     object.__setattr__(made, "retention_days", -1.0)  # below what an operator may ask for
     return made
 
@@ -655,7 +638,6 @@ def installed() -> Iterator[None]:
     gated = functools.partial(Generation, gate_of=cast(Any, SimulatedGate))
     with (
         mock.patch.object(generation, "Litestream", Child),
-        mock.patch.object(connections, "migrate", migrate),
         mock.patch.object(generation.Generation, "_bound_disk", _for_ever),
         mock.patch.object(litestream, "restore", litestream_restore),
         mock.patch.object(sqlite, "Generation", gated),
@@ -663,9 +645,11 @@ def installed() -> Iterator[None]:
         mock.patch.object(
             sqlite,
             "connections",
-            SimpleNamespace(connect=lambda file, *, busy_timeout_seconds: Process.of(file).disk, has_room=lambda file: True),
+            SimpleNamespace(connect=lambda file: Process.of(file).disk, has_room=lambda file: True),
         ),
         mock.patch.object(sqlite, "SqliteEngine", lambda disk: disk),
         mock.patch.object(supervisor, "Writer", DiskWriter),
+        mock.patch.object(supervisor, "PRUNE_INTERVAL_SECONDS", 7),
+        mock.patch.object(sqlite, "PRUNE_INTERVAL_SECONDS", 7),
     ):
         yield

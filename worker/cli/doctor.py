@@ -45,7 +45,7 @@ Run it where the service will run, with its settings and its service account. It
 writes stands below doctor/ under the prefix, and is deleted at the end. It takes a few seconds.
 
   python -m worker doctor             everything
-  python -m worker doctor --quick     no request and no child process; `serve` does this at its start
+  python -m worker doctor --quick     no request to anything; `serve` does this at its start
   python -m worker doctor --json      for machines
 
 verdicts: ok; note, nothing to do; warning, safe but to be mended; refused, unsafe or not working
@@ -61,7 +61,7 @@ def add(verbs: Any) -> None:
         description=_DOCTOR,
         formatter_class=raw,
     )
-    parser.add_argument("--quick", action="store_true", help="only what needs no request and no child process")
+    parser.add_argument("--quick", action="store_true", help="only what needs no request")
     parser.add_argument("--json", action="store_true", help="print JSON")
     # Wrong settings are a finding, not the end: the command reads them itself.
     parser.set_defaults(command=None, without_settings=main)
@@ -88,7 +88,7 @@ async def _examine(quick: bool, environ: Mapping[str, str]) -> list[Finding]:
         return [refused("settings", str(error), step), workers, doctor_quick.sqlite()]
     findings = [*doctor_quick.limits(settings), workers]
     if quick:
-        return [*findings, *doctor_quick.software(settings), *doctor_quick.machine(settings)]
+        return [*findings, *await doctor_quick.software(settings), *doctor_quick.machine(settings)]
     store = Bucket(settings.bucket, settings.prefix)
     try:
         request = settings.lease_read_timeout_seconds
@@ -120,15 +120,7 @@ async def _litestream(settings: Settings, store: Bucket) -> list[Finding]:
     except ConfigError as error:
         found, _, step = str(error).partition("; ")
         return [refused("litestream version", found, step)]
-    how = litestream.Trial(
-        binary=binary,
-        config=settings.litestream_config,
-        start_seconds=settings.litestream_start_seconds,
-        sync_timeout=settings.sync_timeout_seconds,
-        busy_timeout_seconds=settings.busy_timeout_seconds,
-        request_timeout=settings.lease_read_timeout_seconds,
-    )
-    return [await litestream.running_version(binary), *await litestream.trial(how, store)]
+    return [await litestream.running_version(binary), *await litestream.trial(settings, store)]
 
 
 def _senders(settings: Settings, environ: Mapping[str, str]) -> Finding:

@@ -18,6 +18,7 @@ from worker.cli import service_options
 from worker.cli.tables import pairs, table
 from worker.config import Settings
 from worker.errors import ConfigError, StoreError
+from worker.events.configured import catalog_of
 from worker.operations import drill as drill_commands
 from worker.operations.drill import CountedService, Driller
 from worker.replica import bucket, drill_record
@@ -30,7 +31,7 @@ EXIT_CODES: Final = {"proved": 0, "failed": 1, "inconclusive": 3}
 _REQUEST_SECONDS: Final = 60.0
 """Longest a look at the bucket may take; one of them lists the whole store."""
 _SHOWN: Final = ("verdict", "reason", "at", "generation", "txid", "time", "age_seconds", "seconds")
-_COUNTED: Final = ("users", "erased", "receipts", "rejections")
+_COUNTED: Final = ("erased", "receipts", "rejections")
 
 _DRILL: Final = """\
 Prove that the live generation can be restored: restore it into scratch, check its integrity, and compare it with the running
@@ -97,6 +98,7 @@ async def _run(settings: Settings, options: argparse.Namespace, scratch: Path) -
         async with service_options.connect(CountedService, url, os.environ) as service:
             drill = await Driller(
                 store=store,
+                catalog=catalog_of(settings),
                 service=service,
                 scratch=scratch,
                 binary=find_binary(settings.litestream_bin),
@@ -142,7 +144,9 @@ def _print(drill: Drill, *, as_json: bool) -> None:
     sides = [counts for counts in (drill.before, drill.restored, drill.after) if counts is not None]
     if sides:
         print()
-        table(_sides(drill), [(name, *(getattr(counts, name) for counts in sides)) for name in _COUNTED])
+        tables = dict.fromkeys(name for counts in sides for name in counts.rows)
+        rows = [(f"rows of {name}", *(counts.rows.get(name, 0) for counts in sides)) for name in tables]
+        table(_sides(drill), rows + [(name, *(getattr(counts, name) for counts in sides)) for name in _COUNTED])
 
 
 def _sides(drill: Drill) -> Sequence[str]:

@@ -270,7 +270,10 @@ def _rows(plan: Plan, to: datetime | str | None) -> list[tuple[str, Any]]:
         rows.insert(0, ("live now", f"{newest.generation}, transaction {newest.txid} of {rfc3339(newest.time)}"))
     if newest is not None and undone is not None:
         rows += [
-            ("users", f"{newest.users:,} now, {wanted.users:,} then"),
+            *(
+                (f"rows of {name}", f"{count:,} now, {wanted.rows.get(name, 0):,} then")
+                for name, count in newest.rows.items()
+            ),
             ("messages undone", f"{len(undone.messages):,}: {_counts(undone.outcomes)}"),
             *([("of these, before", f"{undone.before:,}, by an earlier recovery")] if undone.before else []),
             ("published between", f"{_time(undone.oldest_publish_time)} and {_time(undone.newest_publish_time)}"),

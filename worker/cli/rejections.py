@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Final
 
 from rich.console import Console
@@ -41,11 +42,12 @@ These commands ask the running service, which is the one writer; they need neith
 """
 
 _ERASE: Final = """\
-Erase a user for good: the row becomes an empty tombstone, rejected messages about the user are deleted, and receipts forget
-whose they were. The id is kept in a list in the bucket, so that no replay and no restore brings the user back.
+Erase a person for good, by the subject that events name, such as a user's id: the rows of every table are deleted, rejected
+messages about the person too, and receipts forget whose they were. The subject is kept in a list in the bucket, so that no
+replay and no restore brings the person back.
 
 What was written before stays in the bucket until its generation's retention ends (RETENTION_DAYS), and in the topic and the
-subscription for as long as they retain messages. Rejected messages that cannot be read are not searched for the user.
+subscription for as long as they retain messages. Rejected messages that cannot be read are not searched.
 
   python -m worker erase 5 --yes
 """
@@ -63,7 +65,7 @@ def add(verbs: Any) -> None:
         "retry",
         help="handle messages once more",
         description="Handle messages once more, as they were published, oldest first, and say the outcome of each. One that "
-        "still cannot have its effect stays open. Nothing stored is overwritten.",
+        "still cannot have its effect stays open. What is stored is overwritten by a conflict alone, and with --overwrite.",
     )
     discard = inner.add_parser(
         "discard",
@@ -87,6 +89,9 @@ def add(verbs: Any) -> None:
             "ids", metavar="ID", nargs="*", type=values.message_id, help="message ids; or choose with the options below"
         )
         parser.add_argument("--all", action="store_true", help="every open one")
+    retry.add_argument(
+        "--overwrite", action="store_true", help="the message of a conflict is right: it replaces what is stored"
+    )
     discard.add_argument("--yes", action="store_true", help="do it; without this, only say what would be discarded")
     exporting.add_argument(
         "file", metavar="FILE", type=values.path, help="a file that does not exist yet, or - for standard output"
@@ -112,7 +117,7 @@ def _add_erase(verbs: Any, environment: str) -> None:
         epilog=environment,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    erase.add_argument("user_id", metavar="USER_ID", type=values.user_id)
+    erase.add_argument("subject", metavar="USER_ID", type=values.subject)
     erase.add_argument("--yes", action="store_true", help="do it; without this, only say what would be done")
     service_options.add_url(erase)
     erase.add_argument("--json", action="store_true", help="print JSON")
@@ -166,7 +171,9 @@ def _text(data: str) -> str:
 
 async def _retry(service: Service, options: argparse.Namespace) -> int:
     ids = await _chosen(service, options)
-    return await _resolve(service, options, service.retry, ids, open_after=("rejected", "conflict"))
+    return await _resolve(
+        service, options, partial(service.retry, overwrite=options.overwrite), ids, open_after=("rejected", "conflict")
+    )
 
 
 async def _discard(service: Service, options: argparse.Namespace) -> int:
@@ -202,16 +209,16 @@ async def _export(service: Service, options: argparse.Namespace) -> int:
 
 
 async def _erase(service: Service, options: argparse.Namespace) -> int:
-    what = f"this would erase user {options.user_id} for good, also from every later restore and replay"
+    what = f"this would erase {options.subject} for good, also from every later restore and replay"
     if not agreed(what, yes=options.yes):
         return 1
-    removed = await service.erase(options.user_id)
+    removed = await service.erase(options.subject)
     if options.json:
         print(json.dumps(removed))
     else:
         was = "erased" if removed["existed"] else "was not there, and will not come back"
-        about = f"{counted(removed['receipts'], 'receipt')} and {counted(removed['rejections'], 'rejection')}"
-        print(f"user {options.user_id} {was}; {about} spoke of it")
+        about = ", ".join(counted(removed[f"{name}s"], name) for name in ("row", "receipt", "rejection"))
+        print(f"{options.subject} {was}; {about} spoke of it")
     return 0
 
 

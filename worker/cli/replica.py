@@ -13,6 +13,7 @@ from publisher.values import counted
 from worker.cli.tables import pairs, table
 from worker.config import Settings
 from worker.errors import ConfigError, RestoreFailed
+from worker.events.configured import catalog_of
 from worker.operations.restore import Restored, restore
 from worker.replica import bucket
 from worker.replica.bucket import Bucket
@@ -129,6 +130,7 @@ def _restore(settings: Settings, options: argparse.Namespace) -> int:
                 path = (await survey(store, timeout=_LIST_SECONDS)).of_epoch(options.epoch).path
             return await restore(
                 store,
+                catalog_of(settings),
                 Wanted(options.at, path, options.txid),
                 options.output,
                 binary=find_binary(settings.litestream_bin),
@@ -146,7 +148,9 @@ def _restore(settings: Settings, options: argparse.Namespace) -> int:
     if options.json:
         print(msgspec.json.encode(restored).decode())
     else:
-        pairs([(name.replace("_", " "), value) for name, value in msgspec.structs.asdict(restored).items()])
+        found = msgspec.structs.asdict(restored)
+        rows = {f"rows of {name}": count for name, count in found.pop("rows").items()}
+        pairs([(name.replace("_", " "), value) for name, value in (found | rows).items()])
     return 0
 
 

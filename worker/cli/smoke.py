@@ -61,7 +61,7 @@ async def _smoke(options: argparse.Namespace, environ: Mapping[str, str]) -> int
                 )
             await asyncio.sleep(_PAUSE_SECONDS)
         _say(f"read back: user {user}, after {time.monotonic() - began:.1f} s")
-        for step, ask in (("acknowledged", service.confirmed), ("erased", lambda: service.erase(user))):
+        for step, ask in (("acknowledged", service.confirmed), ("erased", lambda: service.erase(str(user)))):
             try:
                 await ask()
             except (ServiceRefused, ServiceUnreachable) as error:

@@ -35,13 +35,32 @@ def insert(database: Connection, model: type[Model], rows: Sequence[Sequence[Any
         _run(database, first + another * (len(some) - 1), list(chain.from_iterable(some)))
 
 
+def upsert(database: Connection, model: type[Model], rows: Sequence[Sequence[Any]]) -> None:
+    """Insert rows like `insert`, and replace those that are there. No two rows may have the same key."""
+    if isinstance(database, PostgresqlDatabase):
+        if rows:
+            bulk_postgresql.upsert(database, model, rows)
+        return
+    for some in batches(rows, _VALUES_MAX // len(columns(model))):
+        first, another, end = _upsert(_engine(database), model)
+        _run(database, first + another * (len(some) - 1) + end, list(chain.from_iterable(some)))
+
+
+def holds_any(database: Connection, model: type[Model]) -> bool:
+    """Whether a table has a row."""
+    return _run(database, _any(_engine(database), model), [1]).fetchone() is not None
+
+
 def find(
-    database: Connection, model: type[Model], keys: Sequence[Any], *, only_key: bool = False
+    database: Connection, model: type[Model], keys: Sequence[Any], *, only_key: bool = False, lock: bool = False
 ) -> Iterable[tuple[Any, ...]]:
-    """The rows whose primary key is one of `keys`, as tuples in the columns' order, or of the key alone."""
+    """The rows whose primary key is one of `keys`, as tuples in the columns' order, or of the key alone.
+
+    With `lock` no other writer changes them before this transaction has ended.
+    """
     if isinstance(database, PostgresqlDatabase):
         if keys:
-            yield from bulk_postgresql.find(database, model, keys, only_key=only_key)
+            yield from bulk_postgresql.find(database, model, keys, only_key=only_key, lock=lock)
         return
     for some in batches(keys, _VALUES_MAX):
         size = 1 << (len(some) - 1).bit_length()  # few sizes, so that few statements are built and kept
@@ -70,6 +89,26 @@ def _insert(engine: Any, model: type[Model]) -> tuple[str, str]:
     one, two = (model.insert_many([row] * rows).bind(engine(None)).sql()[0] for rows in (1, 2))
     assert two.startswith(one)
     return one, two[len(one) :]
+
+
+@functools.cache
+def _upsert(engine: Any, model: type[Model]) -> tuple[str, str, str]:
+    """As `_insert`, and what follows the rows."""
+    key: Any = model._meta.primary_key
+    row = dict.fromkeys(columns(model), 0)
+    others = [each for each in model._meta.sorted_fields if each is not key] or [key]
+    query = model.insert_many([row]).on_conflict(conflict_target=[key], preserve=others)
+    one, another = _insert(engine, model)
+    text = str(query.bind(engine(None)).sql()[0])
+    assert text.startswith(one)
+    return one, another, text[len(one) :]
+
+
+@functools.cache
+def _any(engine: Any, model: type[Model]) -> str:
+    text, values = model.select(model._meta.primary_key).limit(1).bind(engine(None)).sql()
+    assert values == [1]
+    return str(text)
 
 
 @functools.cache

@@ -13,16 +13,18 @@ from typing import Any
 import msgspec
 import peewee
 
-from worker.database.models import DISCARDED, Connection, Receipt, Rejection, User
+from worker.database.counts import rows
+from worker.database.models import DISCARDED, Connection, Receipt, Rejection
+from worker.events.catalog import Catalog
 
 
-def count(path: Path) -> dict[str, Any]:
+def count(path: Path, catalog: Catalog) -> dict[str, Any]:
     """Count the rows of a database at rest, and find the message that was handled last."""
     with _at_rest(path) as database:
         newest = Receipt.select().order_by(Receipt.processed_at.desc(), Receipt.message_id.desc()).dicts()
         last: dict[str, Any] | None = newest.bind(database).first()
         return {
-            "users": User.select().bind(database).count(),
+            "rows": rows(database, catalog),
             "receipts": Receipt.select().bind(database).count(),
             "rejections": Rejection.select().bind(database).count(),
             "open_rejections": Rejection.select().where(Rejection.resolved_at.is_null()).bind(database).count(),

@@ -1,4 +1,4 @@
-"""SQLite through Peewee: the one writing connection, the short reading ones, and the migrations.
+"""SQLite through Peewee: the one writing connection, and the short reading ones.
 
 Every connection runs the pragmas of `connect`. The application never checkpoints and never VACUUMs: Litestream owns
 the WAL, and a checkpoint behind its back costs a full copy of the database. Migrations run under the lease, before
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import peewee
-from playhouse.migrations import Runner
 
-from worker.database.models import Connection, User
+from worker.config import BUSY_TIMEOUT_SECONDS
+from worker.database.models import Connection
 from worker.errors import Refused, SqliteTooOld
 
 SQLITE_MIN: Final = (3, 51, 3)
@@ -28,7 +28,6 @@ could keep as many bytes as a group may have (INV-7). Preparing one again costs 
 
 T = TypeVar("T")
 
-MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _ROOM: Final = 3
 """A restore needs the database's room once and its compressed files', and a copy that was moved aside must not take it."""
 RESERVED_BYTES: Final = 8_000_000
@@ -53,7 +52,9 @@ def check_sqlite() -> str:
     return ".".join(map(str, version))
 
 
-def connect(path: Path, *, busy_timeout_seconds: float, read_only: bool = False) -> peewee.SqliteDatabase:
+def connect(
+    path: Path, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS, read_only: bool = False
+) -> peewee.SqliteDatabase:
     """A database on `path`, not yet opened; each thread that uses it gets a connection of its own."""
     pragmas: dict[str, Any] = {
         "journal_mode": "wal",
@@ -65,17 +66,6 @@ def connect(path: Path, *, busy_timeout_seconds: float, read_only: bool = False)
     if read_only:
         pragmas["query_only"] = 1
     return peewee.SqliteDatabase(str(path), pragmas=pragmas, autoconnect=False, cached_statements=_STATEMENTS_KEPT)
-
-
-def migrate(path: Path, *, busy_timeout_seconds: float) -> list[str]:
-    """Bring the file at `path` (made when missing) to the newest schema; the names of the migrations applied.
-
-    Each migration is one transaction with its own record, so dying in between leaves a whole schema.
-    """
-    database = connect(path, busy_timeout_seconds=busy_timeout_seconds)
-    with database.connection_context():
-        applied: list[str] = Runner(database, str(MIGRATIONS)).up()
-    return applied
 
 
 def clear(path: Path) -> bool:
@@ -134,14 +124,8 @@ def sound() -> Iterator[None]:
 class Reader:
     """Reads over short connections of its own; safe to call from any thread."""
 
-    def __init__(self, path: Path, *, busy_timeout_seconds: float) -> None:
+    def __init__(self, path: Path, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> None:
         self._database = connect(path, busy_timeout_seconds=busy_timeout_seconds, read_only=True)
-
-    def user(self, user_id: int) -> dict[str, Any] | None:
-        """The row of `user_id` as a dictionary of its columns, or None."""
-        query = User.select().where(User.user_id == user_id).dicts()
-        row: dict[str, Any] | None = self.read(lambda connection: query.bind(connection).first())
-        return row
 
     def read(self, query: Callable[[Connection], T]) -> T:
         """Run a query on a connection that lives for as long.

@@ -4,16 +4,17 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from worker.database.models import Connection, Receipt, Rejection, User
+from worker.database.models import Connection, Erased, Receipt, Rejection
+from worker.events.catalog import Catalog
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """The rows of a database: all users, how many of them are erased ones, and the receipts and rejections since a time.
+    """What a database holds: the rows of each event's table, erased subjects, and the receipts and rejections since a time.
 
     The last message is of that span.
     """
 
-    users: int
+    rows: dict[str, int]
     erased: int
     receipts: int
     rejections: int
@@ -27,15 +28,24 @@ class ServiceCounts(Counts, frozen=True, kw_only=True):
     epoch: int
 
 
-def count(database: Connection, since: int) -> Counts:
+def rows(database: Connection, catalog: Catalog) -> dict[str, int]:
+    """The number of rows of each event's table; 0 for one that a state of an earlier version has not."""
+    there = set(database.get_tables())
+    return {
+        table.name: table.model.select().bind(database).count() if table.name in there else 0
+        for table in catalog.tables.values()
+    }
+
+
+def count(database: Connection, catalog: Catalog, since: int) -> Counts:
     """Count the rows; `since` is in milliseconds since the epoch, and for receipts and rejections."""
     with database.atomic():
         receipts = Receipt.select().where(Receipt.processed_at >= since)
         newest = receipts.order_by(Receipt.processed_at.desc(), Receipt.message_id.desc()).limit(1)
         last = newest.bind(database).first()
         return Counts(
-            users=User.select().bind(database).count(),
-            erased=User.select().where(User.deleted == 1).bind(database).count(),
+            rows=rows(database, catalog),
+            erased=Erased.select().bind(database).count(),
             receipts=receipts.bind(database).count(),
             rejections=Rejection.select().where(Rejection.received_at >= since).bind(database).count(),
             last_message=last and last.message_id,

@@ -5,7 +5,7 @@ whatever other writers there are, each whole or not at all. So outcomes are deci
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from worker.database.models import Connection
 
@@ -43,9 +43,6 @@ class Engine(Protocol):
 
 class Reader(Protocol):
     """Reads over connections of its own. Any thread may call it."""
-
-    def user(self, user_id: int) -> dict[str, Any] | None:
-        """The row of `user_id` as a dictionary of its columns, or None. `Refused` as for `read`."""
 
     def read(self, query: Callable[[Connection], T]) -> T:
         """Run a query.

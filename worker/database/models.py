@@ -1,6 +1,6 @@
-"""The tables, as Peewee models. They carry no database: each query is executed on the one it is given.
+"""The worker's own tables, as Peewee models; those of events are declared beside the events (worker/events).
 
-`users` is, column for column, the table of the service this one replaces.
+A model carries no database: each query is executed on the one it is given.
 """
 
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from typing import Final
 
 from peewee import BigIntegerField, BlobField, Database, Model, TextField
 
-from publisher.message import Reason
+from worker.events.declaration import Reason
 
 CONFLICT: Final = "conflict"
-"""The reason of a rejection whose user is there with other content."""
+"""The reason of a rejection whose key is there with other content."""
 NOT_STORABLE: Final = "not_storable"
 """The reason of a rejection that keeps to the format, and whose row the database refuses all the same."""
 REASONS: Final = (*Reason, CONFLICT, NOT_STORABLE)
@@ -20,24 +20,14 @@ DISCARDED: Final = "discarded"
 """The resolution of a rejection that an operator has given up."""
 
 
-class User(Model):
-    """One user. `created_at` is in seconds since the epoch; `deleted` is 0 or 1."""
-
-    user_id = BigIntegerField(primary_key=True)
-    email_address = TextField(null=True)
-    created_at = BigIntegerField(null=True)
-    deleted = BigIntegerField(null=True)
-    settings = TextField(null=True)
-
-    class Meta:
-        table_name = "users"
-
-
 class Receipt(Model):
-    """One per handled message, written in the transaction of its effect (INV-3). Times are in milliseconds."""
+    """One per handled message, written in the transaction of its effect (INV-3). Times are in milliseconds.
+
+    `subject` is whose data the message is, as a text; null if it is no person's, or the person was erased.
+    """
 
     message_id = TextField(primary_key=True)
-    user_id = BigIntegerField(null=True)
+    subject = TextField(null=True)
     outcome = TextField()
     publish_time = BigIntegerField()
     processed_at = BigIntegerField()
@@ -50,9 +40,9 @@ class Receipt(Model):
 class Rejection(Model):
     """A message that had no effect, kept whole with the reason. Times are in milliseconds.
 
-    `detail` names fields and no values; `attributes` is JSON, and so is `stored`, the user's row that a conflict met.
+    `detail` names fields and no values; `attributes` is JSON, and so is `stored`, the row that a conflict met.
     A large message's `data` is empty, and `body` names the object that holds its `bytes` bytes (bodies.py). A discarded one
-    has neither. `about` is the user id that the message states, as far as it can be read.
+    has neither. `about` is the subject that the message states, as far as it can be read.
     It is open while `resolved_at` is null; `resolution` is then what the retry did, or `discarded`.
     """
 
@@ -69,10 +59,34 @@ class Rejection(Model):
     resolution = TextField(null=True)
     body = TextField(null=True)
     bytes = BigIntegerField(null=True)
-    about = BigIntegerField(null=True)
+    about = TextField(null=True)
 
     class Meta:
         table_name = "rejections"
+
+
+class Erased(Model):
+    """A subject that was erased: no message about it has an effect. `erased_at` is in milliseconds."""
+
+    subject = TextField(primary_key=True)
+    erased_at = BigIntegerField()
+
+    class Meta:
+        table_name = "erased"
+
+
+class Version(Model):
+    """The version of a row that an event wrote whose newest version wins, and the message that brought it.
+
+    `row` is the table's name, a slash, and the key.
+    """
+
+    row = TextField(primary_key=True)
+    version = BigIntegerField()
+    message_id = TextField()
+
+    class Meta:
+        table_name = "versions"
 
 
 Connection = Database

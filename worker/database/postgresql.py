@@ -33,15 +33,15 @@ from typing import Any, Final, TypeVar
 
 import peewee
 import psycopg
-from playhouse.migrations import Runner
 from psycopg.conninfo import conninfo_to_dict
 
-from worker.config import without_secrets
-from worker.database.connections import MIGRATIONS
+from worker.config import BUSY_TIMEOUT_SECONDS, Settings, without_secrets
+from worker.database import schema
 from worker.database.engine import Raced
 from worker.database.instances import Instance
-from worker.database.models import Connection, User
+from worker.database.models import Connection
 from worker.errors import ConfigError, Refused
+from worker.events.catalog import Catalog
 
 LOCK: Final = 0x536F6C6F
 """The first number of our advisory locks, so that no other program in the database takes one of them by chance."""
@@ -84,6 +84,17 @@ class Server:
     migration_seconds: float = 180.0
     """Longest that one statement of a migration takes, or waits for another instance's migrations: Cloud Run's start-up
     probe waits 240 s at most."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Server":
+        """What the settings say."""
+        file = settings.database_password_file
+        return cls(
+            url=settings.database_url,
+            password_file=Path(file) if file else None,
+            lock_seconds=BUSY_TIMEOUT_SECONDS,
+            transaction_seconds=settings.transaction_seconds,
+        )
 
     def connect(self) -> "Database":
         """A database, not yet opened. One thread at a time may use it."""
@@ -225,12 +236,6 @@ class PostgresqlReader:
         for _ in range(READERS_MAX):
             self._idle.put(server.connect())
 
-    def user(self, user_id: int) -> dict[str, Any] | None:
-        """See `Reader.user`."""
-        query = User.select().where(User.user_id == user_id).dicts()
-        row: dict[str, Any] | None = self.read(lambda connection: query.bind(connection).first())
-        return row
-
     def read(self, query: Callable[[Connection], T]) -> T:
         """See `Reader.read`."""
         try:
@@ -359,7 +364,7 @@ def limit(database: Database, seconds: float) -> None:
     database.execute_sql(f"SET statement_timeout = {round(seconds * 1000)}")  # type: ignore[no-untyped-call]
 
 
-def migrate(server: Server) -> list[str]:
+def migrate(server: Server, catalog: Catalog) -> list[str]:
     """Bring the database to the newest schema; the names of the migrations applied.
 
     One instance at a time does it: the lock belongs to the session, and is let go with it. Instances of an older revision
@@ -370,7 +375,7 @@ def migrate(server: Server) -> list[str]:
         database.connect()
         limit(database, server.migration_seconds)
         database.execute_sql(f"SELECT pg_advisory_lock({LOCK}, {MIGRATING})")  # type: ignore[no-untyped-call]
-        applied: list[str] = Runner(database, str(MIGRATIONS)).up()
+        applied = schema.up(database, catalog)
         with Instance.bind_ctx(database):
             database.create_tables([Instance])
         return applied

@@ -28,7 +28,7 @@ ROW_BYTES_MAX: Final = 262_144
 _REQUEST_SECONDS: Final = 20.0
 """For one object of at most 10 MB: 4 Mbit/s."""
 _KEPT: Final = timedelta(days=1)
-"""Age below which an object is not deleted: its transaction may be under way. That takes HOLD_LIMIT_SECONDS at most."""
+"""Age below which an object is not deleted: its transaction may be under way, for ACK_DEADLINE_SECONDS at most."""
 
 log = logging.getLogger(__name__)
 

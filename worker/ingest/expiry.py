@@ -18,6 +18,8 @@ from worker.ingest.transaction import Transaction
 
 T = TypeVar("T")
 
+STEP_ROWS: Final = 2000
+"""Most rows deleted in one transaction: about as long as a group of messages."""
 _DAY_MILLISECONDS: Final = 86_400_000
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ class Expiry:
 
     receipt_days: float
     rejection_days: float
-    step_rows: int
+    step_rows: int = STEP_ROWS
     wall_clock: Callable[[], float] = time.time
 
     async def run(

@@ -11,10 +11,10 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Self, TypeVar
 
-from publisher.message import UserCreated
 from worker.errors import Refused
+from worker.events.catalog import Content, Problem
 from worker.ingest.bodies import BodyStore
-from worker.ingest.messages import Change, Delivery, Entry, Outcome, Problem
+from worker.ingest.messages import Change, Delivery, Entry, Outcome
 from worker.ingest.transaction import Transaction
 from worker.ingest.writer import Writer
 
@@ -64,7 +64,7 @@ class Intake:
         """
         return Held(self)
 
-    async def submit(self, held: "Held", delivery: Delivery, content: UserCreated | Problem) -> Outcome:
+    async def submit(self, held: "Held", delivery: Delivery, content: Content | Problem) -> Outcome:
         """Wait until a message's outcome is confirmed.
 
         Raises:
@@ -80,7 +80,7 @@ class Intake:
         async with self.bodies.kept(delivery.data) as body:
             return await self._written(held, delivery, content, body)
 
-    async def _written(self, held: "Held", delivery: Delivery, content: UserCreated | Problem, body: str | None) -> Outcome:
+    async def _written(self, held: "Held", delivery: Delivery, content: Content | Problem, body: str | None) -> Outcome:
         done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._serving_writer().submit(Entry(delivery, content, held.deadline, done, body))
         return await done
@@ -228,5 +228,5 @@ class Held:
         self._intake.give_back(self, self._size)
         # Another caller may have cancelled as well; that cancellation is not ours to end.
         if self._overdue and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            text = "not confirmed within HOLD_LIMIT_SECONDS; the queue delivers this again"
+            text = "not confirmed in time; the queue delivers this again"
             raise Refused(text, reason="hold_limit") from None

@@ -7,13 +7,15 @@ from typing import Any, Literal
 
 import msgspec
 
-from publisher.message import UserCreated
 from worker.errors import Refused, RequestError
+from worker.events.catalog import Content, Problem
 
-Outcome = Literal["created", "duplicate", "exists", "conflict", "rejected", "erased"]
-"""The effect of a message. `duplicate`: this message id was handled before. `exists`: the same user with the same content.
-`conflict`: the same user id with other content. `rejected`: it breaks the format. These two are kept as rejections.
-`erased`: the user was erased; the message has no effect, and nothing of it is kept."""
+Outcome = Literal["created", "updated", "duplicate", "exists", "stale", "conflict", "overwritten", "rejected", "erased"]
+"""The effect of a message. `duplicate`: this message id was handled before. `exists`: the same key with the same content.
+`updated`: its version is the newest, and the row is as it says. `stale`: the row has a newer version.
+`conflict`: the same key with other content. `rejected`: it breaks the format. These two are kept as rejections.
+`overwritten`: an operator decided that a conflict is right, and the row is as it says.
+`erased`: its subject was erased; the message has no effect, and nothing of it is kept."""
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,18 +30,6 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     subscription: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a message cannot have its effect: a code of a closed list, and a line that names the field but no value.
-
-    `claims` is the user it tries to be about, as far as that can be read: an erased one's message is not kept.
-    """
-
-    reason: str
-    detail: str
-    claims: int | None = None
-
-
 class Entry(msgspec.Struct, frozen=True, eq=False):
     """One message on its way. `deadline` is on the event loop's clock; `done` is only touched by the loop.
 
@@ -47,7 +37,7 @@ class Entry(msgspec.Struct, frozen=True, eq=False):
     """
 
     delivery: Delivery
-    content: UserCreated | Problem
+    content: Content | Problem
     deadline: float
     done: "asyncio.Future[Outcome]"
     body: str | None = None

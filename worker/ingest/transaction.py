@@ -4,61 +4,30 @@ INV-3: the receipt of a message is written in the transaction of its effect, so 
 comes; a retry changes receipt, row and rejection in one transaction as well.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
-from publisher import message
-from worker.database.bulk import batches, find, insert
-from worker.database.models import DISCARDED, Connection, Receipt, Rejection, User
-from worker.errors import NotFound, Refused, Resolved
-from worker.ingest.messages import Delivery, Entry, Outcome, Problem
-from worker.ingest.outcomes import Plan, UserRow, plan
+from worker.database.bulk import batches, find, holds_any, insert, upsert
+from worker.database.models import CONFLICT, DISCARDED, Connection, Erased, Receipt, Rejection, Version
+from worker.errors import NotAConflict, NotFound, Refused, Resolved
+from worker.events.catalog import Catalog, Content, Table
+from worker.events.declaration import MAX_INTEGER
+from worker.ingest.messages import Delivery, Entry, Outcome
+from worker.ingest.outcomes import Key, Plan, Row, Stored, VersionRow, plan, version_of
 
 _STATEMENT_VALUES: Final = 500
-_ID_DIGITS: Final = 19
-_ID_BYTES: Final = 2 + 6 * _ID_DIGITS
-"""Longest that an id can be written: as text, each digit escaped."""
 
 
-class Erased(msgspec.Struct, frozen=True):
-    """The result of an erasure: whether the user was there, and how many receipts and rejections named the user."""
+class Removed(msgspec.Struct, frozen=True):
+    """The result of an erasure: whether the subject had rows, and how many rows, receipts and rejections it had."""
 
     existed: bool
+    rows: int
     receipts: int
     rejections: int
-
-
-def content_of(data: bytes, attributes: dict[str, str]) -> message.UserCreated | Problem:
-    """Read a message, or say what is wrong with it."""
-    try:
-        return message.decode(data, attributes)
-    except message.MessageError as error:
-        return Problem(error.reason, error.detail, claimed_user(data))
-
-
-class _Claim(msgspec.Struct):
-    user_id: msgspec.Raw
-
-
-_claims: Final = msgspec.json.Decoder(_Claim)
-
-
-def claimed_user(data: bytes) -> int | None:
-    """The user that a message which breaks the format tries to be about, as a number or as text; None if unreadable.
-
-    Whatever else is in it is passed over and not built: 10 MB of empty lists take seconds, and 20 times their size.
-    """
-    try:
-        said = bytes(_claims.decode(data).user_id)
-        found = msgspec.json.decode(said) if len(said) <= _ID_BYTES else None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    if isinstance(found, str) and found.isascii() and found.isdecimal() and len(found) <= _ID_DIGITS:
-        found = int(found)
-    return found if type(found) is int and message.MIN_USER_ID <= found <= message.MAX_USER_ID else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,52 +35,57 @@ class Transaction:
     """One open transaction. `epoch` is the writer life, `now` is in milliseconds since the epoch."""
 
     database: Connection
+    catalog: Catalog
     epoch: int
     now: int
 
     def handle(self, entries: Sequence[Entry]) -> list[Outcome]:
         """Give each message its effect, in order."""
-        made = self._plan(entries, self._handled([entry.delivery.message_id for entry in entries]))
-        # Never "or ignore": that would drop a row that any constraint refuses, and its message would be acknowledged.
-        insert(self.database, User, made.users)
-        insert(self.database, Receipt, made.receipts)
+        made = self._plan(entries, set(self._handled([entry.delivery.message_id for entry in entries])))
+        self._write(made)
         if made.rejections:  # kept longer than its receipt, so a late replay may meet the one it made before
-            kept = Rejection.insert_many(made.rejections).on_conflict(  # that one alone: "or ignore" would ignore everything
+            rejections = sorted(made.rejections, key=lambda row: str(row["message_id"]))  # as `insert` orders rows
+            kept = Rejection.insert_many(rejections).on_conflict(  # that one alone: "or ignore" would ignore everything
                 conflict_target=[Rejection.message_id], preserve=[Rejection.message_id]
             )
             kept.execute(self.database)
         return made.outcomes
 
-    def retry(self, message_id: str, body: bytes | None = None) -> Outcome:
+    def retry(self, message_id: str, body: bytes | None = None, *, overwrite: bool = False) -> Outcome:
         """Handle a rejected message once more, as it was published; it stays open unless it has its effect now.
 
-        `body` is the message's bytes where they are an object of the bucket.
+        Args:
+            message_id: The rejection's.
+            body: The message's bytes where they are an object of the bucket.
+            overwrite: Whether the message of a conflict replaces the row; its receipt says `overwritten`.
 
         Raises:
             NotFound: There is no such rejection.
             Resolved: It has been resolved already.
             Refused: Its bytes are an object, and `body` was not given.
+            NotAConflict: It is to overwrite a row, and is no conflict.
         """
         row = self._open(message_id)
         if row["body"] is not None and body is None:  # it was kept after the caller had looked for its object
             raise Refused("the message was rejected just now; ask again")
-        attributes = msgspec.json.decode(row["attributes"], type=dict[str, str])
+        if overwrite and row["reason"] != CONFLICT:
+            raise NotAConflict(f"only a conflict can overwrite a row, and this is {row['reason']}; retry it without that")
         delivery = Delivery(
             message_id=message_id,
             publish_time=row["publish_time"],
             data=bytes(row["data"]) if body is None else body,
-            attributes=attributes,
+            attributes=msgspec.json.decode(row["attributes"], type=dict[str, str]),
             delivery_attempt=row["delivery_attempt"],
         )
-        entry = Entry(delivery, content_of(delivery.data, attributes), 0.0, None, row["body"])  # type: ignore[arg-type]  # no sender
-        made = self._plan([entry], ())
+        content = self.catalog.read(delivery.data, delivery.attributes, delivery.publish_time)
+        entry = Entry(delivery, content, 0.0, None, row["body"])  # type: ignore[arg-type]  # no sender
+        made = self._plan([entry], (), overwrite=overwrite)
         Receipt.delete().where(Receipt.message_id == message_id).execute(self.database)
-        insert(self.database, User, made.users)
-        insert(self.database, Receipt, made.receipts)
+        self._write(made)
         if made.rejections:
             [again] = made.rejections
-            self._update(message_id, {name: again[name] for name in ("reason", "detail", "stored")})
-        elif made.outcomes[0] == "erased":  # only now can it be read whom it is about: nothing of it is kept
+            self._update(message_id, {name: again[name] for name in ("reason", "detail", "stored", "about")})
+        elif made.outcomes[0] == "erased":  # only now can it be read whose data it is: nothing of it is kept
             Rejection.delete().where(Rejection.message_id == message_id).execute(self.database)
         else:
             self._update(message_id, {"resolved_at": self.now, "resolution": made.outcomes[0]})
@@ -127,52 +101,105 @@ class Transaction:
         self._open(message_id)
         self._update(message_id, {"resolved_at": self.now, "resolution": DISCARDED, "data": b"", "body": None})
 
-    def erase(self, user_id: int) -> Erased:
-        """Leave a tombstone in the place of a user, and nothing else that says whose it was.
+    def erase(self, subject: str) -> Removed:
+        """Delete a subject's rows and rejected messages, and remember the subject: no later message about it has an effect.
 
-        Receipts keep their message ids, by which a redelivery is a duplicate; rejected messages about the user go.
+        Receipts keep their message ids, by which a redelivery is a duplicate.
         """
-        found = self._users([user_id]).get(user_id)
-        receipts, rejections = self.erase_all([user_id])
-        return Erased(found is not None and not found.deleted, receipts, rejections)
+        return self.erase_all([subject])
 
-    def bodies_about(self, user_id: int) -> list[str]:
-        """The objects that hold large rejected messages about a user."""
+    def bodies_about(self, subject: str) -> list[str]:
+        """The objects that hold large rejected messages about a subject."""
         named = Rejection.select(Rejection.body, Rejection.about, Rejection.data, Rejection.stored)
         rows: Iterable[dict[str, Any]] = named.where(Rejection.body.is_null(False)).dicts().bind(self.database).iterator()
-        return [row["body"] for row in rows if user_id in _about(row)]
+        return [row["body"] for row in rows if subject in self._about(row)]
 
-    def erase_all(self, user_ids: Sequence[int]) -> tuple[int, int]:
-        """Erase several users in one pass over each table; how many receipts and rejections spoke of them."""
-        erased = set(user_ids)
+    def erase_all(self, subjects: Sequence[str]) -> Removed:
+        """Erase several subjects in one pass over each table; see `erase`."""
+        erased = set(subjects)
         kept = Rejection.select(Rejection.message_id, Rejection.data, Rejection.stored, Rejection.about).dicts()
-        rows: Iterable[dict[str, Any]] = kept.bind(self.database).iterator()
-        rejected = [row["message_id"] for row in rows if _about(row) & erased]
-        receipts = 0
+        found: Iterable[dict[str, Any]] = kept.bind(self.database).iterator()
+        rejected = [row["message_id"] for row in found if self._about(row) & erased]
+        rows = receipts = 0
         for some in batches(rejected, _STATEMENT_VALUES):
             Rejection.delete().where(Rejection.message_id.in_(some)).execute(self.database)
         for some in batches(sorted(erased), _STATEMENT_VALUES):
-            receipts += Receipt.update(user_id=None).where(Receipt.user_id.in_(some)).execute(self.database)
-            User.delete().where(User.user_id.in_(some)).execute(self.database)
-            insert(self.database, User, [_tombstone(user_id) for user_id in some])
-        return receipts, len(rejected)
+            receipts += Receipt.update(subject=None).where(Receipt.subject.in_(some)).execute(self.database)
+            for table in self.catalog.tables.values():
+                rows += self._delete(table, some)
+        insert(self.database, Erased, [(subject, self.now) for subject in self.not_erased(sorted(erased))])
+        return Removed(rows > 0, rows, receipts, len(rejected))
 
-    def not_erased(self, user_ids: Sequence[int]) -> list[int]:
-        """Those of the users that have no tombstone yet."""
-        # Only a tombstone as `erase_all` leaves it: a row that was only marked as deleted still holds the person's data.
-        gone = {user_id for user_id, row in self._users(list(user_ids)).items() if row == _tombstone(user_id)}
-        return [user_id for user_id in user_ids if user_id not in gone]
+    def not_erased(self, subjects: Sequence[str]) -> list[str]:
+        """Those of the subjects that have not been erased yet."""
+        gone = {subject for (subject,) in find(self.database, Erased, subjects, only_key=True)} if subjects else set()
+        return [subject for subject in subjects if subject not in gone]
 
-    def _plan(self, entries: Sequence[Entry], handled: Iterable[str]) -> Plan:
-        about = [entry.content.claims if isinstance(entry.content, Problem) else entry.content.user_id for entry in entries]
-        user_ids = [user_id for user_id in about if user_id is not None]
-        return plan(entries, receipts=handled, users=self._users(user_ids), epoch=self.epoch, now=self.now)
+    def _delete(self, table: Table, subjects: Sequence[str]) -> int:
+        """Delete the rows of subjects, and their versions; how many."""
+        if table.subject is None:
+            return 0
+        column = getattr(table.model, table.subject)
+        numbers = table.events[0].subject_is_number
+        values: list[Any] = list(subjects)
+        if numbers:
+            values = [int(each) for each in subjects if each.isascii() and each.isdecimal() and int(each) <= MAX_INTEGER]
+        query = table.model.select(getattr(table.model, table.key)).where(column.in_(values))
+        found: Any = query.tuples().bind(self.database)
+        keys: list[Key] = [key for (key,) in found]
+        for some in batches(keys, _STATEMENT_VALUES):
+            names = [version_of(table.name, key) for key in some]
+            Version.delete().where(Version.row.in_(names)).execute(self.database)
+            table.model.delete().where(getattr(table.model, table.key).in_(some)).execute(self.database)
+        return len(keys)
 
-    def _handled(self, message_ids: list[str]) -> Iterator[str]:
+    def _plan(self, entries: Sequence[Entry], handled: Collection[str], *, overwrite: bool = False) -> Plan:
+        return plan(
+            entries,
+            catalog=self.catalog,
+            receipts=handled,
+            stored=self._stored([entry.content for entry in entries if entry.delivery.message_id not in handled]),
+            epoch=self.epoch,
+            now=self.now,
+            overwrite=overwrite,
+        )
+
+    def _stored(self, contents: Sequence[Any]) -> Stored:
+        """What there is of the keys and subjects of messages: a statement or two for each table, however many they are."""
+        keys: dict[str, dict[Key, None]] = {}
+        for content in contents:
+            if isinstance(content, Content):
+                keys.setdefault(content.event.table, {})[content.key] = None
+        rows: dict[str, dict[Key, Row]] = {}
+        named: list[str] = []
+        for table in self.catalog.tables.values():
+            if table.name in keys:
+                at = table.key_at
+                # A row and its version are read by two statements: where rows change, no other writer comes in between.
+                found = find(self.database, table.model, list(keys[table.name]), lock=bool(table.updates))
+                rows[table.name] = {row[at]: row for row in found}
+                if table.updates:
+                    named += [version_of(table.name, key) for key in rows[table.name]]
+        versions = {row[0]: VersionRow(*row) for row in find(self.database, Version, named)} if named else {}
+        return Stored(rows, versions, self._erased(contents))
+
+    def _erased(self, contents: Sequence[Any]) -> frozenset[str]:
+        if not holds_any(self.database, Erased):  # as a rule
+            return frozenset()
+        subjects = list({content.subject for content in contents if content.subject is not None})
+        return frozenset(subject for (subject,) in find(self.database, Erased, subjects, only_key=True))
+
+    def _write(self, made: Plan) -> None:
+        """Write rows, versions and receipts; always in the same order of tables."""
+        # Never "or ignore": that would drop a row that any constraint refuses, and its message would be acknowledged.
+        for table in self.catalog.tables.values():
+            insert(self.database, table.model, list(made.created.get(table.name, {}).values()))
+            upsert(self.database, table.model, list(made.changed.get(table.name, {}).values()))
+        upsert(self.database, Version, list(made.versions.values()))
+        insert(self.database, Receipt, made.receipts)
+
+    def _handled(self, message_ids: list[str]) -> Iterable[str]:
         return (message_id for (message_id,) in find(self.database, Receipt, message_ids, only_key=True))
-
-    def _users(self, user_ids: list[int]) -> dict[int, UserRow]:
-        return {row[0]: UserRow(*row) for row in find(self.database, User, user_ids)}
 
     def _open(self, message_id: str) -> dict[str, Any]:
         query = Rejection.select().where(Rejection.message_id == message_id).dicts()
@@ -186,13 +213,8 @@ class Transaction:
     def _update(self, message_id: str, values: dict[str, Any]) -> None:
         Rejection.update(values).where(Rejection.message_id == message_id).execute(self.database)
 
-
-def _tombstone(user_id: int) -> UserRow:
-    return UserRow(user_id, None, None, 1, None)
-
-
-def _about(rejection: dict[str, Any]) -> set[int | None]:
-    """Whom a rejection is about: by what it met, and by what it says or tries to say."""
-    stored = rejection["stored"]
-    met = None if stored is None else msgspec.json.decode(stored)["user_id"]
-    return {met, rejection["about"], claimed_user(bytes(rejection["data"]))}
+    def _about(self, rejection: dict[str, Any]) -> set[str | None]:
+        """Whose data a rejection holds: by what it met, and by what it says or tries to say."""
+        stored = rejection["stored"]
+        met = None if stored is None else self.catalog.subject_of(msgspec.json.decode(stored))
+        return {met, rejection["about"], self.catalog.claimed_subject(bytes(rejection["data"]))}

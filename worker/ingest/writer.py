@@ -4,7 +4,7 @@
 
 INV-6: a row that only the database can refuse is found by writing the group again one message at a time, and its message
 is kept as a rejection. A group is committed while an earlier one is being confirmed; it is gathered for
-GROUP_GATHER_SECONDS at most, less when no confirmation is under way, and never grows over GROUP_MAX_MESSAGES (INV-7).
+GATHER_SECONDS at most, less when no confirmation is under way, and never grows over GROUP_MAX_MESSAGES (INV-7).
 
 The writer does not know what confirmation is: it never answers a message that the database accepted.
 """
@@ -24,9 +24,14 @@ from msgspec import structs
 from worker.database.engine import Engine
 from worker.database.models import NOT_STORABLE, Connection
 from worker.errors import Refused, RequestError, Unwritable
-from worker.ingest.messages import Change, Entry, Group, Observer, Outcome, Problem, fail
+from worker.events.catalog import Catalog, Problem
+from worker.ingest.messages import Change, Entry, Group, Observer, Outcome, fail
 from worker.ingest.transaction import Transaction
 
+GROUP_MAX_MESSAGES: Final = 500
+"""Most messages in one transaction: beyond it a transaction grows longer and not more efficient."""
+GATHER_SECONDS: Final = 0.005
+"""Longest a group is gathered while an earlier one is being confirmed: the time of one sync on a fast bucket."""
 _OUTAGE_PAUSE_SECONDS: Final = 0.2
 
 T = TypeVar("T")
@@ -55,16 +60,17 @@ class Writer:
         self,
         engine: Engine,
         committed: Committed,
+        catalog: Catalog,
         *,
         epoch: int,
-        group_max: int,
-        gather_seconds: float,
+        group_max: int = GROUP_MAX_MESSAGES,
+        gather_seconds: float = GATHER_SECONDS,
         has_room: Callable[[], bool] = lambda: True,
         wall_clock: Callable[[], float] = time.time,
         observer: Observer | None = None,
     ) -> None:
         self._engine = engine
-        self._committed = committed
+        self._committed, self._catalog = committed, catalog
         self.epoch = epoch
         """The writer life, kept in each receipt."""
         self._group_max, self._gather_seconds = group_max, gather_seconds
@@ -211,8 +217,7 @@ class Writer:
             # Delivered again it would be refused again: kept, it can be retried once the cause is mended (INV-6).
             log.exception("the database refused a valid row", extra={"action": "writer.not_storable"})
             text = f"the database refused the row: {type(error).__name__}; the log says why"
-        about = entry.content.claims if isinstance(entry.content, Problem) else entry.content.user_id
-        return self._write([structs.replace(entry, content=Problem(NOT_STORABLE, text, about))])
+        return self._write([structs.replace(entry, content=Problem(NOT_STORABLE, text, entry.content.subject))])
 
     def _write(self, entries: Sequence[Entry]) -> list[Outcome]:
         """One transaction. After it returns the group is committed, and not confirmed yet."""
@@ -222,6 +227,6 @@ class Writer:
         now = round(self._wall_clock() * 1000)
 
         def work(database: Connection) -> T:
-            return apply(Transaction(database, self.epoch, now))
+            return apply(Transaction(database, self._catalog, self.epoch, now))
 
         return self._engine.run(work, alone=alone)

@@ -13,10 +13,10 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import msgspec
 
+from worker.config import Settings
 from worker.errors import Mismatch, StoreUnavailable
 from worker.lease.record import SUCCESSOR, Record, Store, Successor
 
@@ -26,30 +26,19 @@ _NOBODY = Successor(holder="", revision="", epoch=-1)
 """Stands for an unreadable request; it may be overwritten."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SuccessionTiming:
-    """Seconds: between two looks, from a start to the first hand-over, and for which a request stays fresh."""
-
-    poll: float
-    tenure: float
-    fresh: float
-    timeout: float
-
-
 class Succession:
     """One process's side of handing over, as the one who waits and as the one who serves. Only the event loop touches it."""
 
     def __init__(
         self,
         store: Store,
+        settings: Settings,
         *,
         holder: str,
-        revision: str,
-        timing: SuccessionTiming,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        self._store, self._holder, self._revision, self._timing = store, holder, revision, timing
+        self._store, self._settings, self._holder = store, settings, holder
         self._clock, self._sleep = clock, sleep
         self._message_seen = float("-inf")  # when the last message came in while standing by
         self._asked = float("-inf")  # when the last request was written
@@ -67,7 +56,7 @@ class Succession:
         Raises:
             StoreUnavailable: It is not known whether the request was written; it is repeated anyway.
         """
-        now, fresh = self._clock(), self._timing.fresh
+        now, fresh = self._clock(), self._settings.successor_fresh_seconds
         if now - self._message_seen > fresh or now - self._asked < fresh / 2:
             return
         request = await self.request()
@@ -77,13 +66,13 @@ class Succession:
             if now - self._rival[1] <= fresh:
                 return  # the holder will hand over; the instance that gets messages then asks in turn
         self._asked = now
-        wanted = Successor(holder=self._holder, revision=self._revision, epoch=record.epoch)
+        wanted = Successor(holder=self._holder, revision=self._settings.revision, epoch=record.epoch)
         with contextlib.suppress(Mismatch):  # another instance was faster
             await self._store.write(
                 SUCCESSOR,
                 msgspec.json.encode(wanted),
                 if_generation=0 if request is None else request[1],
-                timeout=self._timing.timeout,
+                timeout=self._settings.lease_read_timeout_seconds,
             )
             log.info("asked the holder of epoch %d to hand over", record.epoch, extra={"action": "lease.asked"})
 
@@ -102,7 +91,7 @@ class Succession:
         since = changed = self._clock()
         generation = -1
         while True:
-            await self._sleep(self._timing.poll)
+            await self._sleep(self._settings.successor_poll_seconds)
             try:
                 request = await self.request()
             except StoreUnavailable:
@@ -112,7 +101,7 @@ class Succession:
                 continue
             if request[1] != generation:
                 generation, changed = request[1], now
-            if now - since >= self._timing.tenure and now - changed <= self._timing.fresh:
+            if now - since >= self._settings.tenure_min_seconds and now - changed <= self._settings.successor_fresh_seconds:
                 log.info("revision %s asks for the lease", request[0].revision, extra={"action": "lease.requested"})
                 return request[0]
 
@@ -122,7 +111,7 @@ class Succession:
         Raises:
             StoreUnavailable: It could not be read.
         """
-        found = await self._store.read(SUCCESSOR, timeout=self._timing.timeout)
+        found = await self._store.read(SUCCESSOR, timeout=self._settings.lease_read_timeout_seconds)
         if found is None:
             return None
         try:

@@ -17,11 +17,12 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Literal, NoReturn, Protocol
 
 import msgspec
 
+from worker.config import Settings
 from worker.errors import LeaseLost, Mismatch, StoreError, StoreMissing, StoreThrottled, StoreUnavailable
 from worker.lease.record import RECORD, Lost, Record, Renew, Seen, Store, Take, Wait, decide, encode, look
 
@@ -30,16 +31,6 @@ _WRITE_PAUSE_SECONDS: Final = 1.0
 (documentation, "Quotas and limits"). So the record is written at once, and the second is waited out only then."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """The lease's times, in seconds; the settings of the same names say what each is for."""
-
-    ttl: float
-    renew: float
-    poll: float
-    timeout: float
 
 
 class Waiting(Protocol):
@@ -58,18 +49,17 @@ class Lease:
     def __init__(
         self,
         store: Store,
+        settings: Settings,
         *,
         holder: str,
-        revision: str,
-        timing: Timing,
         waiting: Waiting,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.holder = holder
-        self.revision = revision
+        self.revision = settings.revision
         self._store = store
-        self._timing, self._waiting = timing, waiting
+        self._settings, self._waiting = settings, waiting
         self._clock, self._sleep = clock, sleep
         self._writing = asyncio.Lock()
         self._seen: Seen | None = None
@@ -119,14 +109,14 @@ class Lease:
                 step = await self._step()
             except StoreUnavailable as error:
                 log.warning("the lease record cannot be reached, trying again: %s", error, extra={"action": "lease.retry"})
-                step = Wait(self._timing.poll)
+                step = Wait(self._settings.lease_poll_seconds)
             if isinstance(step, Renew):
                 self._epoch = self._last().record.epoch
                 log.info("lease held at epoch %d", self._epoch, extra={"action": "lease.acquired"})
                 return
             if isinstance(step, Wait):
                 told = self._tell_standby(told)
-                await self._sleep_for(min(self._timing.poll, step.seconds))
+                await self._sleep_for(min(self._settings.lease_poll_seconds, step.seconds))
 
     async def _step(self) -> Take | Wait | Renew | Lost:
         """Act on the record just read: take it, or ask for it. `Renew` is success."""
@@ -136,7 +126,7 @@ class Lease:
             self._clock(),
             holder=self.holder,
             epoch=None,
-            ttl=self._timing.ttl,
+            ttl=self._settings.lease_ttl_seconds,
             reserved=await self._waiting.reserved(seen.record),
         )
         if isinstance(step, Take) and await self._take():
@@ -165,7 +155,7 @@ class Lease:
             StoreUnavailable: It could not be read; nothing is known.
         """
         try:
-            record, _ = await look(self._store, timeout=self._timing.timeout)
+            record, _ = await look(self._store, timeout=self._settings.lease_read_timeout_seconds)
         except StoreMissing as error:
             self._lost(f"the lease record is gone: {error}")
         self._check(record)
@@ -187,7 +177,9 @@ class Lease:
         """
         while True:
             # Any write of the record renews it; one right after another would be refused.
-            await self._sleep_for(max(self._written + self._timing.renew - self._clock(), _WRITE_PAUSE_SECONDS))
+            await self._sleep_for(
+                max(self._written + self._settings.lease_renew_seconds - self._clock(), _WRITE_PAUSE_SECONDS)
+            )
             try:
                 await self._change()
             except StoreUnavailable as error:
@@ -288,11 +280,15 @@ class Lease:
         data = encode(record)
         try:
             try:
-                written = await self._store.write(RECORD, data, if_generation=generation, timeout=self._timing.timeout)
+                written = await self._store.write(
+                    RECORD, data, if_generation=generation, timeout=self._settings.lease_read_timeout_seconds
+                )
             except StoreThrottled:
                 await self._sleep(_WRITE_PAUSE_SECONDS)
                 self._written = self._clock()
-                written = await self._store.write(RECORD, data, if_generation=generation, timeout=self._timing.timeout)
+                written = await self._store.write(
+                    RECORD, data, if_generation=generation, timeout=self._settings.lease_read_timeout_seconds
+                )
         except Mismatch:
             self._written = before  # a 412 wrote nothing
             raise
@@ -300,7 +296,7 @@ class Lease:
 
     async def _read(self) -> None:
         try:
-            record, generation = await look(self._store, timeout=self._timing.timeout)
+            record, generation = await look(self._store, timeout=self._settings.lease_read_timeout_seconds)
         except StoreUnavailable:
             self._blind = True
             raise

@@ -32,6 +32,7 @@ from worker.errors import (
     StoreMissing,
     StoreUnavailable,
 )
+from worker.events.catalog import Catalog
 from worker.ingest.http.paths import COUNTS
 from worker.lease.record import Store, look
 from worker.operations.restore import Store as Bucket
@@ -42,7 +43,6 @@ from worker.replica.layout import path_of
 from worker.replica.restoring import Wanted, scratch_folder
 
 _ATTEMPTS: Final = 2
-_BUSY_TIMEOUT_SECONDS: Final = 5.0
 _RECORD_ATTEMPTS: Final = 3
 _RECORD_PAUSE_SECONDS: Final = 1.1
 """The bucket takes one write a second for each name."""
@@ -101,6 +101,7 @@ class Driller:
 
     Args:
         store: The bucket.
+        catalog: The events, whose tables are counted.
         service: The running worker.
         scratch: Folder with room for the database twice; what is made there is removed.
         binary: Litestream's.
@@ -111,6 +112,7 @@ class Driller:
     """
 
     store: Bucket
+    catalog: Catalog
     service: CountedService
     scratch: Path
     binary: Path
@@ -186,6 +188,7 @@ class Driller:
             file = folder / "restored.db"
             restored = await restore(
                 self.store,
+                self.catalog,
                 Wanted(),
                 file,
                 binary=self.binary,
@@ -193,9 +196,9 @@ class Driller:
                 request_seconds=self.request_seconds,
                 say=self.say,
             )
-            reader = connections.Reader(file, busy_timeout_seconds=_BUSY_TIMEOUT_SECONDS)
+            reader = connections.Reader(file)
             cutoff = round(since.timestamp() * 1000)
-            counted = await asyncio.to_thread(reader.read, partial(counts.count, since=cutoff))
+            counted = await asyncio.to_thread(reader.read, partial(counts.count, catalog=self.catalog, since=cutoff))
             last = None if before is None else before.last_message
             has_last = last is None or await asyncio.to_thread(reader.read, partial(counts.has_receipt, message_id=last))
         copy = Copy(

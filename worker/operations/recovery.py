@@ -20,8 +20,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from worker.config import Settings
-from worker.database import connections
+from worker.config import RELEASE_SECONDS, Settings
+from worker.database import schema
 from worker.database.comparison import Undone, undone
 from worker.errors import LeaseLost, NotInReplica, RestoreFailed, StoreMissing
 from worker.lease.handover import Succession
@@ -106,16 +106,14 @@ class Recovery:
 
     async def _recover(self) -> Recovered:
         with self._parts() as (parts, scratch):
-            lease, settings = parts.lease, self._settings
+            lease = parts.lease
             self._say("asking for the lease; a running instance serves TENURE_MIN_SECONDS at least before it hands over")
-            async with _asking(parts.succession), lease.held(release_seconds=settings.release_seconds):
+            async with _asking(parts.succession), lease.held(release_seconds=RELEASE_SECONDS):
                 self._say(f"the lease is held at epoch {lease.epoch}")
                 async with (
                     asyncio.TaskGroup() as side,
                     running(side, "lease renewal", lease.keep()),
-                    Generation(
-                        lease, parts.store, parts.options, parts.settings, side=side, prepare=parts.prepare
-                    ) as generation,
+                    Generation(lease, parts.store, parts.settings, side=side, prepare=parts.prepare) as generation,
                 ):
                     lease.on_loss = generation.abandon
                     plan = await self._sealed_plan(parts, scratch)
@@ -157,7 +155,7 @@ class Recovery:
             raise NotInReplica("nothing has been written since then: there is nothing to undo, and nothing was changed")
         replaced = [Path(state.file) for state in await self._replaced(parts, wanted, scratch)]
         for file in (Path(newest.file), Path(wanted.file), *replaced):  # they may be older than a column that is compared
-            await asyncio.to_thread(connections.migrate, file, busy_timeout_seconds=self._settings.busy_timeout_seconds)
+            await asyncio.to_thread(schema.migrate, file, parts.catalog)
         found = await asyncio.to_thread(undone, newer=Path(newest.file), older=Path(wanted.file), replaced=replaced)
         if word := forgotten(wanted, now=datetime.now(UTC), receipt_days=self._settings.receipt_days):
             self._say(word)
@@ -183,6 +181,7 @@ class Recovery:
     async def _restore(self, parts: Parts, wanted: Wanted, output: Path) -> Restored:
         return await restore(
             parts.store,
+            parts.catalog,
             wanted,
             output,
             binary=find_binary(self._settings.litestream_bin),
@@ -212,8 +211,8 @@ def forgotten(wanted: Restored, *, now: datetime, receipt_days: float) -> str | 
     if wanted.time >= now - timedelta(days=receipt_days):
         return None
     return (
-        f"that state is older than RECEIPT_DAYS, {receipt_days:g}: messages whose receipts have expired since are undone as "
-        "well, and are neither counted nor listed; compare the numbers of users"
+        f"that state is older than {receipt_days:g} days, for which receipts are kept: messages whose receipts have expired "
+        "since are undone as well, and are neither counted nor listed; compare the numbers of rows"
     )
 
 

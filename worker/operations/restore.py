@@ -16,6 +16,7 @@ import msgspec
 from publisher.values import counted
 from worker.database import comparison, connections
 from worker.errors import RestoreFailed
+from worker.events.catalog import Catalog
 from worker.ingest import erasure
 from worker.replica import restoring
 from worker.replica.restoring import Bucket, Wanted
@@ -33,7 +34,7 @@ class Restored(msgspec.Struct, frozen=True, kw_only=True):
     txid: int
     time: datetime
     bytes: int
-    users: int
+    rows: dict[str, int]
     receipts: int
     rejections: int
     open_rejections: int
@@ -45,6 +46,7 @@ class Restored(msgspec.Struct, frozen=True, kw_only=True):
 
 async def restore(
     store: Store,
+    catalog: Catalog,
     wanted: Wanted,
     output: Path,
     *,
@@ -53,10 +55,11 @@ async def restore(
     request_seconds: float,
     say: Callable[[str], None],
 ) -> Restored:
-    """Restore a state into a file that must not exist, erase in it whom the bucket lists as erased, and count it.
+    """Restore a state into a file that must not exist, erase in it what the bucket lists as erased, and count it.
 
     Args:
         store: The bucket.
+        catalog: The events, whose tables are counted.
         wanted: Which state.
         output: The file.
         binary: Litestream's.
@@ -87,9 +90,9 @@ async def restore(
         if erased := await erasure.listed(store.patient(seconds), timeout=request_seconds):
             now = round(datetime.now(UTC).timestamp() * 1000)
             with connections.sound():
-                left_out = await asyncio.to_thread(erasure.apply, made, erased, now=now)
+                left_out = await asyncio.to_thread(erasure.apply, made, catalog, erased, now=now)
             if left_out:
-                say(f"{counted(left_out, 'user')} erased again")
+                say(f"{counted(left_out, 'subject')} erased again")
         await asyncio.to_thread(connections.close_journal, made)
         restored = Restored(
             file=str(output),
@@ -98,7 +101,7 @@ async def restore(
             time=state.time,
             bytes=made.stat().st_size,
             left_out=list(state.left_out),
-            **await asyncio.to_thread(comparison.count, made),
+            **await asyncio.to_thread(comparison.count, made, catalog),
         )
         try:
             os.link(made, output)  # unlike a rename, never over a file that came meanwhile

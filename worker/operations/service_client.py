@@ -15,8 +15,9 @@ from urllib.parse import quote
 import httpx
 
 from publisher import values
-from publisher.message import MAX_DATA_BYTES
 from worker.errors import ServiceRefused, ServiceUnreachable
+from worker.events.catalog import DEFAULT_EVENT
+from worker.events.declaration import EVENT_TYPE_ATTRIBUTE, MAX_DATA_BYTES
 from worker.ingest.http.paths import COUNTS, ROOT, STORE_HEADER
 from worker.operations.identity import Identity
 
@@ -100,9 +101,13 @@ class Service:
         found: dict[str, Any] = await self._ask("GET", _path(message_id))
         return found
 
-    async def retry(self, message_id: str) -> str:
-        """Have a message handled once more; its outcome. The errors are those of `each`."""
-        answer = await self._ask("POST", f"{_path(message_id)}/retry")
+    async def retry(self, message_id: str, *, overwrite: bool = False) -> str:
+        """Have a message handled once more, a conflict over what is stored if so said; its outcome.
+
+        The errors are those of `each`.
+        """
+        parameters = {"overwrite": "true"} if overwrite else None
+        answer = await self._ask("POST", f"{_path(message_id)}/retry", parameters)
         return str(answer["outcome"])
 
     async def discard(self, message_id: str) -> str:
@@ -110,9 +115,9 @@ class Service:
         answer = await self._ask("POST", f"{_path(message_id)}/discard")
         return str(answer["outcome"])
 
-    async def erase(self, user_id: int) -> dict[str, Any]:
-        """Have a user erased; what was removed. The errors are those of `each`."""
-        removed: dict[str, Any] = await self._ask("POST", f"/users/{user_id}/erase")
+    async def erase(self, subject: str) -> dict[str, Any]:
+        """Have a subject erased; what was removed. The errors are those of `each`."""
+        removed: dict[str, Any] = await self._ask("POST", f"/users/{_escaped(subject)}/erase")
         return removed
 
     async def user(self, user_id: int) -> dict[str, Any] | None:
@@ -151,7 +156,11 @@ class Service:
 
 def _path(message_id: str) -> str:
     # An id of dots alone would be taken for a step up the path.
-    return f"{ROOT}/{quote(message_id, safe='').replace('.', '%2E')}"
+    return f"{ROOT}/{_escaped(message_id)}"
+
+
+def _escaped(text: str) -> str:
+    return quote(text, safe="").replace(".", "%2E")
 
 
 def _content(answer: httpx.Response) -> Any:
@@ -177,17 +186,18 @@ def _content(answer: httpx.Response) -> Any:
 def line(rejection: Mapping[str, Any]) -> bytes:
     """One rejection as a line that `python -m publisher load` reads once it is mended.
 
-    A message that is a JSON object keeps its fields. One that states no `created_at` gets its publish time, so that the
-    mended message gives the row that the first one would have given. Anything else becomes a user without an id, to be
-    filled in. What was wrong stands in `_rejection`, which the format ignores.
+    A message that is a JSON object keeps its fields. A user to create who states no `created_at` gets the publish time, so
+    that the corrected message gives the row that the first one would have given. Anything else becomes an object without
+    fields, to be filled in. What was wrong stands in `_rejection`, which the format ignores.
     """
     data = base64.b64decode(rejection["data"])
     about = {name: rejection[name] for name in ("message_id", "reason", "detail", "publish_time", "attributes", "stored")}
+    creates_user = rejection["attributes"].get(EVENT_TYPE_ATTRIBUTE, DEFAULT_EVENT) == DEFAULT_EVENT
     fields = _fields(data)
     if fields is None:
-        fields = {"user_id": None}
+        fields = {"user_id": None} if creates_user else {}
         about |= _readable(data)
-    if fields.get("created_at") is None:
+    if creates_user and fields.get("created_at") is None:
         fields["created_at"] = int(datetime.fromisoformat(rejection["publish_time"]).timestamp())
     made = _encoded(fields | {"_rejection": about})
     if len(made) > MAX_DATA_BYTES and about["stored"] is not None:  # the other side of a conflict, which may be as large

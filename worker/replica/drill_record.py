@@ -4,8 +4,8 @@ The service goes on writing during a drill, so the restored counts are held betw
 before the bucket is listed, one taken after the restore. That is sound only for rows that are never deleted:
 
 - Receipts expire, so only those of the last `COUNTED_DAYS` are counted, fewer than they are kept at least.
-- A user is never deleted: an erased one leaves an empty row. A restore makes these rows by itself, from the bucket's list,
-  maybe before the service does; so at the upper bound they are not counted.
+- Rows of events are deleted by erasures alone. A restore erases by itself, from the bucket's list, maybe before the service
+  does; so rows are held only against counts with as many erased subjects.
 - Rejections expire, and are deleted with a user who is erased. They are reported, not judged; each has its receipt.
 """
 
@@ -20,7 +20,7 @@ from worker.lease.record import Store
 
 RECORD: Final = "drill.json"
 COUNTED_DAYS: Final = 30
-"""RECEIPT_DAYS is 31 at least; the day between is for clocks that differ, and for the drill itself."""
+"""Receipts are kept for 32 days at least; the time between is for clocks that differ, and for the drill itself."""
 
 Verdict = Literal["proved", "failed", "inconclusive"]
 KEEP_RUNNING: Final = (
@@ -76,14 +76,15 @@ def judge(
         oldest: The last transaction must not be older than that; None for any age.
     """
     found, wrong = copy.counts, []
-    for name, low, most, least, high in (
-        ("users", before.users, found.users, found.users - found.erased, after.users),
-        ("receipts", before.receipts, found.receipts, found.receipts, after.receipts),
-    ):
-        if most < low:
-            wrong.append(f"it has {most:,} {name}, and the service had confirmed {low:,}")
-        elif least > high:
-            wrong.append(f"it has {least:,} {name}, and the service only {high:,}")
+    sides = [("receipts", before.receipts, found.receipts, after.receipts), ("erased", before.erased, found.erased, None)]
+    for table, rows in found.rows.items():
+        low = before.rows.get(table, 0) if before.erased == found.erased else 0
+        sides.append((f"rows of {table}", low, rows, after.rows.get(table) if after.erased == found.erased else None))
+    for name, low, there, high in sides:
+        if there < low:
+            wrong.append(f"it has {there:,} {name}, and the service had confirmed {low:,}")
+        elif high is not None and there > high:
+            wrong.append(f"it has {there:,} {name}, and the service only {high:,}")
     if not has_last_message:
         wrong.append(f"message {before.last_message}, which the service had confirmed, is not in it")
     if wrong:

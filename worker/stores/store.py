@@ -8,10 +8,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from worker.database.engine import Engine
 from worker.ingest.confirmation import Confirmation
+
+PRUNE_INTERVAL_SECONDS: Final = 3600.0
+"""Pause between two looks for what is past its time: a listing costs money, and nothing depends on the hour."""
 
 
 async def _never() -> None:

@@ -1,7 +1,7 @@
 """GET /metrics: this process's counts, what has to be looked up, and Litestream's own numbers.
 
-Three things are looked up, side by side and for METRICS_TIMEOUT_SECONDS at most: Litestream's page, at each scrape; the open
-rejections and the latest drill, METRICS_REFRESH_SECONDS apart at least. What cannot be looked up is as it was known last and
+Three things are looked up, side by side and for TIMEOUT_SECONDS at most: Litestream's page, at each scrape; the open
+rejections and the latest drill, REFRESH_SECONDS apart at least. What cannot be looked up is as it was known last and
 counts as a failure: a scrape is always answered, whatever state the instance is in.
 """
 
@@ -22,6 +22,10 @@ from worker.lease.record import Store
 from worker.replica import drill_record
 from worker.telemetry.metrics import Metrics
 
+TIMEOUT_SECONDS: Final = 2.0
+"""Longest one look may take: a scrape is given up after 10 s as a rule."""
+REFRESH_SECONDS: Final = 30.0
+"""Least time between two counts of open rejections, and looks at `drill.json`: scrapes may come as often as they like."""
 _LITESTREAM: Final = "litestream_"
 _PAGE_MAX: Final = 1_000_000
 """Bytes read of Litestream's page; it has about 8,000."""
@@ -60,8 +64,8 @@ class Scrape:
         store: Store | None,
         *,
         litestream: str,
-        timeout_seconds: float,
-        refresh_seconds: float,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        refresh_seconds: float = REFRESH_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metrics, self._tables, self._store = metrics, tables, store

@@ -20,7 +20,7 @@ NOW = 1_700_000_100_000
 
 def state(path: Path, *groups: list[Callable[[], Entry]], then: Callable[[Transaction], object] = lambda _: None) -> Path:
     """A database in which these were handled, and then a change was made."""
-    connections.migrate(path, busy_timeout_seconds=5)
+    schema.migrate(path, CATALOG, busy_timeout_seconds=5)
     connection = connections.connect(path, busy_timeout_seconds=5)
     with connection.connection_context():
         store = Store(connection)

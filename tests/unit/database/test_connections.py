@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 def migrated(path: Path) -> Path:
     """A database with the newest schema."""
     path.parent.mkdir()
-    migrate(path, busy_timeout_seconds=5)
+    migrate(path, CATALOG, busy_timeout_seconds=5)
     return path
 
 
@@ -135,7 +135,7 @@ def test_migrating_makes_the_schema_once(migrated: Path) -> None:
     connection = connect(migrated, busy_timeout_seconds=5)
     with connection.connection_context():
         execute(connection, "INSERT INTO users VALUES (1, NULL, 1, 0, NULL)")
-    assert migrate(migrated, busy_timeout_seconds=5) == []
+    assert migrate(migrated, CATALOG, busy_timeout_seconds=5) == []
     with connection.connection_context():
         assert value(connection, "SELECT count(*) FROM users") == 1
 
@@ -143,7 +143,7 @@ def test_migrating_makes_the_schema_once(migrated: Path) -> None:
 def test_migrations_are_named_in_order(path: Path) -> None:
     """A new database gets every file of the folder, by its number."""
     path.parent.mkdir()
-    applied = migrate(path, busy_timeout_seconds=5)
+    applied = migrate(path, CATALOG, busy_timeout_seconds=5)
     assert applied == sorted(file.stem for file in connections.MIGRATIONS.glob("[0-9]*.py"))
 
 

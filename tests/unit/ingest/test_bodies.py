@@ -6,7 +6,6 @@ from typing import cast
 
 import pytest
 
-from publisher.message import UserCreated
 from tests.entries import PUBLISHED, turns
 from tests.fakes import BodyStore, Epoch, bodies
 from tests.unit.ingest.test_rejections import Store
@@ -14,6 +13,7 @@ from tests.unit.ingest.test_rejections import store as store  # a fixture
 from worker.database import rejections
 from worker.database.models import Rejection
 from worker.errors import LeaseLost, Refused, StoreUnavailable
+from worker.events.users import UserCreated
 from worker.ingest.bodies import ROOT, ROW_BYTES_MAX, Bodies
 from worker.ingest.intake import Intake
 from worker.ingest.messages import Delivery, Entry, Problem

@@ -75,7 +75,7 @@ class Store:
 def store(tmp_path: Path) -> Iterator[Store]:
     """A new database."""
     path = tmp_path / "users.db"
-    connections.migrate(path, busy_timeout_seconds=5)
+    schema.migrate(path, CATALOG, busy_timeout_seconds=5)
     connection = connections.connect(path, busy_timeout_seconds=5)
     with connection.connection_context():
         yield Store(connection)
@@ -389,7 +389,7 @@ def test_receipts_and_rejections_expire_each_at_its_time(store: Store) -> None:
 
 
 def test_expiry_goes_in_bounded_steps(store: Store) -> None:
-    """INV-7: no transaction deletes more than PRUNE_STEP_ROWS, whatever lies between."""
+    """INV-7: no transaction deletes more than STEP_ROWS, whatever lies between."""
     for number in range(23):
         store.handle(lambda number=number: entry(number + 1, f"m{number:02}"), now=NOW + (number % 3) * DAY)  # type: ignore[misc]
     assert expire(store, now=NOW + 33 * DAY, step=4) == {"receipts": 8, "rejections": 0}

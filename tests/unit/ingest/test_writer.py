@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from publisher.message import UserCreated
 from tests.entries import PUBLISHED, delivery, entry, malformed, turns, until
 from worker.database import connections
 from worker.database.sqlite import SqliteEngine
 from worker.errors import Refused, Unwritable
+from worker.events.users import UserCreated
 from worker.ingest.messages import Change, Entry, Group
 from worker.ingest.outcomes import ReceiptRow, UserRow, plan
 from worker.ingest.writer import Writer
@@ -163,7 +163,7 @@ def kinds(answers: list[object]) -> list[object]:
 def bench(tmp_path: Path) -> Bench:
     """A new database."""
     path = tmp_path / "users.db"
-    connections.migrate(path, busy_timeout_seconds=5)
+    schema.migrate(path, CATALOG, busy_timeout_seconds=5)
     return Bench(path)
 
 
@@ -475,7 +475,7 @@ def test_a_group_grows_while_another_is_being_confirmed(bench: Bench) -> None:
 
 
 def test_gathering_is_bounded(bench: Bench) -> None:
-    """INV-7: a confirmation that hangs holds a group up for GROUP_GATHER_SECONDS at most."""
+    """INV-7: a confirmation that hangs holds a group up for GATHER_SECONDS at most."""
 
     async def body() -> None:
         committed = Confirmed()

@@ -6,17 +6,15 @@ import msgspec
 import pytest
 
 from tests.fakes import Clock, MemoryStore
-from tests.unit.lease.test_lease import HELD, RELEASED, make, put, record_in
-from worker.lease.handover import Succession, SuccessionTiming
-from worker.lease.lease import Lease, Timing
+from tests.unit.lease.test_lease import HELD, RELEASED, SETTINGS, make, put, record_in
+from worker.lease.handover import Succession
+from worker.lease.lease import Lease
 from worker.lease.record import SUCCESSOR, Successor
-
-TIMING = SuccessionTiming(poll=1, tenure=30, fresh=5, timeout=3)
 
 
 def succession(store: MemoryStore, clock: Clock, holder: str) -> Succession:
     """One process's side, named `holder`."""
-    return Succession(store, holder=holder, revision="r2", timing=TIMING, clock=clock, sleep=clock.sleep)
+    return Succession(store, SETTINGS, holder=holder, clock=clock, sleep=clock.sleep)
 
 
 def request_in(store: MemoryStore) -> Successor:
@@ -204,8 +202,7 @@ def test_who_asked_takes_the_release_at_once() -> None:
     waiting = succession(store, clock, "me")
     waiting.message_received()
     asyncio.run(waiting.ask(RELEASED))
-    timing = Timing(ttl=15, renew=4, poll=1, timeout=3)
-    held = Lease(store, holder="me", revision="r2", timing=timing, waiting=waiting, clock=clock, sleep=clock.sleep)
+    held = Lease(store, SETTINGS, holder="me", waiting=waiting, clock=clock, sleep=clock.sleep)
     asyncio.run(held.acquire())
     assert clock.slept == []
     assert record_in(store).holder == "me"

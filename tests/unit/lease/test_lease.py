@@ -6,12 +6,22 @@ import msgspec
 import pytest
 
 from tests.fakes import Clock, MemoryStore
+from worker.config import Settings
 from worker.errors import LeaseLost, RecordInvalid, StoreMissing, StoreUnavailable
 from worker.lease import record as lease_record
-from worker.lease.handover import Succession, SuccessionTiming
-from worker.lease.lease import Lease, Timing
+from worker.lease.handover import Succession
+from worker.lease.lease import Lease
 from worker.lease.record import Lost, Record, Renew, Seen, Take, Wait, decide
 
+
+class Whole(Settings):
+    """The defaults, but a look each second."""
+
+    __slots__ = ()
+    lease_poll_seconds = 1.0
+
+
+SETTINGS = Whole(replica_url="gs://bucket/prefix", revision="r2")
 HELD = Record(state="held", holder="other", revision="r1", epoch=3, live="generations/0000000000000003")
 RELEASED = msgspec.structs.replace(HELD, state="released")
 MINE = msgspec.structs.replace(HELD, holder="me", epoch=4)
@@ -29,16 +39,8 @@ def record_in(store: MemoryStore) -> Record:
 
 def make(store: MemoryStore, clock: Clock) -> Lease:
     """A contender named "me", to whom no messages come."""
-    waiting = Succession(
-        store,
-        holder="me",
-        revision="r2",
-        timing=SuccessionTiming(poll=1, tenure=30, fresh=5, timeout=3),
-        clock=clock,
-        sleep=clock.sleep,
-    )
-    timing = Timing(ttl=15, renew=4, poll=1, timeout=3)
-    return Lease(store, holder="me", revision="r2", timing=timing, waiting=waiting, clock=clock, sleep=clock.sleep)
+    waiting = Succession(store, SETTINGS, holder="me", clock=clock, sleep=clock.sleep)
+    return Lease(store, SETTINGS, holder="me", waiting=waiting, clock=clock, sleep=clock.sleep)
 
 
 def acquired(store: MemoryStore, clock: Clock) -> Lease:

@@ -39,7 +39,6 @@ from worker.operations.doctor import store as doctor_store
 from worker.operations.doctor.findings import Finding, note, ok, refused, report, warning
 from worker.operations.pubsub import Delivery
 from worker.replica.layout import StoredObject
-from worker.replica.litestream import find_binary
 from worker.replica.place import Place
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -299,18 +298,6 @@ def test_the_version_is_the_one_that_is_installed_everywhere() -> None:
     assert f"Written for Litestream {wanted}." in (ROOT / "litestream.yml").read_text()
 
 
-def test_the_version_in_the_binary_is_read_without_running_it(tmp_path: Path) -> None:
-    """The real binary's is there; what is no such binary has none, and a truncated one does no harm."""
-    binary = find_binary("litestream")
-    assert litestream.built_version(binary) == litestream.WRITTEN_FOR
-    truncated = tmp_path / "truncated"
-    truncated.write_bytes(binary.read_bytes()[:100_000])
-    empty = tmp_path / "empty"
-    empty.touch()
-    for other in (truncated, empty, tmp_path, tmp_path / "nowhere", ROOT / "Makefile", Path(sys.executable).resolve()):
-        assert litestream.built_version(other) is None
-
-
 def script(path: Path, text: str) -> Path:
     """An executable shell script."""
     path.write_text(f"#!/bin/sh\n{text}\n")
@@ -362,16 +349,8 @@ def test_the_sqlite_that_wrote_a_database_last_is_told_from_its_file(tmp_path: P
 def test_a_trial_without_a_scratch_folder_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a line like the others, and nothing is asked of the bucket."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
-    how = litestream.Trial(
-        binary=Path("unused"),
-        config=Path("unused"),
-        start_seconds=1,
-        sync_timeout=1,
-        busy_timeout_seconds=5,
-        request_timeout=1,
-    )
     store = Store()
-    (found,) = asyncio.run(litestream.trial(how, store))
+    (found,) = asyncio.run(litestream.trial(settings(tmp_path), store))
     assert (found.verdict, found.next_step) == ("refused", "set TMPDIR to a folder that can be written to")
     assert store.calls == []
 
@@ -611,10 +590,10 @@ def test_a_start_logs_warnings_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A machine that is too small is a warning with its action and its next step; a good one says nothing."""
-    quick.at_start(settings(tmp_path, QUEUE_MAX_BYTES="20000000"))
+    asyncio.run(quick.at_start(settings(tmp_path, QUEUE_MAX_BYTES="20000000")))
     monkeypatch.setattr(machine, "memory_limit", lambda: (64_000_000, "cgroup v2"))
     assert caplog.records == []
-    quick.at_start(settings(tmp_path))
+    asyncio.run(quick.at_start(settings(tmp_path)))
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.__dict__["action"] == "doctor.warning"
@@ -629,23 +608,22 @@ def test_a_start_where_serving_is_unsafe_is_refused(tmp_path: Path, monkeypatch:
     if wrong == "sqlite":
         old_sqlite(monkeypatch)
     if wrong == "litestream":
-        monkeypatch.setattr(litestream, "built_version", lambda _: (0, 3, 13))
+        monkeypatch.setenv("PATH", str(script(tmp_path / "litestream", "echo 0.3.13").parent))
     with pytest.raises(
         Unfit, match={"sqlite": "pysqlite3", "litestream": "pinned", "disk": "DATABASE_PATH"}[wrong]
     ) as caught:
-        quick.at_start(settings(place))
+        asyncio.run(quick.at_start(settings(place)))
     assert caught.value.exit_code == 2
 
 
-def test_a_start_runs_nothing_and_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No child process, no connection: an instance that starts has no time for either."""
+def test_a_start_asks_no_other_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance that starts has no time for a connection."""
 
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("the quick form may not do this")
 
-    for name in ("subprocess.Popen", "asyncio.create_subprocess_exec", "socket.socket.connect"):
-        monkeypatch.setattr(name, forbidden)
-    quick.at_start(settings(tmp_path, LITESTREAM_BIN=str(find_binary("litestream"))))
+    monkeypatch.setattr("socket.socket.connect", forbidden)
+    asyncio.run(quick.at_start(settings(tmp_path)))
 
 
 Doctor = Callable[..., tuple[int, dict[str, Finding]]]
@@ -668,17 +646,16 @@ def test_the_limits_are_listed_with_their_values(doctor: Doctor) -> None:
     """INV-8, as it holds here."""
     code, found = doctor(ACK_DEADLINE_SECONDS="30")
     assert code == 0
-    assert found["limits: answering"].found.endswith("= 10 < HOLD_LIMIT_SECONDS 24 < ACK_DEADLINE_SECONDS 30")
-    assert "RELEASE_SECONDS 1.5 + TRACE_FLUSH_SECONDS 1 = 5 < the platform's 10" in found["limits: stopping"].found
-    assert "LEASE_RENEW_SECONDS 4 < 5" in found["limits: lease"].found
+    assert found["limits: answering"].found.endswith("= 7 < held 24 < ACK_DEADLINE_SECONDS 30")
+    assert "renewed each 4 < 5" in found["limits: lease"].found
 
 
 def test_wrong_settings_are_a_line_and_not_the_end(doctor: Doctor) -> None:
     """A chain that does not nest, and a missing URL, are refused with what the settings say; the rest is still checked."""
-    code, found = doctor(HOLD_LIMIT_SECONDS="10")
+    code, found = doctor(ACK_DEADLINE_SECONDS="10", UPLOAD_SPACING_SECONDS="5")
     assert code == 1
     assert found["settings"].verdict == "refused"
-    assert "is 10 and must be less than HOLD_LIMIT_SECONDS, 10" in found["settings"].found
+    assert "ACK_DEADLINE_SECONDS is 10 and must be more than 13.75" in found["settings"].found
     assert found["sqlite"].verdict == "ok"
     code, found = doctor(REPLICA_URL="")
     assert (code, "REPLICA_URL is not set" in found["settings"].found) == (1, True)

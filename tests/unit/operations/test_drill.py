@@ -101,13 +101,13 @@ def test_a_state_that_is_too_old_has_failed(seconds: int, verdict: Verdict) -> N
 
 def filled(path: Path, *, messages: int = 3) -> None:
     """A database with so many users and one rejection, whose messages were handled a second apart."""
-    connections.migrate(path, busy_timeout_seconds=5)
+    schema.migrate(path, CATALOG, busy_timeout_seconds=5)
     connection = connections.connect(path, busy_timeout_seconds=5)
 
     async def fill() -> None:
         for number in range(1, messages + 1):
-            Transaction(connection, 1, PUBLISHED + 1000 * number).handle([entry(number, f"m{number}")])
-        Transaction(connection, 1, PUBLISHED).handle([malformed("bad")])
+            Transaction(connection, CATALOG, 1, PUBLISHED + 1000 * number).handle([entry(number, f"m{number}")])
+        Transaction(connection, CATALOG, 1, PUBLISHED).handle([malformed("bad")])
 
     with connection.connection_context():
         asyncio.run(fill())

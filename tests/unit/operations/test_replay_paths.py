@@ -9,7 +9,7 @@ import pytest
 
 from publisher import message
 from tests.entries import PUBLISHED, entry, malformed
-from tests.unit.ingest.http.test_app import LIMIT, Site, Table
+from tests.unit.ingest.http.test_app import Site, Table
 from tests.unit.ingest.http.test_operator_api import ANN, PUSHER, bearer, verified
 from worker.database import connections
 from worker.errors import Refused
@@ -21,12 +21,12 @@ from worker.ingest.transaction import Transaction
 def test_receipts_are_counted_by_outcome_from_a_publish_time(tmp_path: Path) -> None:
     """That time is part of the span; an empty span has no ends."""
     path = tmp_path / "users.db"
-    connections.migrate(path, busy_timeout_seconds=5)
+    schema.migrate(path, CATALOG, busy_timeout_seconds=5)
     connection = connections.connect(path, busy_timeout_seconds=5)
 
     async def fill() -> None:
         given = [entry(user, f"m{user}", publish_time=PUBLISHED + user - 1) for user in range(1, 6)]
-        Transaction(connection, 1, PUBLISHED).handle([*given, malformed("bad")])
+        Transaction(connection, CATALOG, 1, PUBLISHED).handle([*given, malformed("bad")])
 
     with connection.connection_context():
         asyncio.run(fill())
@@ -53,7 +53,7 @@ def test_outcomes_count_what_is_acknowledged() -> None:
 
     async def run() -> tuple[list[int], Any, Any]:
         site.intake.serve(site.writer)  # type: ignore[arg-type]  # a stand-in
-        service = app.Service(site.intake, site.users, site.access, site.eraser, LIMIT, tally=tally)
+        service = app.Service(site.intake, site.users, site.access, site.eraser, tally=tally)
         transport = httpx.ASGITransport(app.build(service))
         async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
             statuses = [await ask(client, "01", "created")]

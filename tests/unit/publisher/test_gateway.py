@@ -27,12 +27,12 @@ from publisher.errors import (
     UnreachableError,
     UsageError,
 )
-from publisher.message import UserCreated
 from publisher.settings import GatewayLimits
 from publisher.sink import OpenFutures, settle
 from publisher.telemetry import RateLimitedLog
 from tests.entries import turns, until
 from tests.fakes import Clock
+from worker.events.users import UserCreated
 
 LIMITS = GatewayLimits(
     body_max_bytes=2000, body_seconds=5.0, answer_seconds=5.0, in_flight=3, in_flight_bytes=5000, drain_seconds=5.0

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import publisher.arguments
-from publisher import message, values
+from publisher import values
 from worker.cli import main
 
 NASTY = [
@@ -114,8 +114,8 @@ def test_an_id_is_written_in_one_way(text: str) -> None:
 
 def test_limits_are_those_of_messages() -> None:
     """The two numbers are one."""
-    assert values.MAX_USER_ID == message.MAX_USER_ID
-    assert values.user_id(str(message.MAX_USER_ID)) == message.MAX_USER_ID
+    assert values.MAX_USER_ID == MAX_USER_ID
+    assert values.user_id(str(MAX_USER_ID)) == MAX_USER_ID
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ import pytest
 from tests.fakes import Clock, MemoryStore
 from tests.unit.lease.test_lease import acquired, record_in
 from worker.config import Settings
-from worker.database import connections
 from worker.errors import (
     LeaseLost,
     LitestreamError,
@@ -26,7 +25,7 @@ from worker.errors import (
     Unconfirmed,
 )
 from worker.lease.lease import Lease
-from worker.replica import generation, litestream, ltx
+from worker.replica import generation, ltx
 from worker.replica.generation import Generation, insist, seal, trim, unchanging_after
 from worker.replica.layout import Manifest, path_of, slot_name
 from worker.replica.place import Place
@@ -71,31 +70,24 @@ class World:
         self.store.calls.clear()
 
     @property
-    def options(self) -> litestream.Options:
-        """Litestream's, with a program that always fails."""
-        return litestream.Options(
-            binary=Path("/bin/false"),
-            config=Path("litestream.yml"),
-            database=self.directory / "users.db",
-            metrics_address="",
-            log_level="warn",
-            start_seconds=1,
-            starts_max=1,
-            silent_max=1,
-        )
+    def database(self) -> Path:
+        """The working copy."""
+        return self.directory / "users.db"
 
     @contextlib.asynccontextmanager
     async def generation(self, *, seconds: int = 5) -> AsyncIterator[Generation]:
         """The generation of a life."""
-        settings = Settings(replica_url="gs://bucket/prefix", first_sync_timeout_seconds=max(seconds, 1))
-        object.__setattr__(settings, "first_sync_timeout_seconds", seconds)  # a start that gives up at once
+        impatient = type("Impatient", (Settings,), {"__slots__": (), "first_sync_timeout_seconds": seconds})
+        settings: Settings = impatient(
+            replica_url="gs://bucket/prefix", database_path=self.database, litestream_bin="/bin/false"
+        )
 
         def gate_of(place: Place, **given: Any) -> FakeGate:
             self.gate = FakeGate(self, given["on_sealed"])
             return self.gate
 
         async with asyncio.TaskGroup() as side:
-            made = Generation(self.lease, self.store, self.options, settings, side=side, prepare=_nothing, gate_of=gate_of)  # type: ignore[arg-type]
+            made = Generation(self.lease, self.store, settings, side=side, prepare=_nothing, gate_of=gate_of)  # type: ignore[arg-type]
             async with made:
                 yield made
 
@@ -191,7 +183,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     async def restore(store: object, wanted: Wanted, output: Path, **_: Any) -> Restored:
         assert not output.exists()
         made.events.append(f"restore {wanted.path}")
-        connections.migrate(output, busy_timeout_seconds=5)
+        schema.migrate(output, CATALOG, busy_timeout_seconds=5)
         txid = made.restored_to.pop(0) if len(made.restored_to) > 1 else made.restored_to[0]
         return Restored(str(wanted.path), txid, datetime.now(UTC))
 
@@ -359,12 +351,12 @@ def test_a_restore_that_fails_begins_nothing(world: World, monkeypatch: pytest.M
     assert MINE not in world.store.objects
     assert slot_name(LIVE, 8) not in world.store.objects
     assert record_in(world.store).live == LIVE
-    assert not world.options.database.exists()
+    assert not world.database.exists()
 
 
 def test_a_database_found_is_never_used(world: World) -> None:
     """INV-5: what another life left on this disk is moved aside before the restore."""
-    world.options.database.write_text("left behind")
+    world.database.write_text("left behind")
     world.begin()
     assert (world.directory / "users.db.previous").read_text() == "left behind"
 

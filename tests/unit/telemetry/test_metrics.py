@@ -401,7 +401,7 @@ def test_the_latest_drill_is_looked_up(world: World) -> None:
 
 
 def test_looks_are_seldom_however_often_it_is_scraped(world: World) -> None:
-    """METRICS_REFRESH_SECONDS bounds what scrapes cost the bucket and the database (INV-7)."""
+    """REFRESH_SECONDS bounds what scrapes cost the bucket and the database (INV-7)."""
     for _ in range(5):
         world.samples()
     assert (world.tables.reads, world.store.calls) == (1, ["read"])
@@ -477,7 +477,7 @@ def test_litestreams_own_families_are_passed_on(tmp_path: Path, server: tuple[st
 
 
 def test_a_litestream_that_says_nothing_costs_no_page(tmp_path: Path, server: tuple[str, type[_Litestream]]) -> None:
-    """METRICS_TIMEOUT_SECONDS ends the look; the rest is there."""
+    """TIMEOUT_SECONDS ends the look; the rest is there."""
     server[1].hangs = threading.Event()
     world = World(tmp_path, litestream=server[0])
     assert world.value("solowriter_scrape_failures_total", source="litestream") == 1
@@ -567,7 +567,7 @@ class Told(Observer):
 def test_the_main_path_tells_once_a_group(tmp_path: Path, doubts: int, hold: float, events: list[str]) -> None:
     """The writer of each commit before it is handed over, the replicator of each answer after it; neither of a message."""
     file = tmp_path / "users.db"
-    connections.migrate(file, busy_timeout_seconds=5)
+    schema.migrate(file, CATALOG, busy_timeout_seconds=5)
 
     async def life() -> list[str]:
         told = Told()
@@ -630,7 +630,7 @@ def test_requests_that_are_refused_are_counted(world: World) -> None:
 def test_open_rejections_have_every_reason(world: World) -> None:
     """None of a reason is 0 and not nothing, so that an alert can see it grow."""
     file = world.directory / "users.db"
-    connections.migrate(file, busy_timeout_seconds=5)
+    schema.migrate(file, CATALOG, busy_timeout_seconds=5)
     connection = connections.connect(file, busy_timeout_seconds=5)
     with connection.connection_context():
         for number, (reason, resolved) in enumerate([("not_json", "NULL"), ("not_json", "NULL"), ("conflict", "1")]):

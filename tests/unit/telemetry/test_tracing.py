@@ -23,10 +23,10 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased,
 import publisher.errors
 import publisher.tracing
 from publisher.async_sink import AsyncSink
-from publisher.message import UserCreated
 from publisher.settings import GatewayLimits
 from tests.entries import entry
 from worker.errors import ConfigError
+from worker.events.users import UserCreated
 from worker.ingest.messages import Change, Entry, Group
 from worker.telemetry import tracing
 from worker.telemetry.metrics import Metrics

@@ -1,9 +1,11 @@
 """HTTP: one functions-framework target for every path and verb. Beside operator_api.py, only this file knows statuses.
 
 POST /           a push from the subscription: 204 acknowledges, anything else leaves the message in the queue
-GET /users/<id>  the user's row; GET /healthz: this process lives; GET /readyz: it can take requests
+GET /tables/<table>/<key>  a row, of a table that an event lets be read; GET /tables/<table>?after=&limit=: its rows in order
+GET /users/<id>            the same as /tables/users/<id>
+GET /healthz: this process lives; GET /readyz: it can take requests
 GET /metrics: for Prometheus; it holds no user data, so it has no check of its own
-POST /users/<id>/erase: for operators, erases a user for good
+POST /users/<id>/erase: for operators, erases a person for good, by the subject that events name
 /rejections, /counts, /receipts, /outcomes: for operators, see operator_api.py
 
 The function is at module level because functions-framework looks it up there; what it needs travels with the
@@ -15,7 +17,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import functions_framework.aio
 import msgspec
@@ -24,14 +26,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from publisher import message
+from publisher import values
+from worker.config import BODY_MAX_BYTES
 from worker.errors import BadQuery, BodyTooLarge, NoSuchPath, Refused, RequestError, Unwritable, WrongMethod, WrongStore
-from worker.ingest.http import envelope, operator_api, paths, trace_context
+from worker.events.catalog import Catalog, Problem
+from worker.ingest.http import envelope, operator_api, paths, tables, trace_context
 from worker.ingest.http.access import Access
 from worker.ingest.http.delivery_counts import Tally
 from worker.ingest.intake import Held, Intake, State
-from worker.ingest.messages import Delivery, Observer, Problem
-from worker.ingest.transaction import Erased, content_of
+from worker.ingest.messages import Delivery, Observer
+from worker.ingest.transaction import Removed
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _READ: Final = ("/metrics", "/healthz", "/readyz")
@@ -42,18 +46,11 @@ _ACKNOWLEDGED: Final = Response(status_code=204)
 log = logging.getLogger(__name__)
 
 
-class Readers(operator_api.Readers, Protocol):
-    """Where the database is read."""
-
-    async def user(self, user_id: int) -> dict[str, Any] | None:
-        """The user's row, or None. `Refused` while there is no database."""
-
-
 class Eraser(Protocol):
-    """Erases users."""
+    """Erases subjects."""
 
-    async def erase(self, user_id: int) -> Erased:
-        """Erase a user; what was removed, once that is in the bucket."""
+    async def erase(self, subject: str) -> Removed:
+        """Erase a subject; what was removed, once that is in the bucket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +58,13 @@ class Service:
     """The parts that requests use."""
 
     intake: Intake
-    readers: Readers
+    catalog: Catalog
+    readers: operator_api.Readers
     access: Access
     eraser: Eraser
-    body_max_bytes: int
     unwrapped: bool = False
     """Whether a push without metadata may come without a wrapper as well."""
+    body_max_bytes: int = BODY_MAX_BYTES
     tally: Tally = field(default_factory=Tally)
     observer: Observer = field(default_factory=Observer)
     store: str = ""
@@ -135,27 +133,35 @@ async def _route(service: Service, request: Request) -> Response:
         if request.method != "POST":
             raise WrongMethod("POST")
         return await _push(service, request)
-    if operator_api.takes(path) or path.startswith("/users/"):
+    readable = path.startswith(("/users/", tables.ROOT))
+    if operator_api.takes(path) or readable:
         service.intake.routed()  # not for probes and scrapes, which reach an instance without traffic as well
     if operator_api.takes(path):
         _check_store(service, request)
         answer = await operator_api.answer(
-            request, path, access=service.access, intake=service.intake, readers=service.readers, tally=service.tally
+            request,
+            path,
+            access=service.access,
+            intake=service.intake,
+            catalog=service.catalog,
+            readers=service.readers,
+            tally=service.tally,
         )
         answer.headers[paths.STORE_HEADER] = service.store
         return answer
     if request.method == "POST" and path.startswith("/users/") and path.endswith("/erase"):
         return await _erase(service, request, path.removeprefix("/users/").removesuffix("/erase"))
-    if not path.startswith("/users/") and path not in _READ:
+    if not readable and path not in _READ:
         raise NoSuchPath
     if request.method not in ("GET", "HEAD"):
         raise WrongMethod("GET")
+    if readable:
+        where = (request.scope.get("raw_path") or path.encode()).decode("ascii", "replace")
+        return await tables.answer(where, request.query_params, service.catalog, service.readers)
     return await _read(service, path)
 
 
 async def _read(service: Service, path: str) -> Response:
-    if path.startswith("/users/"):
-        return await _user(service, path.removeprefix("/users/"))
     if path == "/metrics":
         if service.scrape is None:
             raise NoSuchPath
@@ -173,7 +179,7 @@ async def _push(service: Service, request: Request) -> Response:
     await service.access.push(request.scope["headers"])
     with service.intake.hold() as held:
         delivery = _delivery(service, request, headers, await _body(request, headers, held, service.body_max_bytes))
-        content = content_of(delivery.data, delivery.attributes)
+        content = service.catalog.read(delivery.data, delivery.attributes, delivery.publish_time)
         outcome = await service.intake.submit(held, delivery, content)
     service.tally.add(outcome, delivery.publish_time)
     if outcome == "rejected" and isinstance(content, Problem):  # it names the field, never its value
@@ -215,21 +221,14 @@ async def _body(request: Request, headers: Mapping[bytes, bytes], held: Held, li
 
 def _check_size(size: int, limit: int) -> None:
     if size > limit:
-        raise BodyTooLarge(f"the body is over BODY_MAX_BYTES, {limit}; Pub/Sub sends no larger message")
-
-
-async def _user(service: Service, text: str) -> Response:
-    row = await service.readers.user(_user_id(text))
-    if row is None or row["deleted"]:
-        return JSONResponse({"error": "no such user"}, status_code=404)
-    return JSONResponse(row)
+        raise BodyTooLarge(f"the body is over {limit} bytes; Pub/Sub sends no larger message")
 
 
 async def _erase(service: Service, request: Request, text: str) -> Response:
     who = await service.access.operator(request.scope["headers"])
     _check_store(service, request)
-    erased = await service.eraser.erase(_user_id(text))
-    log.info("a user was erased by %s", who, extra={"action": "user.erased"})
+    erased = await service.eraser.erase(_subject(text))
+    log.info("a subject was erased by %s", who, extra={"action": "subject.erased"})
     return JSONResponse(msgspec.structs.asdict(erased))
 
 
@@ -242,10 +241,12 @@ def _check_store(service: Service, request: Request) -> None:
         )
 
 
-def _user_id(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 19) or not 1 <= int(text) <= message.MAX_USER_ID:
-        raise BadQuery("the user id must be a whole number from 1 to 2^63-1")
-    return int(text)
+def _subject(text: str) -> str:
+    """The subject that an erasure names: a number as it is written without zeros before it, or a text."""
+    try:
+        return values.subject(text)
+    except values.Wrong as error:
+        raise BadQuery(f"the subject {error}") from None
 
 
 def _refusal(error: RequestError) -> Response:

@@ -3,7 +3,7 @@ what a drill compares a restore with; and what a replay is followed by.
 
 GET /rejections                 a page: ?reason=&since=&until=&resolved=true&after=&limit=
 GET /rejections/<id>            one, whole
-POST /rejections/<id>/retry     handle it once more: 200 with its outcome
+POST /rejections/<id>/retry     handle it once more: 200 with its outcome; ?overwrite=true: a conflict replaces the row
 POST /rejections/<id>/discard   give it up: 200
 GET /counts                     the database's rows, once all that is counted is in the bucket: ?since=
 GET /receipts                   how many there are of messages published since a time, by outcome: ?since=
@@ -29,6 +29,7 @@ from worker.database.counts import ServiceCounts
 from worker.database.models import DISCARDED, REASONS, Connection
 from worker.database.rejections import PAGE_MAX, Filter
 from worker.errors import BadQuery, NotFound, WrongMethod
+from worker.events.catalog import Catalog
 from worker.ingest.http.access import Access
 from worker.ingest.http.delivery_counts import Tally
 from worker.ingest.http.paths import COUNTS, OUTCOMES, RECEIPTS, ROOT
@@ -51,7 +52,9 @@ def takes(path: str) -> bool:
     return path in (ROOT, COUNTS, RECEIPTS, OUTCOMES) or path.startswith(f"{ROOT}/")
 
 
-async def answer(request: Request, path: str, *, access: Access, intake: Intake, readers: Readers, tally: Tally) -> Response:
+async def answer(
+    request: Request, path: str, *, access: Access, intake: Intake, catalog: Catalog, readers: Readers, tally: Tally
+) -> Response:
     """Answer a request to a path that `takes` names.
 
     Raises:
@@ -59,14 +62,14 @@ async def answer(request: Request, path: str, *, access: Access, intake: Intake,
     """
     who = await access.operator(request.scope["headers"])
     if path == COUNTS:
-        return await _counts(request, intake, readers)
+        return await _counts(request, intake, catalog, readers)
     if path == RECEIPTS:
         return await _receipts(request, readers)
     if path == OUTCOMES:
         return _outcomes(request, intake, tally)
     name = path.removeprefix(ROOT).removeprefix("/")
     if request.method == "POST":
-        return await _change(intake, readers, name, who)
+        return await _change(intake, readers, name, who, overwrite=request.query_params.get("overwrite") == "true")
     if request.method != "GET":
         raise WrongMethod("GET, POST")
     if not name:
@@ -88,11 +91,11 @@ async def _body(intake: Intake, name: str) -> bytes:
     return data
 
 
-async def _counts(request: Request, intake: Intake, readers: Readers) -> Response:
+async def _counts(request: Request, intake: Intake, catalog: Catalog, readers: Readers) -> Response:
     if request.method != "GET":
         raise WrongMethod("GET")
     since = _time(request.query_params.get("since"), "since")
-    found = await readers.read(partial(counts.count, since=since or 0))
+    found = await readers.read(partial(counts.count, catalog=catalog, since=since or 0))
     # What was committed before this change, and so all that was counted, is confirmed with it.
     epoch: int = await intake.change(lambda transaction: transaction.epoch)
     said = ServiceCounts(**msgspec.structs.asdict(found), epoch=epoch)
@@ -122,15 +125,17 @@ def _outcomes(request: Request, intake: Intake, tally: Tally) -> Response:
     return Response(msgspec.json.encode(found), media_type="application/json")
 
 
-async def _change(intake: Intake, readers: Readers, name: str, who: str) -> Response:
+async def _change(intake: Intake, readers: Readers, name: str, who: str, *, overwrite: bool) -> Response:
     message_id, _, verb = name.rpartition("/")
     if verb == "retry":
         at = await readers.read(partial(rejections.body_of, message_id=message_id))
         body = None if at is None else await _body(intake, at)
-        outcome: str = await intake.change(lambda transaction: transaction.retry(message_id, body))
+        outcome: str = await intake.change(
+            lambda transaction: transaction.retry(message_id, body, overwrite=overwrite), alone=True
+        )
         log.info("message %s: retried by %s: %s", message_id, who, outcome, extra={"action": "rejection.retried"})
     elif verb == "discard":
-        await intake.change(lambda transaction: transaction.discard(message_id))
+        await intake.change(lambda transaction: transaction.discard(message_id), alone=True)
         outcome = DISCARDED
         log.info("message %s: discarded by %s", message_id, who, extra={"action": "rejection.discarded"})
     else:

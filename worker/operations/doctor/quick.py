@@ -1,11 +1,11 @@
-"""The checks that cost nothing: no request, no child process, about ten milliseconds. `serve` makes them at its start.
+"""The checks that cost next to nothing: no request, some tens of milliseconds. `serve` makes them at its start.
 
 That the limits nest and that one process is asked for, the settings have made sure of before there is anything to check.
 """
 
 import logging
 
-from worker.config import PLATFORM_GRACE_SECONDS, Settings
+from worker.config import BUSY_TIMEOUT_SECONDS, OIDC_TIMEOUT_SECONDS, Settings
 from worker.database import connections
 from worker.errors import ConfigError, SqliteTooOld, Unfit
 from worker.operations.doctor import litestream
@@ -16,13 +16,13 @@ from worker.replica.litestream import find_binary
 log = logging.getLogger(__name__)
 
 
-def at_start(settings: Settings) -> None:
+async def at_start(settings: Settings) -> None:
     """Log what is missing.
 
     Raises:
         Unfit: Serving here would be unsafe, or would not work.
     """
-    findings = [] if settings.many_writers else [*software(settings), *machine(settings)]
+    findings = [] if settings.many_writers else [*await software(settings), *machine(settings)]
     for finding in findings:
         if finding.verdict == "warning":
             said = (finding.check, finding.found, finding.next_step)
@@ -34,27 +34,20 @@ def at_start(settings: Settings) -> None:
 
 def limits(settings: Settings) -> list[Finding]:
     """The time limits that nest (INV-8), with their values."""
-    attempt = settings.busy_timeout_seconds + settings.sync_timeout_seconds + settings.upload_spacing_seconds
-    goodbye = settings.drain_seconds + settings.release_seconds + settings.trace_flush_seconds
+    hold, attempt = settings.hold_limit_seconds, BUSY_TIMEOUT_SECONDS + settings.sync_timeout_seconds
     answer = (
-        f"BUSY_TIMEOUT_SECONDS {settings.busy_timeout_seconds:g} + SYNC_TIMEOUT_SECONDS {settings.sync_timeout_seconds:g} + "
-        f"UPLOAD_SPACING_SECONDS {settings.upload_spacing_seconds:g} = {attempt:g} < "
-        f"HOLD_LIMIT_SECONDS {settings.hold_limit_seconds:g} < ACK_DEADLINE_SECONDS {settings.ack_deadline_seconds:g}"
+        f"transaction {BUSY_TIMEOUT_SECONDS:g} + confirmation {settings.sync_timeout_seconds} + "
+        f"UPLOAD_SPACING_SECONDS {settings.upload_spacing_seconds:g} = {attempt + settings.upload_spacing_seconds:g} < "
+        f"held {hold:g} < ACK_DEADLINE_SECONDS {settings.ack_deadline_seconds:g}"
     )
     if settings.push_audience:
-        answer += f"; OIDC_TIMEOUT_SECONDS {settings.oidc_timeout_seconds:g} fits in between as well"
+        answer += f"; a wait of {OIDC_TIMEOUT_SECONDS:g} for certificates fits in between as well"
     return [
         ok("limits: answering", answer),
         ok(
             "limits: lease",
-            f"LEASE_RENEW_SECONDS {settings.lease_renew_seconds:g} < {settings.lease_ttl_seconds / 3:g}, a third of "
+            f"renewed each {settings.lease_renew_seconds:g} < {settings.lease_ttl_seconds / 3:g}, a third of "
             f"LEASE_TTL_SECONDS {settings.lease_ttl_seconds:g}",
-        ),
-        ok(
-            "limits: stopping",
-            f"DRAIN_SECONDS {settings.drain_seconds:g} + "
-            f"RELEASE_SECONDS {settings.release_seconds:g} + TRACE_FLUSH_SECONDS {settings.trace_flush_seconds:g} = "
-            f"{goodbye:g} < the platform's {PLATFORM_GRACE_SECONDS:g}",
         ),
     ]
 
@@ -68,14 +61,14 @@ def sqlite() -> Finding:
         return refused("sqlite", found, step)
 
 
-def software(settings: Settings) -> list[Finding]:
-    """SQLite, and Litestream by what is written in its binary; a binary that tells nothing is left to a full check."""
+async def software(settings: Settings) -> list[Finding]:
+    """SQLite, and Litestream by what it says of itself."""
     try:
-        version = litestream.built_version(find_binary(settings.litestream_bin))
+        binary = find_binary(settings.litestream_bin)
     except ConfigError as error:
         found, _, step = str(error).partition("; ")
         return [sqlite(), refused("litestream version", found, step)]
-    return [sqlite()] if version is None else [sqlite(), litestream.judge(version, "its binary")]
+    return [sqlite(), await litestream.running_version(binary)]
 
 
 def machine(settings: Settings, database_bytes: int = 0) -> list[Finding]:

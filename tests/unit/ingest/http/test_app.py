@@ -116,7 +116,7 @@ class Site:
             if self.serving:
                 self.intake.serve(cast("Writer", self.writer))
             noting = Noting(self.refused)
-            service = app.Service(self.intake, self.users, self.access, self.eraser, LIMIT, self.unwrapped, observer=noting)
+            service = app.Service(self.intake, self.users, self.access, self.eraser, self.unwrapped, LIMIT, observer=noting)
             built = app.build(service)
             transport = httpx.ASGITransport(built, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
@@ -157,7 +157,7 @@ def test_a_push_reaches_the_writer_whole(site: Site) -> None:
         b'{"user_id":5,"email_address":"a"}',
         {"event_type": "user.created"},
     )
-    assert entry.content == message.UserCreated(user_id=5, email_address="a")
+    assert entry.content == UserCreated(user_id=5, email_address="a")
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"hello", b'{"user_id":5}', b"\xff", b"[" * 2000])
@@ -212,7 +212,7 @@ def test_a_body_that_says_it_is_too_large_is_not_read(site: Site) -> None:
 
     answer = site.ask("POST", "/", content=told(), headers={"content-length": str(LIMIT + 1)})
     assert answer.status_code == 413
-    assert answer.json() == {"error": f"the body is over BODY_MAX_BYTES, {LIMIT}; Pub/Sub sends no larger message"}
+    assert answer.json() == {"error": f"the body is over {LIMIT} bytes; Pub/Sub sends no larger message"}
     assert read == []
 
 
@@ -359,7 +359,7 @@ def test_an_offer_of_another_protocol_changes_nothing(wrapped_: bool, apart: boo
     async def visit() -> bytes:
         site.intake.serve(cast("Writer", site.writer))
         built = app.build(
-            app.Service(site.intake, site.users, site.access, site.eraser, LIMIT, site.unwrapped and not wrapped_)
+            app.Service(site.intake, site.users, site.access, site.eraser, site.unwrapped and not wrapped_, LIMIT)
         )
         config = uvicorn.Config(built, ws="none", lifespan="off", log_config=None)
         doors, state = Connections(Bounds(10, LIMIT, 20)), ServerState()
@@ -478,7 +478,7 @@ def test_a_sender_that_hangs_up_disturbs_nobody(site: Site) -> None:
 
     async def body() -> None:
         site.intake.serve(cast("Writer", site.writer))
-        built = app.build(app.Service(site.intake, site.users, Access(), site.eraser, LIMIT))
+        built = app.build(app.Service(site.intake, site.users, Access(), site.eraser, body_max_bytes=LIMIT))
         incoming: list[dict[str, Any]] = [
             {"type": "http.request", "body": b'{"message":', "more_body": True},
             {"type": "http.disconnect"},
@@ -532,7 +532,7 @@ def test_what_was_meant_for_another_store_is_refused(site: Site) -> None:
 
     async def statuses() -> list[int]:
         site.intake.serve(cast("Writer", site.writer))
-        service = app.Service(site.intake, site.users, site.access, site.eraser, LIMIT, store="gs://acme/prod")
+        service = app.Service(site.intake, site.users, site.access, site.eraser, store="gs://acme/prod")
         transport = httpx.ASGITransport(app.build(service), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
             found = []

@@ -60,11 +60,11 @@ class Changing:
 def site(tmp_path: Path) -> Iterator[Site]:
     """A serving application with a few rejections."""
     path = tmp_path / "users.db"
-    connections.migrate(path, busy_timeout_seconds=5)
+    schema.migrate(path, CATALOG, busy_timeout_seconds=5)
     connection = connections.connect(path, busy_timeout_seconds=5)
 
     async def fill() -> None:
-        Transaction(connection, 1, PUBLISHED).handle([malformed(message_id) for message_id in [*MANY, "a/b c?d#e"]])
+        Transaction(connection, CATALOG, 1, PUBLISHED).handle([malformed(message_id) for message_id in [*MANY, "a/b c?d#e"]])
 
     with connection.connection_context():
         asyncio.run(fill())
