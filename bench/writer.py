@@ -27,6 +27,7 @@ from bench.store import memory
 from worker.config import Settings
 from worker.database import connections, schema
 from worker.database.models import Receipt, columns
+from worker.database.sqlite import SqliteEngine
 from worker.events.catalog import BUILT_IN, Catalog
 from worker.events.users import User
 from worker.ingest.messages import Delivery, Entry, Group, Outcome
@@ -90,7 +91,7 @@ async def _ours(file: Path, messages: int) -> float:
         for number in range(_FIRST_ID, _FIRST_ID + messages)
     ]
     connection = connections.connect(file)
-    async with Writer(connection, _Confirmed(), _CATALOG, epoch=1) as writer:
+    async with Writer(SqliteEngine(connection), _Confirmed(), _CATALOG, epoch=1) as writer:
         running = asyncio.create_task(writer.run())
         began = time.monotonic()
         for entry in entries:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from publisher import values
 from worker.errors import ConfigError
@@ -72,6 +73,33 @@ def store_place(url: str) -> tuple[str, str]:
     return found[1], found[2]
 
 
+def database_address(text: str) -> str:
+    """The address of a PostgreSQL database, as DATABASE_URL gives it.
+
+    Raises:
+        Wrong: It is none, or names no database.
+    """
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise values.Wrong(f"must be postgresql://USER@HOST/DATABASE ({error})") from None
+    if parts.scheme not in ("postgresql", "postgres") or not parts.path.strip("/") or any(map(str.isspace, text)):
+        raise values.Wrong("must be postgresql://USER@HOST/DATABASE")
+    return text
+
+
+def without_secrets(address: str) -> str:
+    """The address of a database as it may be shown: its hosts, or its socket's folder, and its name."""
+    parts = urlsplit(address)
+    hosts = parts.netloc.rpartition("@")[2] or dict(parse_qsl(parts.query)).get("host", "")
+    return f"postgresql://{hosts}/{parts.path.strip('/')}"
+
+
+def store_name(replica_url: str, database_url: str) -> str:
+    """The store, as a command and the service each know it. A database's host may have another name for each of them."""
+    return f"postgresql:///{urlsplit(database_url).path.strip('/')}" if database_url else replica_url.rstrip("/")
+
+
 def database_file(text: str) -> Path:
     """The path of the working copy.
 
@@ -94,6 +122,9 @@ def database_file(text: str) -> Path:
 
 _TEXTS: Final[Mapping[str, Callable[[str], Any]]] = {
     "REPLICA_URL": store_place,
+    "DATABASE_URL": database_address,
+    "DATABASE_PASSWORD_FILE": values.path,
+    "ERASED_URL": store_place,
     "DATABASE_PATH": database_file,
     "LITESTREAM_CONFIG": values.path,
     "LITESTREAM_BIN": lambda text: str(values.path(text)),
@@ -127,6 +158,29 @@ class Settings:
         "Where the data lives: `gs://BUCKET/PREFIX`.",
         unit="URL",
         why="A default could only be wrong. The prefix is required, so that two stores never share the root of a bucket.",
+    )
+    database_url: str = _setting(
+        "DATABASE_URL",
+        "",
+        "The data lives in PostgreSQL instead, and every instance writes: `postgresql://USER@HOST/DATABASE`. Exactly one of "
+        "this and `REPLICA_URL` is set; see [scaling](scaling.md).",
+        unit="URL",
+        why="One writer and a bucket cost less, and are enough for most.",
+    )
+    database_password_file: str = _setting(
+        "DATABASE_PASSWORD_FILE",
+        "",
+        "File with the password of `DATABASE_URL`. It is read at each connection.",
+        unit="path",
+        why="A mounted secret: a variable is seen by whoever may look at the service's settings.",
+    )
+    erased_url: str = _setting(
+        "ERASED_URL",
+        "",
+        "With `DATABASE_URL`, where erased subjects are remembered outside the database as well: `gs://BUCKET/PREFIX`. At "
+        "its start an instance erases in the database whom the list names.",
+        unit="URL",
+        why="Without it, a restore by the provider to a time before an erasure brings the person back.",
     )
     database_path: Path = _setting(
         "DATABASE_PATH",
@@ -364,6 +418,7 @@ class Settings:
         """Refuse what is out of range, unparsable, or does not nest."""
         for spec in fields(self):
             _check_range(spec.metadata["name"], getattr(self, spec.name), spec.metadata["low"], spec.metadata["high"])
+        _check_one_database(self)
         _check_texts(self)
         _check_choice("UNKNOWN_FIELDS", self.unknown_fields, ("count", "reject"))
         _check_choice("LOG_LEVEL", self.log_level, ("debug", "info", "warning", "error"))
@@ -397,6 +452,16 @@ class Settings:
             raise ConfigError(broken)
 
     @property
+    def many_writers(self) -> bool:
+        """Whether the data lives in PostgreSQL, where every instance writes."""
+        return bool(self.database_url)
+
+    @property
+    def store_name(self) -> str:
+        """See the function of this name."""
+        return store_name(self.replica_url, self.database_url)
+
+    @property
     def bucket(self) -> str:
         """The bucket's name, from REPLICA_URL."""
         return store_place(self.replica_url)[0]
@@ -412,6 +477,11 @@ class Settings:
     def hold_limit_seconds(self) -> float:
         """Longest a request is held before 503."""
         return HELD_SHARE * self.ack_deadline_seconds
+
+    @property
+    def transaction_seconds(self) -> float:
+        """Longest one transaction of PostgreSQL takes, with its wait for the standby: a group must end while it is held."""
+        return self.hold_limit_seconds / 2
 
     @property
     def sync_timeout_seconds(self) -> int:
@@ -476,8 +546,6 @@ def load(environ: Mapping[str, str]) -> Settings:
         ConfigError: A variable is missing or wrong, the limits do not nest, or more than one worker process is asked for.
     """
     refuse_workers(environ)
-    if not environ.get("REPLICA_URL", "").strip():
-        raise ConfigError("REPLICA_URL is not set; it must say where the data lives: gs://BUCKET/PREFIX")
     given = {
         spec.name: _parse(spec.metadata["name"], environ[spec.metadata["name"]], type(spec.default))
         for spec in fields(Settings)
@@ -556,14 +624,32 @@ def _number(text: str) -> float:
     return float(text) if text in ("inf", "-inf", "nan") else values.number(text)  # the range says what is wrong with these
 
 
+def _check_one_database(settings: Settings) -> None:
+    """REPLICA_URL or DATABASE_URL, and what belongs to one of them alone."""
+    if settings.replica_url and settings.database_url:
+        raise ConfigError(
+            "REPLICA_URL and DATABASE_URL are both set: the data lives in one place; unset REPLICA_URL to use PostgreSQL, "
+            "after `worker move` if there is data in the bucket"
+        )
+    if not settings.replica_url and not settings.database_url:
+        raise ConfigError(
+            "REPLICA_URL is not set; it must say where the data lives: gs://BUCKET/PREFIX; or set DATABASE_URL, to use "
+            "PostgreSQL"
+        )
+    for name, value in (("ERASED_URL", settings.erased_url), ("DATABASE_PASSWORD_FILE", settings.database_password_file)):
+        if value and not settings.database_url:
+            raise ConfigError(f"{name} is set and DATABASE_URL is not: it belongs to PostgreSQL; unset it")
+
+
 def _check_texts(settings: Settings) -> None:
     for spec in fields(Settings):
         name, value = spec.metadata["name"], getattr(settings, spec.name)
-        if name in _TEXTS and (str(value) or name == "REPLICA_URL"):
+        if name in _TEXTS and str(value):
             try:
                 _TEXTS[name](str(value))
             except values.Wrong as error:
-                raise ConfigError(f"{name} is {str(value)!r} and {error}") from None
+                shown = "wrong" if name == "DATABASE_URL" else repr(str(value))  # it may hold a password
+                raise ConfigError(f"{name} is {shown} and {error}") from None
     for each in filter(None, map(str.strip, settings.operators.split(","))):
         try:
             values.email(each)

@@ -1,8 +1,7 @@
 """The life of a process, top to bottom; leaving it is the mirror. Start reading at `run`, then `_life`.
 
-    listen → lease → restore, seal, migrate → gate, litestream → full copy, live → replicator, writer → serve
-    serve → (signal | successor | lost lease | sealed | dead task)
-          → drain → writer, replicator → gate, litestream → release → exit
+    listen → the store gives it a life (worker/stores/) → replicator, writer → serve
+    serve → (signal | successor | lost lease | sealed | dead task) → drain → writer, replicator → the store → exit
 
 It listens first, so that the platform's probe passes while the instance stands by, and stops listening last, so that what
 it holds gets an answer. However the nest is left, the gate is fenced and Litestream killed: what was acknowledged is in the
@@ -11,39 +10,30 @@ bucket already, and what was not comes again.
 
 import asyncio
 import contextlib
-import functools
 import gc
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
-from datetime import timedelta
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import uvicorn
 
 from publisher.connections import SPARE_CONNECTIONS, Bounds, Connections
 from publisher.listening import listen, spare_files
-from worker.config import BODY_MAX_BYTES, DRAIN_SECONDS, RELEASE_SECONDS, TRACE_FLUSH_SECONDS, Settings
-from worker.database import connections
-from worker.errors import ConfigError, LeaseLost, StoreUnavailable, WorkerError
+from worker.config import BODY_MAX_BYTES, DRAIN_SECONDS, TRACE_FLUSH_SECONDS, Settings
+from worker.errors import ConfigError, LeaseLost, WorkerError
 from worker.ingest.confirmation import Replicator
 from worker.ingest.expiry import Expiry
 from worker.ingest.http import app
 from worker.ingest.intake import State
 from worker.ingest.writer import Writer
-from worker.lease import record
 from worker.operations.doctor import quick
-from worker.replica import claim
-from worker.replica import retention as retention_
-from worker.replica.generation import Generation
+from worker.stores.store import PRUNE_INTERVAL_SECONDS, Life
 from worker.tasks import plain, running
 from worker.telemetry import logs, tracing
-from worker.telemetry.metrics import TimedConfirmation
-from worker.wiring import Parts
+from worker.wiring import Common, Parts, parts_of
 
-PRUNE_INTERVAL_SECONDS: Final = 3600.0
-"""Pause between two looks for what is past its time: a listing costs money, and nothing depends on the hour."""
 _CLOSE_SECONDS: Final = 1
 """How long open connections may take to end once everything held has been answered."""
 _BODY_SECONDS: Final = 20.0
@@ -72,15 +62,14 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
         Unfit: Serving here would be unsafe; nothing was touched.
         WorkerError: It could not start, or a part of it died.
     """
-    parts = Parts(settings)
+    parts = parts_of(settings)
     _tune()
     logs.label(parts.labels)
     try:
         await quick.at_start(settings)
         parts.metrics.spans = _spans(parts)
-        with contextlib.suppress(StoreUnavailable):  # an outage is waited out while standing by
-            await record.look(parts.store, timeout=settings.lease_read_timeout_seconds)  # a mistyped URL ends here
-        with claim.held(settings.database_path):
+        await parts.home.look()
+        with parts.home.claimed():
             async with _listening(settings, parts) as (port, server):
                 listening(port)
                 log.info("listening on port %d", port, extra={"action": "worker.listening"})
@@ -104,18 +93,18 @@ def _tune() -> None:
     sys.setswitchinterval(_SWITCH_SECONDS)
 
 
-def _spans(parts: Parts) -> tracing.Spans | None:
+def _spans(parts: Common) -> tracing.Spans | None:
     settings = parts.settings
     return tracing.begin(
         os.environ,
         hold_seconds=settings.hold_limit_seconds,
         service_name=settings.service,
         service_version=settings.revision,
-        service_instance_id=parts.lease.holder,
+        service_instance_id=parts.holder,
     )
 
 
-async def _live_until(stop: asyncio.Event, server: "asyncio.Task[None]", parts: Parts) -> None:
+async def _live_until(stop: asyncio.Event, server: "asyncio.Task[None]", parts: Common) -> None:
     """One life, ended by `stop`, by its own error, or by the server's end."""
     life = asyncio.create_task(_life(stop, parts), name="life")
     stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -137,52 +126,33 @@ async def _live_until(stop: asyncio.Event, server: "asyncio.Task[None]", parts: 
         raise WorkerError("the HTTP server ended by itself; see the log above")
 
 
-async def _life(stop: asyncio.Event, parts: Parts) -> None:
-    settings, lease_ = parts.settings, parts.lease
-    async with lease_.held(release_seconds=RELEASE_SECONDS), asyncio.TaskGroup() as side:
-        async with (
-            running(side, "lease renewal", lease_.keep()),
-            Generation(
-                lease_, parts.store, settings, side=side, prepare=parts.prepare, counts=parts.metrics.bucket
-            ) as generation,
-        ):
-            lease_.on_loss = generation.abandon
-            generation.on_restored = parts.metrics.restored_in
-            await generation.begin()
-            await _serve(stop, parts, side, generation)
+async def _life(stop: asyncio.Event, parts: Common) -> None:
+    async with asyncio.TaskGroup() as side, parts.home.serving(side) as life:
+        await _serve(stop, parts, side, life)
 
 
-async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, generation: Generation) -> None:
-    settings, lease_ = parts.settings, parts.lease
-    metrics = parts.metrics
-    connection = connections.connect(parts.database)
+async def _serve(stop: asyncio.Event, parts: Common, side: asyncio.TaskGroup, life: Life) -> None:
+    settings, metrics = parts.settings, parts.metrics
     leave = asyncio.Event()
     async with (
         Replicator(
-            TimedConfirmation(generation, metrics),
+            life.confirmation,
             metrics,
             max_messages=settings.queue_max_messages,
             max_bytes=settings.queue_max_bytes,
         ) as replicator,
         running(side, "replicator", replicator.run()),
-        Writer(
-            connection,
-            replicator,
-            parts.catalog,
-            epoch=lease_.epoch,
-            has_room=functools.partial(connections.has_room, parts.database),
-            observer=metrics,
-        ) as writer,
+        Writer(life.engine, replicator, parts.catalog, epoch=life.epoch, has_room=life.has_room, observer=metrics) as writer,
         running(side, "writer", writer.run()),
         _housekeeping(parts, side),
-        running(side, "succession", _then(parts.succession.requested(lambda: lease_.epoch), leave)),
+        running(side, "succession", _then(life.superseded(), leave)),
         running(side, "stop", _then(stop.wait(), leave)),
     ):
         try:
             parts.tables.open = True
             metrics.pending = lambda: writer.pending
             parts.intake.serve(writer)
-            log.info("serving epoch %d", lease_.epoch, extra={"action": "worker.serving"})
+            log.info("serving epoch %d", life.epoch, extra={"action": "worker.serving"})
             await leave.wait()
             log.info("draining", extra={"action": "worker.draining"})
             parts.intake.drain()
@@ -199,37 +169,31 @@ async def _serve(stop: asyncio.Event, parts: Parts, side: asyncio.TaskGroup, gen
 
 
 @contextlib.asynccontextmanager
-async def _housekeeping(parts: Parts, side: asyncio.TaskGroup) -> AsyncIterator[None]:
+async def _housekeeping(parts: Common, side: asyncio.TaskGroup) -> AsyncIterator[None]:
     """Delete what is past its time, and take checkpoints, beside the block."""
-    settings, interval = parts.settings, PRUNE_INTERVAL_SECONDS
-    clock_agrees = functools.partial(retention_.clock_agrees, parts.store)
-    retention = timedelta(days=settings.retention_days)
+    settings, home = parts.settings, parts.home
     expiry = Expiry(settings.receipt_days, settings.rejection_days)
-    async with (
-        running(side, "retention", retention_.prune_every(interval, parts.store, parts.lease, retention, may=clock_agrees)),
-        running(side, "expiry", expiry.run(parts.tables, interval_seconds=interval, may=clock_agrees)),
-        running(side, "bodies", parts.bodies.collect_every(interval, parts.tables, may=clock_agrees)),
-        running(side, "checkpoints", _checkpoints(parts)),
-    ):
+    expiring = expiry.run(parts.tables, interval_seconds=PRUNE_INTERVAL_SECONDS, may=home.may_tidy)
+    async with home.upkeep(side), running(side, "expiry", expiring), running(side, "checkpoints", _checkpoints(parts)):
         yield
 
 
-async def _checkpoints(parts: Parts) -> None:
+async def _checkpoints(parts: Common) -> None:
     settings = parts.settings
-    if settings.checkpoint_hours:
+    if settings.checkpoint_hours and isinstance(parts, Parts):
         from worker.operations import checkpointing, pubsub  # a tenth of a second of a cold start, where it is not set
 
         queue = pubsub.Queue(pubsub.subscription_name(settings.subscription, settings.project))
         await checkpointing.take_every(settings.checkpoint_hours, queue, parts.store)
 
 
-async def _then(something: Coroutine[Any, Any, object], event: asyncio.Event) -> None:
+async def _then(something: Awaitable[object], event: asyncio.Event) -> None:
     await something
     event.set()
 
 
 @contextlib.asynccontextmanager
-async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[int, "asyncio.Task[None]"]]:
+async def _listening(settings: Settings, parts: Common) -> AsyncIterator[tuple[int, "asyncio.Task[None]"]]:
     try:
         listener = listen(settings.host, settings.port)
     except ValueError as error:
@@ -249,7 +213,8 @@ async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[in
             parts.erasure,
             settings.push_unwrapped,
             observer=parts.metrics,
-            store=settings.replica_url.rstrip("/"),
+            store=settings.store_name,
+            ready_at_once=parts.home.ready_at_once,
             scrape=parts.scrape.page,
         )
     )
@@ -277,7 +242,7 @@ async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[in
         await asyncio.wait({task, certificates})
 
 
-async def _fresh_certificates(parts: Parts, server: uvicorn.Server) -> None:
+async def _fresh_certificates(parts: Common, server: uvicorn.Server) -> None:
     if parts.verifier is None:
         return
     try:

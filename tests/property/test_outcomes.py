@@ -34,6 +34,7 @@ from hypothesis import strategies as st
 from publisher import message
 from worker.database import connections, schema
 from worker.database.models import Connection, Receipt
+from worker.database.sqlite import SqliteEngine
 from worker.errors import NotFound, Resolved, Unwritable
 from worker.events.catalog import Catalog, Content
 from worker.events.users import MAX_CREATED_AT, MAX_USER_ID, USER_CREATED, User, UserCreated
@@ -364,7 +365,7 @@ class Service:
         connection = connections.connect(self.path, busy_timeout_seconds=5)
         self.committed = Holding()
         async with Writer(
-            connection,
+            SqliteEngine(connection),
             self.committed,
             CATALOG,
             epoch=self.epoch,

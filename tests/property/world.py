@@ -55,6 +55,8 @@ from worker.replica.generation import Generation
 from worker.replica.restoring import Wanted
 from worker.replica.restoring import restore as restore_for_real
 from worker.replica.slots import Answer, Name, Refused, Slots
+from worker.stores import sqlite
+from worker.stores.sqlite import SqliteStore
 from worker.telemetry.metrics import Metrics
 
 _DATA: Final = base64.b64encode(b'{"user_id":1}')
@@ -322,8 +324,8 @@ class Disk:
     def __init__(self) -> None:
         self.rows: list[str] = []
 
-    def connect(self) -> None:
-        """See `peewee.SqliteDatabase`; likewise `close`."""
+    def open(self) -> None:
+        """See `worker.database.engine.Engine`; likewise `close`."""
 
     def close(self) -> None:  # noqa: D102  # said above
         pass
@@ -333,7 +335,7 @@ class DiskWriter(Writer):
     """The worker's writer, with the transaction alone replaced."""
 
     def _commit(self, entries: list[Entry] | list[Change]) -> Group:
-        disk = cast(Disk, self._database)
+        disk = cast(Disk, self._engine)
         outcomes: list[Outcome] = []
         for entry in entries:
             assert isinstance(entry, Entry)
@@ -547,7 +549,7 @@ class Process:
         """What `parts.Parts` makes, with this process's bucket and clock."""
         settings, clock = self.settings, self.loop.time
         succession = Succession(self, settings, holder=self.holder, clock=clock)
-        return SimpleNamespace(
+        made = SimpleNamespace(
             settings=settings,
             database=self.file,
             store=self,
@@ -567,6 +569,18 @@ class Process:
             metrics=Metrics(hold_seconds=settings.hold_limit_seconds, clock=clock),
             erasure=None,
         )
+        made.home = SqliteStore(
+            settings,
+            bucket=cast(Any, self),
+            file=self.file,
+            lease=made.lease,
+            succession=succession,
+            bodies=made.bodies,
+            rows=made.tables,
+            prepare=made.prepare,
+            metrics=made.metrics,
+        )
+        return made
 
 
 async def _nothing(query: object) -> list[object]:
@@ -626,14 +640,16 @@ def installed() -> Iterator[None]:
         mock.patch.object(generation, "Litestream", Child),
         mock.patch.object(generation.Generation, "_bound_disk", _for_ever),
         mock.patch.object(litestream, "restore", litestream_restore),
-        mock.patch.object(supervisor, "Generation", gated),
+        mock.patch.object(sqlite, "Generation", gated),
         mock.patch.object(recovery, "Generation", gated),
         mock.patch.object(
-            supervisor,
+            sqlite,
             "connections",
             SimpleNamespace(connect=lambda file: Process.of(file).disk, has_room=lambda file: True),
         ),
+        mock.patch.object(sqlite, "SqliteEngine", lambda disk: disk),
         mock.patch.object(supervisor, "Writer", DiskWriter),
         mock.patch.object(supervisor, "PRUNE_INTERVAL_SECONDS", 7),
+        mock.patch.object(sqlite, "PRUNE_INTERVAL_SECONDS", 7),
     ):
         yield

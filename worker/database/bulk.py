@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Final, TypeVar
 
-from peewee import Model
+from peewee import Model, PostgresqlDatabase
 
+from worker.database import bulk_postgresql
 from worker.database.models import Connection, columns
 
 T = TypeVar("T")
@@ -20,7 +21,15 @@ _VALUES_MAX: Final = 16_384
 
 
 def insert(database: Connection, model: type[Model], rows: Sequence[Sequence[Any]]) -> None:
-    """Insert rows, each with a value for every column of the model, in the columns' order."""
+    """Insert rows, each with a value for every column of the model, in the columns' order.
+
+    Raises:
+        Raced: Another writer has inserted one of them.
+    """
+    if isinstance(database, PostgresqlDatabase):
+        if rows:
+            bulk_postgresql.insert(database, model, rows)
+        return
     for some in batches(rows, _VALUES_MAX // len(columns(model))):
         first, another = _insert(_engine(database), model)
         _run(database, first + another * (len(some) - 1), list(chain.from_iterable(some)))
@@ -28,6 +37,10 @@ def insert(database: Connection, model: type[Model], rows: Sequence[Sequence[Any
 
 def upsert(database: Connection, model: type[Model], rows: Sequence[Sequence[Any]]) -> None:
     """Insert rows like `insert`, and replace those that are there. No two rows may have the same key."""
+    if isinstance(database, PostgresqlDatabase):
+        if rows:
+            bulk_postgresql.upsert(database, model, rows)
+        return
     for some in batches(rows, _VALUES_MAX // len(columns(model))):
         first, another, end = _upsert(_engine(database), model)
         _run(database, first + another * (len(some) - 1) + end, list(chain.from_iterable(some)))
@@ -39,9 +52,16 @@ def holds_any(database: Connection, model: type[Model]) -> bool:
 
 
 def find(
-    database: Connection, model: type[Model], keys: Sequence[Any], *, only_key: bool = False
+    database: Connection, model: type[Model], keys: Sequence[Any], *, only_key: bool = False, lock: bool = False
 ) -> Iterable[tuple[Any, ...]]:
-    """The rows whose primary key is one of `keys`, as tuples in the columns' order, or of the key alone."""
+    """The rows whose primary key is one of `keys`, as tuples in the columns' order, or of the key alone.
+
+    With `lock` no other writer changes them before this transaction has ended.
+    """
+    if isinstance(database, PostgresqlDatabase):
+        if keys:
+            yield from bulk_postgresql.find(database, model, keys, only_key=only_key, lock=lock)
+        return
     for some in batches(keys, _VALUES_MAX):
         size = 1 << (len(some) - 1).bit_length()  # few sizes, so that few statements are built and kept
         filled = [*some, *[some[-1]] * (size - len(some))]  # the same key twice finds its row once

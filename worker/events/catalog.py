@@ -295,7 +295,7 @@ class Catalog:
             raise MessageError(Reason.OUT_OF_RANGE, detail) from None
         if len(row) != shape.columns:
             raise MessageError(Reason.OUT_OF_RANGE, f"{event.name} makes {len(row)} values for {shape.columns} columns")
-        key = row[shape.key_at]
+        key: Any = row[shape.key_at]
         subject = None if shape.subject is None else getattr(fields, shape.subject)
         if type(key) is not shape.key_type:
             kind = "a text" if shape.key_type is str else "an integer"

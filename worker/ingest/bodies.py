@@ -79,8 +79,43 @@ class Holder(Protocol):
         """Read the lease. `LeaseLost` if another instance holds it."""
 
 
+class BodyStore(Protocol):
+    """Where the bytes of large messages are."""
+
+    row_bytes_max: float
+    """Largest message that a row may hold."""
+
+    def kept(self, data: bytes) -> contextlib.AbstractAsyncContextManager[str]:
+        """Store a message's bytes; the object's name, which is safe inside the block."""
+
+    async def read(self, name: str) -> bytes | None:
+        """The bytes of a rejected message, or None if the object was deleted."""
+
+    async def delete(self, names: Sequence[str]) -> None:
+        """Delete objects."""
+
+
+class InRows:
+    """PostgreSQL's rows hold messages of any size: no start copies them. See `BodyStore`."""
+
+    row_bytes_max: float = float("inf")
+
+    def kept(self, data: bytes) -> contextlib.AbstractAsyncContextManager[str]:
+        """See `BodyStore`. No message is as large."""
+        raise AssertionError("a row holds it")
+
+    async def read(self, name: str) -> bytes | None:
+        """See `BodyStore`: a store that was moved here may name an object of its bucket."""
+        return None
+
+    async def delete(self, names: Sequence[str]) -> None:
+        """See `BodyStore`: there are none."""
+
+
 class Bodies:
-    """The bytes of large messages, in the bucket. Only the event loop touches it."""
+    """The bytes of large messages, in the bucket. Only the event loop touches it. See `BodyStore`."""
+
+    row_bytes_max: float = ROW_BYTES_MAX
 
     def __init__(self, store: Store, lease: Holder) -> None:
         self._store, self._lease = store, lease

@@ -20,7 +20,7 @@ from worker.database.connections import connect
 from worker.database.schema import migrate
 from worker.errors import Mismatch, Refused, StoreUnavailable
 from worker.events.catalog import Catalog
-from worker.ingest.bodies import Bodies
+from worker.ingest.bodies import BodyStore
 from worker.ingest.transaction import Removed, Transaction
 from worker.lease.record import Store
 
@@ -39,11 +39,14 @@ class Names(Store, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """Erases subjects in the running service. `change` is `Intake.change`; `timeout` is for the request to the bucket."""
+    """Erases subjects in the running service. `change` is `Intake.change`; `timeout` is for the request to the bucket.
 
-    store: Store
-    bodies: Bodies
-    change: Callable[[Callable[[Transaction], Any]], Awaitable[Any]]
+    Without `store` the database alone remembers them.
+    """
+
+    store: Store | None
+    bodies: BodyStore
+    change: Callable[..., Awaitable[Any]]
     timeout: float
 
     async def erase(self, subject: str) -> Removed:
@@ -55,16 +58,20 @@ class Erasure:
         """
         # Before anything is written to the bucket: an instance that does not hold the lease is refused here.
         bodies: list[str] = await self.change(lambda transaction: transaction.bodies_about(subject))
+        if self.store is not None:
+            await self._remember(self.store, subject)
+        erased: Removed = await self.change(lambda transaction: transaction.erase(subject), alone=True)
+        await self.bodies.delete(bodies)
+        return erased
+
+    async def _remember(self, store: Store, subject: str) -> None:
         data = msgspec.json.encode({"format": 1, "subject": subject})
         try:
-            await self.store.write(name_of(subject), data, if_generation=0, timeout=self.timeout)
+            await store.write(name_of(subject), data, if_generation=0, timeout=self.timeout)
         except Mismatch:
             pass  # it is in the list already
         except StoreUnavailable as error:
             raise Refused(f"the bucket did not take the subject, and nothing was changed: {error}") from error
-        erased: Removed = await self.change(lambda transaction: transaction.erase(subject))
-        await self.bodies.delete(bodies)
-        return erased
 
 
 def name_of(subject: str) -> str:

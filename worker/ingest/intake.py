@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 
 from worker.errors import Refused
 from worker.events.catalog import Content, Problem
-from worker.ingest.bodies import ROW_BYTES_MAX, Bodies
+from worker.ingest.bodies import BodyStore
 from worker.ingest.messages import Change, Delivery, Entry, Outcome
 from worker.ingest.transaction import Transaction
 from worker.ingest.writer import Writer
@@ -38,7 +38,7 @@ class Intake:
         max_messages: int,
         max_bytes: int,
         hold_seconds: float,
-        bodies: Bodies,
+        bodies: BodyStore,
         waiting: Callable[[], None] = lambda: None,
     ) -> None:
         self.bodies = bodies
@@ -74,7 +74,7 @@ class Intake:
         if self.state is State.STANDBY:
             self.routed()
             await self._changed.wait()
-        if len(delivery.data) <= ROW_BYTES_MAX:
+        if len(delivery.data) <= self.bodies.row_bytes_max:
             return await self._written(held, delivery, content, None)
         self._serving_writer()
         async with self.bodies.kept(delivery.data) as body:
@@ -99,8 +99,12 @@ class Intake:
         if self.state is State.STANDBY:
             self._waiting()
 
-    async def change(self, apply: Callable[[Transaction], T]) -> T:
+    async def change(self, apply: Callable[[Transaction], T], *, alone: bool = False) -> T:
         """Make a change in a transaction of its own; its result, once that is confirmed. It takes a place like a push.
+
+        Args:
+            apply: Makes it. It may be called again, where another writer was faster.
+            alone: No other writer's transaction may run beside it.
 
         Raises:
             Refused: Not serving, or not confirmed for a reason that passes; ask again.
@@ -110,7 +114,7 @@ class Intake:
             if self._writer is None or self.state is not State.SERVING:
                 raise Refused("this instance is not serving; ask again", reason="standby")
             done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-            self._writer.submit(Change(apply, held.deadline, done))
+            self._writer.submit(Change(apply, held.deadline, done, alone))
             return await done
 
     def serve(self, writer: Writer) -> None:

@@ -54,6 +54,8 @@ class Change:
     apply: Callable[[Any], Any]
     deadline: float
     done: "asyncio.Future[Any]"
+    alone: bool = False
+    """No other writer's transaction may run beside it."""
 
 
 @dataclass(slots=True)

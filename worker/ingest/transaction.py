@@ -5,7 +5,7 @@ comes; a retry changes receipt, row and rejection in one transaction as well.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,10 +44,11 @@ class Transaction:
 
     def handle(self, entries: Sequence[Entry]) -> list[Outcome]:
         """Give each message its effect, in order."""
-        made = self._plan(entries, self._handled([entry.delivery.message_id for entry in entries]))
+        made = self._plan(entries, set(self._handled([entry.delivery.message_id for entry in entries])))
         self._write(made)
         if made.rejections:  # kept longer than its receipt, so a late replay may meet the one it made before
-            kept = Rejection.insert_many(made.rejections).on_conflict(  # that one alone: "or ignore" would ignore everything
+            rejections = sorted(made.rejections, key=lambda row: str(row["message_id"]))  # as `insert` orders rows
+            kept = Rejection.insert_many(rejections).on_conflict(  # that one alone: "or ignore" would ignore everything
                 conflict_target=[Rejection.message_id], preserve=[Rejection.message_id]
             )
             kept.execute(self.database)
@@ -155,12 +156,12 @@ class Transaction:
             table.model.delete().where(getattr(table.model, table.key).in_(some)).execute(self.database)
         return len(keys)
 
-    def _plan(self, entries: Sequence[Entry], handled: Iterable[str], *, overwrite: bool = False) -> Plan:
+    def _plan(self, entries: Sequence[Entry], handled: Collection[str], *, overwrite: bool = False) -> Plan:
         return plan(
             entries,
             catalog=self.catalog,
             receipts=handled,
-            stored=self._stored([entry.content for entry in entries]),
+            stored=self._stored([entry.content for entry in entries if entry.delivery.message_id not in handled]),
             epoch=self.epoch,
             now=self.now,
             overwrite=overwrite,
@@ -177,7 +178,9 @@ class Transaction:
         for table in self.catalog.tables.values():
             if table.name in keys:
                 at = table.key_at
-                rows[table.name] = {row[at]: row for row in find(self.database, table.model, list(keys[table.name]))}
+                # A row and its version are read by two statements: where rows change, no other writer comes in between.
+                found = find(self.database, table.model, list(keys[table.name]), lock=bool(table.updates))
+                rows[table.name] = {row[at]: row for row in found}
                 if table.updates:
                     named += [version_of(table.name, key) for key in rows[table.name]]
         versions = {row[0]: VersionRow(*row) for row in find(self.database, Version, named)} if named else {}

@@ -1,6 +1,6 @@
 """The writer: one thread, one connection, one transaction per group. What a message does is outcomes.py's to say.
 
-    submit() ──> pending ──gather──> group ──thread: BEGIN IMMEDIATE … COMMIT──> confirmation.py, which answers
+    submit() ──> pending ──gather──> group ──thread: engine.run, BEGIN … COMMIT──> confirmation.py, which answers
 
 INV-6: a row that only the database can refuse is found by writing the group again one message at a time, and its message
 is kept as a rejection. A group is committed while an earlier one is being confirmed; it is gathered for
@@ -14,14 +14,15 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import peewee
 from msgspec import structs
 
-from worker.database.models import NOT_STORABLE
+from worker.database.engine import Engine
+from worker.database.models import NOT_STORABLE, Connection
 from worker.errors import Refused, RequestError, Unwritable
 from worker.events.catalog import Catalog, Problem
 from worker.ingest.messages import Change, Entry, Group, Observer, Outcome, fail
@@ -32,15 +33,8 @@ GROUP_MAX_MESSAGES: Final = 500
 GATHER_SECONDS: Final = 0.005
 """Longest a group is gathered while an earlier one is being confirmed: the time of one sync on a fast bucket."""
 _OUTAGE_PAUSE_SECONDS: Final = 0.2
-_ROW_ERRORS: Final = (
-    peewee.IntegrityError,
-    peewee.DataError,
-    peewee.InterfaceError,
-    peewee.ProgrammingError,
-    ValueError,
-    OverflowError,
-)
-"""The errors that a row can cause. Any other database error (locked, full, damaged) says nothing about a message (INV-9)."""
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +54,11 @@ class Committed(Protocol):
 
 
 class Writer:
-    """Commits what is submitted. `_pending` and `_wake` belong to the event loop, the connection to the one thread."""
+    """Commits what is submitted. `_pending` and `_wake` belong to the event loop, the engine to the one thread."""
 
     def __init__(
         self,
-        database: peewee.SqliteDatabase,
+        engine: Engine,
         committed: Committed,
         catalog: Catalog,
         *,
@@ -75,7 +69,7 @@ class Writer:
         wall_clock: Callable[[], float] = time.time,
         observer: Observer | None = None,
     ) -> None:
-        self._database = database
+        self._engine = engine
         self._committed, self._catalog = committed, catalog
         self.epoch = epoch
         """The writer life, kept in each receipt."""
@@ -96,13 +90,13 @@ class Writer:
         return len(self._pending)
 
     async def __aenter__(self) -> "Writer":
-        await self._on_thread(self._database.connect)
+        await self._on_thread(self._engine.open)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         fail(self._pending, Refused("the service is stopping; the queue delivers this again", reason="stopping"))
         self._pending.clear()
-        await self._on_thread(self._database.close)  # after the transaction that may still run on the thread
+        await self._on_thread(self._engine.close)  # after the transaction that may still run on the thread
         self._thread.shutdown()
 
     def submit(self, entry: Entry | Change) -> None:
@@ -136,7 +130,7 @@ class Writer:
             group = await self._on_thread(self._commit, entries)
         except RequestError as error:  # a change that cannot be made
             fail(entries, error)
-        except peewee.DatabaseError as error:
+        except peewee.PeeweeException as error:
             log.error("a group was not committed: %s", error, extra={"action": "writer.outage"})
             fail(entries, Refused("the database cannot be written now; the queue delivers this again", reason="database"))
             await asyncio.sleep(_OUTAGE_PAUSE_SECONDS)
@@ -178,19 +172,22 @@ class Writer:
             return Group(entries, [self._change(entries[0])])
         try:
             return Group(entries, self._write(entries))
-        except _ROW_ERRORS as error:
+        except Exception as error:
+            if not self._engine.blames_row(error):
+                raise
             log.warning(
                 "a group is written one message at a time: %s",
                 type(error).__name__,
                 extra={"action": "writer.isolate"},
             )
-            return self._commit_singly(entries)
+        return self._commit_singly(entries)
 
     def _change(self, change: Change) -> Any:
         try:
-            with self._transaction() as transaction:
-                return change.apply(transaction)
-        except _ROW_ERRORS:
+            return self._run(change.apply, alone=change.alone)
+        except Exception as error:
+            if not self._engine.blames_row(error):
+                raise
             log.exception("the database refused a change", extra={"action": "writer.refused"})
             raise Unwritable("the database refused this; nothing was changed, and the log says why") from None
 
@@ -200,7 +197,9 @@ class Writer:
         for entry in entries:
             try:
                 outcomes += self._write_or_reject(entry)
-            except _ROW_ERRORS:
+            except Exception as error:
+                if not self._engine.blames_row(error):
+                    raise
                 log.exception("the database refused a message altogether", extra={"action": "writer.refused"})
                 refused = Unwritable("the database refused this message; it stays in the queue, and the log says why")
                 loop = entry.done.get_loop()
@@ -212,19 +211,22 @@ class Writer:
     def _write_or_reject(self, entry: Entry) -> list[Outcome]:
         try:
             return self._write([entry])
-        except _ROW_ERRORS as error:
+        except Exception as error:
+            if not self._engine.blames_row(error):
+                raise
             # Delivered again it would be refused again: kept, it can be retried once the cause is mended (INV-6).
             log.exception("the database refused a valid row", extra={"action": "writer.not_storable"})
             text = f"the database refused the row: {type(error).__name__}; the log says why"
-            problem = Problem(NOT_STORABLE, text, entry.content.subject)
-            return self._write([structs.replace(entry, content=problem)])
+        return self._write([structs.replace(entry, content=Problem(NOT_STORABLE, text, entry.content.subject))])
 
     def _write(self, entries: Sequence[Entry]) -> list[Outcome]:
-        """One transaction. After it returns the group is on this machine's disk, and nowhere else yet."""
-        with self._transaction() as transaction:
-            return transaction.handle(entries)
+        """One transaction. After it returns the group is committed, and not confirmed yet."""
+        return self._run(lambda transaction: transaction.handle(entries))
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[Transaction]:
-        with self._database.atomic("IMMEDIATE"):
-            yield Transaction(self._database, self._catalog, self.epoch, round(self._wall_clock() * 1000))
+    def _run(self, apply: Callable[[Transaction], T], *, alone: bool = False) -> T:
+        now = round(self._wall_clock() * 1000)
+
+        def work(database: Connection) -> T:
+            return apply(Transaction(database, self._catalog, self.epoch, now))
+
+        return self._engine.run(work, alone=alone)

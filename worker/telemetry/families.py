@@ -51,25 +51,48 @@ class Lease(Protocol):
     def age(self) -> float: ...  # noqa: D102  # seconds since the record was written last
 
 
+class Engine(Protocol):
+    """PostgreSQL's engine, as the metrics read it."""
+
+    @property
+    def redone(self) -> Mapping[str, int]: ...  # noqa: D102  # groups decided again, by reason
+    @property
+    def reconnects(self) -> int: ...  # noqa: D102  # connections made in place of a lost one
+
+
 class Families(Collector):
     """The metrics that a registry collects.
 
     Args:
         metrics: What is counted.
         intake: What is held.
-        lease: Who may write.
-        database: The working copy's path.
+        lease: Who may write; None where every instance writes.
+        database: The working copy's path; None where there is none.
         info: What this process is: its revision and the versions in use.
+        engine: PostgreSQL's, where that is used.
     """
 
-    def __init__(self, metrics: Metrics, intake: Intake, lease: Lease, database: Path, info: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        intake: Intake,
+        lease: Lease | None,
+        database: Path | None,
+        info: Mapping[str, str],
+        engine: Engine | None = None,
+    ) -> None:
         self._metrics, self._intake, self._lease, self._database, self._info = metrics, intake, lease, database, dict(info)
+        self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
         """Every family of ours, as of now."""
         yield from self._of_messages()
-        yield from self._of_replication()
-        yield from self._of_the_store()
+        yield from self._of_groups()
+        if self._lease is not None:
+            yield from self._of_replication()
+            yield from self._of_the_store(self._lease)
+        if self._engine is not None:
+            yield from self._of_the_engine(self._engine)
         yield from self._of_the_process()
 
     def _of_messages(self) -> Iterator[Metric]:
@@ -91,10 +114,21 @@ class Families(Collector):
         yield _gauge("solowriter_held_bytes", "Bytes of bodies held now", intake.held_bytes)
         yield _gauge("solowriter_queue_messages", "Messages that wait for the writer now", metrics.pending())
 
-    def _of_replication(self) -> Iterator[Metric]:
-        metrics, now = self._metrics, self._metrics.clock()
+    def _of_groups(self) -> Iterator[Metric]:
+        metrics = self._metrics
+        yield _gauges("solowriter_rejections_open", "Open rejections", "reason", metrics.rejections or {})
         yield _histogram("solowriter_group_messages", "Messages in one transaction", metrics.group_sizes)
         yield _histogram("solowriter_commit_seconds", "One transaction, with its way to the writer's thread", metrics.commit)
+
+    def _of_the_engine(self, engine: Engine) -> Iterator[Metric]:
+        about = "Groups that were decided again, because another instance was faster"
+        yield _counter("solowriter_database_redone", about, "reason", engine.redone)
+        lost = CounterMetricFamily("solowriter_database_reconnects", "Connections made in place of a lost one")
+        lost.add_metric((), engine.reconnects)
+        yield lost
+
+    def _of_replication(self) -> Iterator[Metric]:
+        metrics, now = self._metrics, self._metrics.clock()
         yield _histogram(
             "solowriter_confirm_seconds", "One confirmation by the bucket, failed ones included", metrics.confirm
         )
@@ -124,13 +158,12 @@ class Families(Collector):
         broken.add_metric((), counts.broken_off)
         yield broken
 
-    def _of_the_store(self) -> Iterator[Metric]:
-        metrics, epoch, drill = self._metrics, self._lease.held_epoch, self._metrics.drill
-        yield _gauges("solowriter_rejections_open", "Open rejections", "reason", metrics.rejections or {})
+    def _of_the_store(self, lease: Lease) -> Iterator[Metric]:
+        metrics, epoch, drill = self._metrics, lease.held_epoch, self._metrics.drill
         yield _gauge("solowriter_lease_held", "1 while this instance is the writer", epoch is not None)
         yield _gauge("solowriter_lease_epoch", "The epoch held; 0 while there is none", epoch or 0)
         about = "Since the holder last wrote the lease record; 0 while it is not held"
-        yield _gauge("solowriter_lease_age_seconds", about, 0 if epoch is None else self._lease.age)
+        yield _gauge("solowriter_lease_age_seconds", about, 0 if epoch is None else lease.age)
         seconds, size = metrics.restored or (0, 0)
         yield _gauge("solowriter_restore_seconds", "How long the restore at start took; 0 if there was none", seconds)
         yield _gauge("solowriter_restore_bytes", "What the restore at start wrote", size)
@@ -144,8 +177,9 @@ class Families(Collector):
     def _of_the_process(self) -> Iterator[Metric]:
         states = {state: state == self._intake.state for state in _STATES}
         yield _gauges("solowriter_state", "1 for what this instance does now", "state", states)
-        sizes = {name: _size(self._database.with_name(self._database.name + end)) for name, end in _FILES}
-        yield _gauges("solowriter_database_bytes", "The working copy and its write-ahead log", "file", sizes)
+        if (file := self._database) is not None:
+            sizes = {name: _size(file.with_name(file.name + end)) for name, end in _FILES}
+            yield _gauges("solowriter_database_bytes", "The working copy and its write-ahead log", "file", sizes)
         used, limit = _memory()
         yield _maybe("solowriter_memory_bytes", "What the instance uses, files in memory included", used)
         yield _maybe("solowriter_memory_limit_bytes", "What the instance may use", limit)

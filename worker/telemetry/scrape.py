@@ -50,7 +50,7 @@ class Scrape:
         families: What this process knows of itself.
         metrics: Where what was looked up is kept.
         tables: Where rejections are counted.
-        store: Where the latest drill is recorded.
+        store: Where the latest drill is recorded; None where there are no drills.
         litestream: Litestream's address for metrics, `host:port`; `off` for none.
         timeout_seconds: Longest one look may take.
         refresh_seconds: Least time between two looks at rejections and the drill.
@@ -61,7 +61,7 @@ class Scrape:
         families: Collector,
         metrics: Metrics,
         tables: Tables,
-        store: Store,
+        store: Store | None,
         *,
         litestream: str,
         timeout_seconds: float = TIMEOUT_SECONDS,
@@ -96,7 +96,10 @@ class Scrape:
         if now - self._looked < self._refresh:
             return []
         self._looked = now  # before the looks end: a second scrape does not look beside this one
-        return [self._look("drill", self._drill()), self._look("database", self._rejections())]
+        looks: list[Awaitable[None]] = [self._look("database", self._rejections())]
+        if self._store is not None:
+            looks.append(self._look("drill", self._drill(self._store)))
+        return looks
 
     async def _look(self, source: str, look: Awaitable[T]) -> T | None:
         """The value that a look finds; None if it fails, or takes too long."""
@@ -111,9 +114,9 @@ class Scrape:
         if self._tables.open:
             self._metrics.rejections = await self._tables.read(rejections.open_by_reason)
 
-    async def _drill(self) -> None:
+    async def _drill(self, store: Store) -> None:
         with contextlib.suppress(NotInReplica, StoreMissing):  # there was none yet
-            self._metrics.drill = await drill_record.latest(self._store, timeout=self._timeout)
+            self._metrics.drill = await drill_record.latest(store, timeout=self._timeout)
 
     async def _litestream(self) -> bytes:
         if not self._url or not self._tables.open:  # there is none, or it is being started

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.entries import CATALOG, PUBLISHED, delivery, entry, malformed, read, turns, until
 from worker.database import connections, schema
+from worker.database.sqlite import SqliteEngine
 from worker.errors import Refused, Unwritable
 from worker.events.users import UserCreated
 from worker.ingest.messages import Change, Entry, Group
@@ -108,7 +109,7 @@ class Bench:
         if pages is not None:
             connection.init(str(self.path), pragmas={"journal_mode": "wal", "max_page_count": pages})
         async with Writer(
-            connection,
+            SqliteEngine(connection),
             committed,
             CATALOG,
             epoch=7,
@@ -619,7 +620,7 @@ def test_leaving_closes_the_connection(bench: Bench) -> None:
 
     async def body() -> peewee.SqliteDatabase:
         connection = connections.connect(bench.path, busy_timeout_seconds=5)
-        async with Writer(connection, Confirmed(), CATALOG, epoch=1, group_max=1, gather_seconds=0):
+        async with Writer(SqliteEngine(connection), Confirmed(), CATALOG, epoch=1, group_max=1, gather_seconds=0):
             pass
         return connection
 
@@ -654,7 +655,7 @@ def test_repr_says_what_is_pending(bench: Bench) -> None:
 
     async def body() -> str:
         async with Writer(
-            connections.connect(bench.path, busy_timeout_seconds=5),
+            SqliteEngine(connections.connect(bench.path, busy_timeout_seconds=5)),
             Confirmed(),
             CATALOG,
             epoch=7,

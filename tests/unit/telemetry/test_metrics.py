@@ -27,6 +27,7 @@ from tests.fakes import Clock, MemoryStore, bodies
 from tests.test_docs import rows
 from worker.database import connections, rejections, schema
 from worker.database.models import REASONS
+from worker.database.sqlite import SqliteEngine
 from worker.errors import REFUSED, NotAPush, Refused, RequestError, Unconfirmed
 from worker.ingest.confirmation import Replicator
 from worker.ingest.http import app
@@ -575,7 +576,7 @@ def test_the_main_path_tells_once_a_group(tmp_path: Path, doubts: int, hold: flo
         async with Replicator(Doubting(doubts), told) as replicator:
             connection = connections.connect(file, busy_timeout_seconds=5)
             async with Writer(
-                connection, replicator, CATALOG, epoch=1, group_max=10, gather_seconds=0, observer=told
+                SqliteEngine(connection), replicator, CATALOG, epoch=1, group_max=10, gather_seconds=0, observer=told
             ) as writer:
                 entries = [entry(number, f"m{number}", deadline=deadline) for number in (1, 2, 3)]
                 for each in entries:

@@ -6,9 +6,11 @@ from peewee import BigIntegerField, BlobField, Model, SqliteDatabase, TextField
 def up(migrator, db):
     """Create receipts, rejections, erased and versions."""
     sqlite = isinstance(db, SqliteDatabase)
+    # Ids are walked in the order that SQLite and Python have; another collation sorts them differently.
+    bytewise = {} if sqlite else {"collation": '"C"'}
 
     class Receipt(Model):
-        message_id = TextField(primary_key=True)
+        message_id = TextField(primary_key=True, **bytewise)
         subject = TextField(null=True)
         outcome = TextField()
         publish_time = BigIntegerField()
@@ -20,7 +22,7 @@ def up(migrator, db):
             without_rowid = sqlite  # one B-tree instead of two: half the pages a group touches
 
     class Rejection(Model):
-        message_id = TextField(primary_key=True)
+        message_id = TextField(primary_key=True, **bytewise)
         reason = TextField()
         detail = TextField()
         data = BlobField()
@@ -39,7 +41,7 @@ def up(migrator, db):
             table_name = "rejections"
 
     class Erased(Model):
-        subject = TextField(primary_key=True)
+        subject = TextField(primary_key=True, **bytewise)
         erased_at = BigIntegerField()
 
         class Meta:
@@ -47,7 +49,7 @@ def up(migrator, db):
             without_rowid = sqlite
 
     class Version(Model):
-        row = TextField(primary_key=True)
+        row = TextField(primary_key=True, **bytewise)
         version = BigIntegerField()
         message_id = TextField()
 

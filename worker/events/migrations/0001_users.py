@@ -12,7 +12,7 @@ def up(migrator, db):
         user_id = integer(primary_key=True)
         email_address = TextField(null=True)
         created_at = integer(null=True)
-        deleted = IntegerField(null=True)
+        deleted = integer(null=True)
         settings = TextField(null=True)
 
         class Meta:

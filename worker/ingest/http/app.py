@@ -71,6 +71,8 @@ class Service:
     """The gs://BUCKET/PREFIX that is served; operators' commands say which they mean."""
     scrape: Callable[[], Awaitable[bytes]] | None = None
     """Makes the page of metrics."""
+    ready_at_once: bool = True
+    """Whether an instance that does not serve yet is ready for requests, which it holds."""
 
 
 @functions_framework.aio.http
@@ -166,9 +168,10 @@ async def _read(service: Service, path: str) -> Response:
         return Response(await service.scrape(), headers={"content-type": METRICS_TYPE})
     if path == "/healthz":
         return JSONResponse({"state": service.intake.state})
-    # Standing by is ready: the platform must be able to route to this instance, or a deploy never ends.
-    draining = service.intake.state is State.DRAINING
-    return JSONResponse({"state": service.intake.state}, status_code=503 if draining else 200)
+    # Standing by is ready where only one serves: the platform must be able to route here, or a deploy never ends.
+    state = service.intake.state
+    ready = state is State.SERVING or (state is State.STANDBY and service.ready_at_once)
+    return JSONResponse({"state": state}, status_code=200 if ready else 503)
 
 
 async def _push(service: Service, request: Request) -> Response:

@@ -130,10 +130,12 @@ async def _change(intake: Intake, readers: Readers, name: str, who: str, *, over
     if verb == "retry":
         at = await readers.read(partial(rejections.body_of, message_id=message_id))
         body = None if at is None else await _body(intake, at)
-        outcome: str = await intake.change(lambda transaction: transaction.retry(message_id, body, overwrite=overwrite))
+        outcome: str = await intake.change(
+            lambda transaction: transaction.retry(message_id, body, overwrite=overwrite), alone=True
+        )
         log.info("message %s: retried by %s: %s", message_id, who, outcome, extra={"action": "rejection.retried"})
     elif verb == "discard":
-        await intake.change(lambda transaction: transaction.discard(message_id))
+        await intake.change(lambda transaction: transaction.discard(message_id), alone=True)
         outcome = DISCARDED
         log.info("message %s: discarded by %s", message_id, who, extra={"action": "rejection.discarded"})
     else:
