@@ -348,6 +348,14 @@ class Settings:
         why="It needs permissions on Pub/Sub that the service otherwise does without.",
         low=0,
     )
+    delivery: Literal["push", "pull"] = _setting(
+        "DELIVERY",
+        "push",
+        "`push`: a push subscription delivers to `POST /`. `pull`: the instance that serves takes messages from `SUBSCRIPTION` "
+        "itself, without ingress; `POST /` goes on working. See docs/pull.md.",
+        unit="push or pull",
+        why="Push scales to zero, and Cloud Run checks its tokens.",
+    )
     subscription: str = _setting(
         "SUBSCRIPTION",
         "",
@@ -420,8 +428,10 @@ class Settings:
             _check_range(spec.metadata["name"], getattr(self, spec.name), spec.metadata["low"], spec.metadata["high"])
         _check_one_database(self)
         _check_texts(self)
+        _check_choice("DELIVERY", self.delivery, ("push", "pull"))
         _check_choice("UNKNOWN_FIELDS", self.unknown_fields, ("count", "reject"))
         _check_choice("LOG_LEVEL", self.log_level, ("debug", "info", "warning", "error"))
+        _check_choice("DELIVERY", self.delivery, ("push", "pull"))
         _check_choice("UNKNOWN_FIELDS", self.unknown_fields, ("count", "reject"))
         _check_choice("TOKENS_VERIFIED_BY", self.tokens_verified_by, ("here", "platform"))
         if bool(self.push_audience) != bool(self.push_service_account):
@@ -446,6 +456,10 @@ class Settings:
                 f"SUBSCRIPTION is {self.subscription!r} and must be projects/PROJECT/subscriptions/ID, or an id with "
                 "GOOGLE_CLOUD_PROJECT set, for CHECKPOINT_HOURS"
             )
+        if self.delivery == "pull" and not self.subscription:
+            raise ConfigError(
+                "DELIVERY is pull, and SUBSCRIPTION is not set; set it to the subscription that feeds the store"
+            )
         if self.operators and not self.push_audience:
             raise ConfigError("OPERATORS is set and PUSH_AUDIENCE is not: no token could be verified; set it as well")
         for broken in _not_nested(self):
@@ -465,6 +479,12 @@ class Settings:
     def bucket(self) -> str:
         """The bucket's name, from REPLICA_URL."""
         return store_place(self.replica_url)[0]
+
+    @property
+    def subscription_name(self) -> str:
+        """The full name of SUBSCRIPTION."""
+        text = self.subscription
+        return text if "/" in text else f"projects/{self.project}/subscriptions/{text}"
 
     @property
     def prefix(self) -> str:

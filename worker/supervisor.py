@@ -38,6 +38,11 @@ _CLOSE_SECONDS: Final = 1
 """How long open connections may take to end once everything held has been answered."""
 _BODY_SECONDS: Final = 20.0
 """Longest time for a body to arrive: the largest one over 6 Mbit/s."""
+_ACKNOWLEDGE_SECONDS: Final = 1.0
+"""How long the acknowledgements of pulled messages may take once all that was held is confirmed."""
+_ASK_SECONDS: Final = 1.0
+_ASKS: Final = 60
+"""An instance that pulls asks for the lease during its first minute: two that stay must not pass it to and fro for ever."""
 _COLLECT_AFTER_OBJECTS: Final = 50_000
 """About 15 MB, if all of them were garbage."""
 _SWITCH_SECONDS: Final = 0.001
@@ -127,8 +132,38 @@ async def _live_until(stop: asyncio.Event, server: "asyncio.Task[None]", parts: 
 
 
 async def _life(stop: asyncio.Event, parts: Common) -> None:
-    async with asyncio.TaskGroup() as side, parts.home.serving(side) as life:
+    async with asyncio.TaskGroup() as side, _asking(parts, side), parts.home.serving(side) as life:
         await _serve(stop, parts, side, life)
+
+
+@contextlib.asynccontextmanager
+async def _asking(parts: Common, side: asyncio.TaskGroup) -> AsyncIterator[None]:
+    """Where messages are pulled, no push tells an instance that it is wanted: it asks for the lease at its start."""
+
+    async def ask() -> None:
+        for _ in range(_ASKS):
+            parts.intake.routed()
+            await asyncio.sleep(_ASK_SECONDS)
+        await asyncio.Event().wait()
+
+    if parts.pull is None:
+        yield
+        return
+    async with running(side, "asking for the lease", ask()):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _pulling(parts: Common, side: asyncio.TaskGroup) -> AsyncIterator[None]:
+    """Pull messages while the block runs, if that is asked for; at its end, acknowledge what was confirmed."""
+    if parts.pull is None:
+        yield
+        return
+    async with running(side, "pull", parts.pull.run()):
+        yield
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ACKNOWLEDGE_SECONDS):
+                await parts.pull.settled()
 
 
 async def _serve(stop: asyncio.Event, parts: Common, side: asyncio.TaskGroup, life: Life) -> None:
@@ -153,16 +188,19 @@ async def _serve(stop: asyncio.Event, parts: Common, side: asyncio.TaskGroup, li
             metrics.pending = lambda: writer.pending
             parts.intake.serve(writer)
             log.info("serving epoch %d", life.epoch, extra={"action": "worker.serving"})
-            await leave.wait()
-            log.info("draining", extra={"action": "worker.draining"})
-            parts.intake.drain()
-            replicator.stop_batching()
-            if not await parts.intake.emptied(timeout=DRAIN_SECONDS):
-                log.warning(
-                    "%d messages were not confirmed in time and will come again",
-                    parts.intake.held_messages,
-                    extra={"action": "worker.undrained"},
-                )
+            async with _pulling(parts, side):
+                await leave.wait()
+                log.info("draining", extra={"action": "worker.draining"})
+                parts.intake.drain()
+                if parts.pull is not None:
+                    parts.pull.stop()
+                replicator.stop_batching()
+                if not await parts.intake.emptied(timeout=DRAIN_SECONDS):
+                    log.warning(
+                        "%d messages were not confirmed in time and will come again",
+                        parts.intake.held_messages,
+                        extra={"action": "worker.undrained"},
+                    )
         finally:
             parts.tables.open = False
             parts.intake.drain()
@@ -212,6 +250,7 @@ async def _listening(settings: Settings, parts: Common) -> AsyncIterator[tuple[i
             parts.access,
             parts.erasure,
             settings.push_unwrapped,
+            tally=parts.tally,
             observer=parts.metrics,
             store=settings.store_name,
             ready_at_once=parts.home.ready_at_once,

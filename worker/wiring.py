@@ -18,8 +18,10 @@ from worker.ingest import erasure
 from worker.ingest.bodies import Bodies, BodyStore, InRows
 from worker.ingest.erasure import Erasure
 from worker.ingest.http.access import Access
+from worker.ingest.http.delivery_counts import Tally
 from worker.ingest.http.tokens import TokenVerifier
 from worker.ingest.intake import Intake
+from worker.ingest.pull import PubSub, Pull
 from worker.ingest.transaction import Transaction
 from worker.lease.handover import Succession
 from worker.lease.lease import Lease
@@ -59,6 +61,8 @@ class Common:
         self.verifier = _verifier(settings)
         self.metrics = Metrics(hold_seconds=settings.hold_limit_seconds)
         self.metrics.unknown_fields = self.catalog.unknown_fields.counts
+        self.tally = Tally()
+        self.pull = self._pull()
 
     def close(self) -> None:
         """Give back connections and threads."""
@@ -68,6 +72,13 @@ class Common:
     def labels(self) -> dict[str, str]:
         """The labels of each log line: the revision and, while this process may write, its epoch."""
         return {"revision": self.settings.revision}
+
+    def _pull(self) -> Pull | None:
+        settings = self.settings
+        if settings.delivery == "push":
+            return None
+        subscription = PubSub(settings.subscription_name, deadline_seconds=settings.ack_deadline_seconds)
+        return Pull(subscription, self.intake, self.catalog, settings, self.tally.add, self.metrics.pulled)
 
     @property
     def access(self) -> Access:

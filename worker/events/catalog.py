@@ -288,7 +288,7 @@ class Catalog:
     def _content(self, event: Event, fields: msgspec.Struct, publish_time: int) -> Content:
         shape = self._shapes[event.name]
         try:
-            row = tuple(event.row(fields, publish_time))
+            row: tuple[Any, ...] = tuple(event.row(fields, publish_time))
         except Exception as error:  # an adopter's code: whatever it raises, this message fails alone (INV-6)
             log.exception("the row of a message cannot be made", extra={"action": "message.no_row"})
             detail = f"the row of {event.name} cannot be made: {type(error).__name__}; the log says why"
@@ -297,7 +297,8 @@ class Catalog:
             raise MessageError(Reason.OUT_OF_RANGE, f"{event.name} makes {len(row)} values for {shape.columns} columns")
         key: Any = row[shape.key_at]
         subject = None if shape.subject is None else getattr(fields, shape.subject)
-        if type(key) is not shape.key_type:
+        kind_of_key: type = type(key)
+        if kind_of_key is not shape.key_type:
             kind = "a text" if shape.key_type is str else "an integer"
             raise MessageError(Reason.WRONG_TYPE, f"{shape.key} must be {kind}", shape.key)
         if shape.key_type is str:

@@ -57,12 +57,17 @@ class Intake:
     def __repr__(self) -> str:
         return f"<Intake {self.state}, holding {self.held_messages} messages in {self.held_bytes} bytes>"
 
-    def hold(self) -> "Held":
+    def hold(self, messages: int = 1) -> "Held":
         """A request's place, from before its body is read until it is answered: `with intake.hold() as held`.
 
         Entering it raises `Refused` when the service is draining or full; so does the block's end past the hold limit.
+        `messages` is how many the request holds.
         """
-        return Held(self)
+        return Held(self, messages)
+
+    def has_room(self, messages: int, size: int) -> bool:
+        """Whether so many messages more, of so many bytes, may be held."""
+        return self.held_messages + messages <= self._max_messages and self.held_bytes + size <= self._max_bytes
 
     async def submit(self, held: "Held", delivery: Delivery, content: Content | Problem) -> Outcome:
         """Wait until a message's outcome is confirmed.
@@ -79,6 +84,19 @@ class Intake:
         self._serving_writer()
         async with self.bodies.kept(delivery.data) as body:
             return await self._written(held, delivery, content, body)
+
+    def begin(self, held: "Held", delivery: Delivery, content: Content | Problem) -> "asyncio.Future[Outcome]":
+        """Hand a message on; its outcome once that is confirmed, or the error that `submit` would raise.
+
+        Raises:
+            Refused: The service does not serve.
+        """
+        writer = self._serving_writer()
+        if len(delivery.data) > self.bodies.row_bytes_max:
+            return asyncio.ensure_future(self.submit(held, delivery, content))
+        done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        writer.submit(Entry(delivery, content, held.deadline, done))
+        return done
 
     async def _written(self, held: "Held", delivery: Delivery, content: Content | Problem, body: str | None) -> Outcome:
         done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -138,18 +156,18 @@ class Intake:
         return True
 
     def take_place(self, held: "Held") -> float:
-        """Count one more request; when it must be answered, on the event loop's clock. Only `Held` calls this.
+        """Count a request's messages; when it must be answered, on the event loop's clock. Only `Held` calls this.
 
         Raises:
             Refused: Draining, or QUEUE_MAX_MESSAGES are held.
         """
         if self.state is State.DRAINING:
             raise Refused("the service is stopping; the queue delivers this to the next one", reason="stopping")
-        if self.held_messages >= self._max_messages:
+        if self.held_messages + held.messages > self._max_messages:
             raise Refused("as many messages are held as QUEUE_MAX_MESSAGES allows", reason="full")
         if not self.held_messages:
             self._empty.clear()
-        self.held_messages += 1
+        self.held_messages += held.messages
         self._in_time[held] = None
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._hold_seconds
@@ -168,9 +186,9 @@ class Intake:
         self.held_bytes += size
 
     def give_back(self, held: "Held", size: int) -> None:
-        """Count one request and its bytes less. Only `Held` calls this."""
+        """Count a request's messages and bytes less. Only `Held` calls this."""
         self._in_time.pop(held, None)
-        self.held_messages -= 1
+        self.held_messages -= held.messages
         self.held_bytes -= size
         if not self.held_messages:
             self._empty.set()
@@ -194,10 +212,12 @@ class Held:
     Past the hold limit its task is cancelled and the block's end says `Refused` instead, as asyncio.timeout does it.
     """
 
-    __slots__ = ("_cancelling", "_intake", "_overdue", "_size", "_task", "deadline")
+    __slots__ = ("_cancelling", "_intake", "_overdue", "_size", "_task", "deadline", "messages")
 
-    def __init__(self, intake: Intake) -> None:
+    def __init__(self, intake: Intake, messages: int) -> None:
         self._intake = intake
+        self.messages = messages
+        """How many it holds."""
         self._size = 0
         self._overdue = False
         self.deadline = 0.0

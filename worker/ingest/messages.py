@@ -1,6 +1,7 @@
 """A message on its way from its delivery to its acknowledgement, the group it is committed in, and who is told of both."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,9 @@ Outcome = Literal["created", "updated", "duplicate", "exists", "stale", "conflic
 `conflict`: the same key with other content. `rejected`: it breaks the format. These two are kept as rejections.
 `overwritten`: an operator decided that a conflict is right, and the row is as it says.
 `erased`: its subject was erased; the message has no effect, and nothing of it is kept."""
+
+
+log = logging.getLogger(__name__)
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +117,17 @@ class Observer:
 
     def broke(self) -> None:
         """A request met a defect and was answered 500."""
+
+
+def note(delivery: Delivery, content: Content | Problem, outcome: Outcome) -> None:
+    """Log what a message came to, as far as a person should know: the field at fault, and never its value."""
+    if outcome == "rejected" and isinstance(content, Problem):
+        reason = (content.reason, content.detail)
+        log.warning("message %s rejected: %s: %s", delivery.message_id, *reason, extra={"action": "message.rejected"})
+    elif outcome == "conflict":
+        log.warning("message %s kept as a conflict", delivery.message_id, extra={"action": "message.conflict"})
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("message %s: %s", delivery.message_id, outcome, extra={"action": "message.handled"})
 
 
 def fail(entries: Iterable[Entry | Change], error: Exception) -> None:

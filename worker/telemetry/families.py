@@ -104,6 +104,12 @@ class Families(Collector):
         for (status, reason), count in metrics.refusals.items():
             refused.add_metric((status, reason), count)
         yield refused
+        pulled = metrics.pulled
+        counts = {"pulled": pulled.pulled, "acknowledged": pulled.acknowledged, "given_back": pulled.given_back}
+        yield _counter(
+            "solowriter_pulled", "Messages taken from the subscription, by what was done with them", "step", counts
+        )
+        yield _gauge("solowriter_pull_streams", "Streams to the subscription that are open", pulled.streams)
         about = "Messages with a field that their event does not declare"
         unknown = CounterMetricFamily("solowriter_unknown_fields", about, labels=("event", "field"))
         for labels, count in metrics.unknown_fields.items():

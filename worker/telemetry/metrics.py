@@ -13,6 +13,7 @@ from typing import Final, get_args
 
 from publisher.connections import REFUSALS
 from worker.errors import REFUSED, Refused, RequestError, Unconfirmed
+from worker.ingest import pull
 from worker.ingest.messages import Change, Group, Observer, Outcome
 from worker.replica.drill_record import Drill
 from worker.replica.gate import Counts
@@ -72,6 +73,8 @@ class Metrics(Observer):
         """How many messages wait for the writer."""
         self.unknown_fields: Mapping[tuple[str, str], int] = {}
         """Messages with fields that their event does not declare, by event and field."""
+        self.pulled = pull.Counts()
+        """What was pulled; nothing where messages are pushed."""
         self.spans: Spans | None = None
         """Makes spans of answered groups; None when tracing is off."""
         self.replicated: tuple[int, float] | None = None

@@ -29,12 +29,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from publisher import values
 from worker.config import BODY_MAX_BYTES
 from worker.errors import BadQuery, BodyTooLarge, NoSuchPath, Refused, RequestError, Unwritable, WrongMethod, WrongStore
-from worker.events.catalog import Catalog, Problem
+from worker.events.catalog import Catalog
 from worker.ingest.http import envelope, operator_api, paths, tables, trace_context
 from worker.ingest.http.access import Access
 from worker.ingest.http.delivery_counts import Tally
 from worker.ingest.intake import Held, Intake, State
-from worker.ingest.messages import Delivery, Observer
+from worker.ingest.messages import Delivery, Observer, note
 from worker.ingest.transaction import Removed
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -182,13 +182,7 @@ async def _push(service: Service, request: Request) -> Response:
         content = service.catalog.read(delivery.data, delivery.attributes, delivery.publish_time)
         outcome = await service.intake.submit(held, delivery, content)
     service.tally.add(outcome, delivery.publish_time)
-    if outcome == "rejected" and isinstance(content, Problem):  # it names the field, never its value
-        reason = (content.reason, content.detail)
-        log.warning("message %s rejected: %s: %s", delivery.message_id, *reason, extra={"action": "message.rejected"})
-    elif outcome == "conflict":
-        log.warning("message %s kept as a conflict", delivery.message_id, extra={"action": "message.conflict"})
-    if log.isEnabledFor(logging.DEBUG):
-        log.debug("message %s: %s", delivery.message_id, outcome, extra={"action": "message.handled"})
+    note(delivery, content, outcome)
     return _ACKNOWLEDGED
 
 
