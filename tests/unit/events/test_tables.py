@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.unit.events.orders import EVENTS, Order
-from tests.unit.ingest.http.test_app import LIMIT, Erasing, Table, _intake
+from tests.unit.ingest.http.test_app import Erasing, Table, _intake
 from worker.database import schema
 from worker.database.connections import connect
 from worker.events import users
@@ -26,7 +26,7 @@ class Pages:
     """The application over a database."""
 
     def __init__(self, catalog: Catalog, database: Any) -> None:
-        service = app.Service(_intake(), catalog, Table(database=database), Access(), Erasing(), LIMIT)
+        service = app.Service(_intake(), catalog, Table(database=database), Access(), Erasing())
         self._transport = httpx.ASGITransport(app.build(service), raise_app_exceptions=False)
 
     def get(self, path: str, **parameters: Any) -> tuple[int, Any]:
