@@ -336,7 +336,11 @@ class Catalog:
 
 
 def _check_bytes(name: str, text: str, most: int) -> None:
-    if not 0 < len(text.encode()) <= most:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:  # made by the row's code: a field of a message has none
+        raise MessageError(Reason.BAD_TEXT, f"{name} must not contain a lone surrogate", name) from None
+    if not 0 < size <= most:
         raise MessageError(Reason.OUT_OF_RANGE, f"{name} must have 1 to {most} bytes", name)
 
 

@@ -177,6 +177,7 @@ def test_keys_and_subjects_have_limits(fields: dict[str, Any], reason: str, said
         (lambda *_: ("1",), "order.odd makes 1 values for 4 columns"),
         (lambda *_: (1, None, 0, None), "order_id must be a text"),
         (lambda *_: (None, None, 0, None), "order_id must be a text"),
+        (lambda *_: ("\ud800", None, 0, None), "order_id must not contain a lone surrogate"),
     ],
 )
 def test_a_row_that_cannot_be_one_fails_its_message_alone(row: Any, said: str) -> None:
