@@ -351,8 +351,8 @@ class Settings:
     delivery: Literal["push", "pull"] = _setting(
         "DELIVERY",
         "push",
-        "`push`: a push subscription delivers to `POST /`. `pull`: the instance that serves takes messages from `SUBSCRIPTION` "
-        "itself, without ingress; `POST /` goes on working. See docs/pull.md.",
+        "`push`: a push subscription delivers to `POST /`. `pull`: the instance that serves takes messages from "
+        "`SUBSCRIPTION` itself, without ingress; `POST /` goes on working. See docs/pull.md.",
         unit="push or pull",
         why="Push scales to zero, and Cloud Run checks its tokens.",
     )

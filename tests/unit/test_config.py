@@ -20,6 +20,9 @@ URL = "gs://acme-users/prod"
 
 READ: dict[str, tuple[str, str, object]] = {
     "REPLICA_URL": ("gs://a-b.c/d/e", "replica_url", "gs://a-b.c/d/e"),
+    "DATABASE_URL": ("postgresql://worker@db.example/users", "database_url", "postgresql://worker@db.example/users"),
+    "DATABASE_PASSWORD_FILE": ("/run/secrets/db", "database_password_file", "/run/secrets/db"),
+    "ERASED_URL": ("gs://acme-users/erased", "erased_url", "gs://acme-users/erased"),
     "DATABASE_PATH": ("data/u.db", "database_path", Path("data/u.db")),
     "EVENTS": ("acme.events,worker.events.users", "events", "acme.events,worker.events.users"),
     "UNKNOWN_FIELDS": ("reject", "unknown_fields", "reject"),
@@ -54,6 +57,8 @@ READ: dict[str, tuple[str, str, object]] = {
 _TOKENS = {"PUSH_AUDIENCE": "https://users.example", "PUSH_SERVICE_ACCOUNT": "push@acme.example"}
 COMPANIONS = dict.fromkeys(("PUSH_AUDIENCE", "PUSH_SERVICE_ACCOUNT", "TOKENS_VERIFIED_BY", "OPERATORS"), _TOKENS)
 COMPANIONS["CHECKPOINT_HOURS"] = {"SUBSCRIPTION": "users-worker", "GOOGLE_CLOUD_PROJECT": "acme"}
+_POSTGRESQL = {"REPLICA_URL": "", "DATABASE_URL": READ["DATABASE_URL"][0]}
+COMPANIONS |= dict.fromkeys(("DATABASE_URL", "DATABASE_PASSWORD_FILE", "ERASED_URL"), _POSTGRESQL)
 """Settings that load only together with others."""
 
 WRONG: list[tuple[str, str, str]] = [

@@ -297,11 +297,10 @@ class Catalog:
             raise MessageError(Reason.OUT_OF_RANGE, f"{event.name} makes {len(row)} values for {shape.columns} columns")
         key: Any = row[shape.key_at]
         subject = None if shape.subject is None else getattr(fields, shape.subject)
-        kind_of_key: type = type(key)
-        if kind_of_key is not shape.key_type:
+        if type(key) is not shape.key_type or not isinstance(key, int | str):
             kind = "a text" if shape.key_type is str else "an integer"
             raise MessageError(Reason.WRONG_TYPE, f"{shape.key} must be {kind}", shape.key)
-        if shape.key_type is str:
+        if isinstance(key, str):
             _check_bytes(shape.key, key, MAX_KEY_BYTES)
         if subject is None or type(subject) is int:
             return Content(event, fields, row, key, None if subject is None else str(subject))
@@ -337,7 +336,11 @@ class Catalog:
 
 
 def _check_bytes(name: str, text: str, most: int) -> None:
-    if not 0 < len(text.encode()) <= most:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:  # made by the row's code: a field of a message has none
+        raise MessageError(Reason.BAD_TEXT, f"{name} must not contain a lone surrogate", name) from None
+    if not 0 < size <= most:
         raise MessageError(Reason.OUT_OF_RANGE, f"{name} must have 1 to {most} bytes", name)
 
 

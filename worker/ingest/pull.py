@@ -299,7 +299,7 @@ class PubSub:
             await self._channel.close()
 
     async def _ask(self, method: str, request: Any) -> None:
-        from google.protobuf.empty_pb2 import Empty
+        from google.protobuf.empty_pb2 import Empty  # type: ignore[import-untyped]  # google's stubs are a package of their own
 
         call = self._opened().unary_unary(
             f"/google.pubsub.v1.Subscriber/{method}",

@@ -1,0 +1,1 @@
+"""Tests of declared events: what a declaration may be, and what follows from it."""

@@ -1,0 +1,270 @@
+"""A declaration: what cannot work is refused at once, and what a message may be follows from its fields."""
+
+import datetime
+import enum
+import json
+import uuid
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+import msgspec
+import pytest
+from msgspec import Meta
+from peewee import BigIntegerField, CompositeKey, Model, TextField, UUIDField
+
+from tests.unit.events.orders import PLACED, Order, OrderPlaced
+from worker.events.declaration import UNREADABLE_NAME, Event, EventError, MessageError, Reason
+
+
+def declared(**changes: Any) -> Event:
+    """An event like `order.placed`, but for these."""
+    whole: dict[str, Any] = {
+        "name": "order.placed",
+        "content": OrderPlaced,
+        "model": Order,
+        "row": lambda content, _: (content,),
+    }
+    return Event(**whole | changes)
+
+
+class Keyless(Model):
+    """A table without a key."""
+
+    order_id = TextField()
+
+    class Meta:
+        primary_key = False
+
+
+class Composite(Model):
+    """A table whose key has two columns."""
+
+    order_id = TextField()
+    customer = TextField()
+
+    class Meta:
+        primary_key = CompositeKey("order_id", "customer")
+
+
+class Numbered(Model):
+    """A table whose key the database makes up."""
+
+    order_id = TextField()
+
+
+class Unusual(Model):
+    """A table whose key is neither an integer nor a text."""
+
+    order_id = UUIDField(primary_key=True)
+
+
+class Renamed(Model):
+    """A table with a column of another name than its field."""
+
+    order_id = TextField(primary_key=True)
+    customer = TextField(column_name="customer_id")
+
+
+class Array(msgspec.Struct, array_like=True):
+    """Read from a JSON array."""
+
+    order_id: str
+
+
+class Untyped(msgspec.Struct):
+    """JSON has no complex numbers."""
+
+    order_id: complex
+
+
+class Ambiguous(msgspec.Struct):
+    """Which struct an object is cannot be told."""
+
+    order_id: str
+    lines: OrderPlaced | dict[str, int]
+
+
+class Tagged(msgspec.Struct, tag="order"):
+    """Has a field that is none."""
+
+    order_id: str
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": "1st"}, "its name must begin with a letter"),
+        ({"name": "order placed"}, "its name must begin with a letter"),
+        ({"content": dict}, "its content must be a msgspec.Struct class"),
+        ({"model": dict}, "its model must be a Peewee Model class"),
+        ({"model": Keyless}, "Keyless has no primary key of one column"),
+        ({"model": Composite}, "Composite has no primary key of one column"),
+        ({"model": Numbered}, "Numbered must declare its primary key"),
+        ({"model": Unusual}, "primary key order_id must be an integer or a text"),
+        ({"model": Renamed}, "a column of its model Renamed must have the name of its field"),
+        ({"subject": "buyer"}, "its subject buyer is no field of OrderPlaced"),
+        ({"subject": "express"}, "its subject express is no column of Order"),
+        ({"unsaid": {"express": False}}, "unsaid names express, which is not both"),
+        ({"when_there": "latest"}, "when_there must be one of keep, newest"),
+        ({"when_there": "newest", "version": "sequence"}, "its version sequence is no field of OrderPlaced"),
+        ({"sets": ("total",)}, "sets is for an event whose when_there is newest"),
+        ({"when_there": "newest", "sets": ("order_id",)}, "order_id is no column of Order beside its key"),
+        ({"gone": "deleted"}, "deleted is no column of Order"),
+        ({"content": Array}, "Array must be read from a JSON object, not an array"),
+        ({"content": Untyped}, "Untyped cannot be decoded strictly: JSON has no type for its field order_id"),
+        ({"content": Ambiguous}, "Ambiguous cannot be decoded strictly"),
+        ({"content": Tagged}, "Tagged must have no tag"),
+    ],
+)
+def test_what_cannot_work_is_refused_where_it_is_declared(changes: dict[str, Any], said: str) -> None:
+    """Not with the first message, and not with the first erasure."""
+    with pytest.raises(EventError, match=said):
+        declared(**changes)
+
+
+class Size(enum.Enum):
+    """Two sizes."""
+
+    SMALL = "s"
+    LARGE = "l"
+
+
+class Everything(msgspec.Struct):
+    """One field of each type."""
+
+    whole: Annotated[int, Meta(ge=1, le=9)] | None
+    more: Annotated[int, Meta(gt=0)]
+    real: float
+    text: Annotated[str, Meta(min_length=1, max_length=3)]
+    shape: Annotated[str, Meta(pattern="^[a-z]+$")] | None
+    said: Annotated[int, Meta(ge=0, description="whole seconds")] | None
+    truth: bool
+    one: Literal["x", "y"]
+    size: Size
+    moment: datetime.datetime
+    day: datetime.date
+    number: Decimal
+    unique: uuid.UUID
+    raw: bytes
+    many: list[int]
+    map: dict[str, int]
+    either: int | str | None
+
+
+WORDS = {
+    "whole": ("integer", "an integer between 1 and 9, or null"),
+    "more": ("integer", "an integer more than 0"),
+    "real": ("number", "a number"),
+    "text": ("text", "a string of 1 to 3 characters"),
+    "shape": ("text", "a string that matches ^[a-z]+$ or null"),
+    "said": ("integer", "whole seconds, at least 0, or null"),
+    "truth": ("truth", "true or false"),
+    "one": ("text", "one of x, y"),
+    "size": ("text", "one of s, l"),
+    "moment": ("text", "an RFC 3339 time with a zone"),
+    "day": ("text", "a date such as 2026-01-31"),
+    "number": ("text", "a decimal number"),
+    "unique": ("text", "a UUID"),
+    "raw": ("text", "bytes in base64"),
+    "many": ("json", "an array"),
+    "map": ("json", "an object"),
+    "either": ("json", "an integer or a string or null"),
+}
+
+
+def test_each_field_is_said_in_words_and_has_a_kind() -> None:
+    """A person is told what a field must be; a CSV is read by its kind."""
+    event = declared(content=Everything, model=Order)
+    assert {name: (event.kinds[name], event.fields[name]) for name in event.fields} == WORDS
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "detail"),
+    [
+        (b'{"order_id":"1","lines":[{"sku":"a","count":100}]}', Reason.OUT_OF_RANGE, "lines"),
+        (b'{"order_id":"1","lines":[{"sku":"a","count":"s3cret"}]}', Reason.WRONG_TYPE, "lines[0].count: Expected `int`"),
+        (b'{"order_id":"1","lines":[{"count":1}]}', Reason.MISSING_FIELD, "lines[0] has no sku, which is required"),
+        (b'{"order_id":"1","lines":[{"sku":"s3cret\\u0000"}]}', Reason.BAD_TEXT, "lines must not contain a NUL"),
+        (b'{"order_id":"1","labels":{"s3cret\\u0000":"x"}}', Reason.BAD_TEXT, "labels must not contain a NUL"),
+        (b'{"order_id":"1","labels":{"x":"s3cret\\u0000"}}', Reason.BAD_TEXT, "labels must not contain a NUL"),
+    ],
+)
+def test_the_rules_hold_at_any_depth(data: bytes, reason: Reason, detail: str) -> None:
+    """The text names the place and never the value."""
+    with pytest.raises(MessageError) as caught:
+        PLACED.decode(data)
+    assert (caught.value.reason, detail in caught.value.detail) == (reason, True)
+    assert "s3cret" not in caught.value.detail
+
+
+def test_a_lone_surrogate_is_found_at_any_depth_of_what_code_builds() -> None:
+    """JSON cannot bring one, a program can."""
+    for fields in ({"labels": {"x": "\ud800"}}, {"lines": [{"sku": "\ud800"}]}):
+        with pytest.raises(MessageError, match="must not contain a lone surrogate"):
+            PLACED.build({"order_id": "1", **fields})
+
+
+@pytest.mark.parametrize(
+    ("extra", "names"),
+    [
+        ({}, []),
+        ({"colour": 1, "size": 2}, ["colour", "size"]),
+        ({"bob@example.com": 1, "a b": 2, "x" * 65: 3}, [UNREADABLE_NAME]),
+        ({"\U0001f600": 1, "note": 1}, [UNREADABLE_NAME, "note"]),
+    ],
+)
+def test_unknown_fields_are_named_if_they_are_plain_words(extra: dict[str, Any], names: list[str]) -> None:
+    """Any other name may be a person's data."""
+    message = {"order_id": "1", "lines": [{"sku": "a"}], **extra}
+    assert list(PLACED.unknown_fields(json.dumps(message, ensure_ascii=False).encode())) == names
+
+
+def test_of_a_large_message_one_unknown_field_is_enough() -> None:
+    """INV-7: its fields are not all built to be named."""
+    large = {"order_id": "1", "customer": "x" * 70_000, "first": 1, "second": [[]] * 1000}
+    assert PLACED.unknown_fields(json.dumps(large).encode()) == ["first"]
+    assert PLACED.unknown_fields(json.dumps(large | {"first": 1}).replace("first", "a@b").encode()) == [UNREADABLE_NAME]
+
+
+class Strict(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """Its fields have other names in JSON, and no others may be there."""
+
+    order_id: str
+    total_cents: int = 0
+
+
+class StrictRow(Model):
+    """Its columns are named as the fields are in JSON."""
+
+    orderId = TextField(primary_key=True)  # noqa: N815  # as in JSON
+    totalCents = BigIntegerField()  # noqa: N815  # as in JSON
+
+    class Meta:
+        table_name = "strict"
+
+
+def test_a_class_may_forbid_unknown_fields_itself() -> None:
+    """The refusal has the same reason, and no name that may be a person's data."""
+    event = declared(content=Strict, model=StrictRow)
+    for name, shown in (("colour", "colour"), ("bob@example.com", UNREADABLE_NAME)):
+        with pytest.raises(MessageError) as caught:
+            event.decode(json.dumps({"orderId": "1", name: 1}).encode())
+        assert (caught.value.reason, caught.value.detail) == (
+            Reason.UNKNOWN_FIELD,
+            f"field {shown} is unknown to order.placed",
+        )
+
+
+def test_a_field_is_known_by_its_name_in_json() -> None:
+    """Wherever a declaration, a message or a person names it."""
+    event = declared(content=Strict, model=StrictRow, subject="orderId")
+    content = event.build({"orderId": "7", "totalCents": 5})
+    assert (event.value(content, "totalCents"), event.value(content, "total_cents")) == (5, None)
+    with pytest.raises(MessageError, match="totalCents must be an integer"):
+        event.decode(b'{"orderId":"7","totalCents":"5"}')
+
+
+def test_the_fields_of_a_program_are_checked_like_those_of_a_message() -> None:
+    """An unknown one is refused with those that there are."""
+    with pytest.raises(MessageError, match=r"order.placed has no field colour; it has order_id, customer, total"):
+        PLACED.build({"order_id": "1", "colour": "red"})
