@@ -52,6 +52,12 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--dir", type=Path, default=DIRECTORY, help="where everything is kept (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="delete what an earlier one stored there")
+    parser.add_argument(
+        "--delivery",
+        choices=("push", "pull"),
+        default="push",
+        help="how messages come to the worker (default: %(default)s)",
+    )
     parser.set_defaults(run=_run)
 
 
@@ -67,6 +73,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 worker_port=PORTS["worker"],
                 gcs_port=PORTS["Cloud Storage"],
                 pubsub_port=PORTS["Pub/Sub"],
+                delivery=arguments.delivery,
             ) as running,
         ):
             if running.pubsub is not None and (latest := latest_message(directory)):

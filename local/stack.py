@@ -40,6 +40,7 @@ class Stack:
     pubsub: Emulator | None
     why_not: str
     replica_url: str = REPLICA_URL
+    delivery: str = "push"
 
     def publisher_environment(self) -> dict[str, str]:
         """What points our publisher and the real gcloud at this stack."""
@@ -48,14 +49,17 @@ class Stack:
         return {**self.pubsub.gcloud_env(), "GOOGLE_CLOUD_PROJECT": PROJECT, "TOPIC": TOPIC}
 
     def subscribe(self, endpoint: str, options: Mapping[str, object] | None = None) -> None:
-        """Create the topic, and a push subscription to `endpoint`. Nothing happens without an emulator.
+        """Create the topic and the subscription, which pushes to `endpoint` unless the worker pulls.
+
+        Nothing happens without an emulator.
 
         Args:
             endpoint: Where messages are pushed.
             options: More fields of the subscription.
         """
         if self.pubsub is not None:
-            _subscribe(self.pubsub, endpoint, options or {})
+            push = {"pushConfig": {"pushEndpoint": endpoint}} if self.delivery == "push" else {}
+            _subscribe(self.pubsub, {**push, **(options or {})})
 
 
 @contextmanager
@@ -67,6 +71,7 @@ def stack(
     worker_port: int = 0,
     gcs_port: int = 0,
     pubsub_port: int = 0,
+    delivery: str = "push",
 ) -> Iterator[Stack]:
     """Start everything but the subscription; the worker serves when the block begins.
 
@@ -77,6 +82,7 @@ def stack(
         worker_port: Preferred port of the worker; 0 for any. Likewise the others.
         gcs_port: See `worker_port`.
         pubsub_port: See `worker_port`.
+        delivery: The worker's DELIVERY; a worker that pulls needs the emulator.
 
     Raises:
         RuntimeError: A part did not start; the text holds its log.
@@ -91,6 +97,8 @@ def stack(
         try:
             pubsub = parts.enter_context(emulator(directory / "pubsub", PROJECT, free_port(pubsub_port)))
         except EmulatorMissing as error:
+            if delivery == "pull":
+                raise
             why_not = str(error)
         worker = WorkerProcess(
             disk=directory / "disk",
@@ -100,6 +108,7 @@ def stack(
                 "ACK_DEADLINE_SECONDS": str(ACK_DEADLINE_SECONDS),
                 **QUICK_LEASE,
                 "LITESTREAM_METRICS_ADDRESS": f"127.0.0.1:{free_port(9090)}",
+                **(_pulling(pubsub) if pubsub is not None and delivery == "pull" else {}),
                 **(settings or {}),
             },
             port=free_port(worker_port),
@@ -112,7 +121,13 @@ def stack(
             raise RuntimeError(f"worker init failed: {init.stderr.strip()}")
         say("starting the worker")
         worker.start().wait_serving()
-        yield Stack(gcs, worker, pubsub, why_not)
+        yield Stack(gcs, worker, pubsub, why_not, delivery=delivery)
+
+
+def _pulling(pubsub: Emulator) -> dict[str, str]:
+    """What a worker needs that pulls."""
+    name = f"projects/{PROJECT}/subscriptions/{SUBSCRIPTION}"
+    return {"DELIVERY": "pull", "SUBSCRIPTION": name, "PUBSUB_EMULATOR_HOST": pubsub.host}
 
 
 def _log(directory: Path, name: str) -> Path:
@@ -120,12 +135,11 @@ def _log(directory: Path, name: str) -> Path:
     return directory / f"{name}.log"
 
 
-def _subscribe(pubsub: Emulator, endpoint: str, options: Mapping[str, object]) -> None:
+def _subscribe(pubsub: Emulator, options: Mapping[str, object]) -> None:
     """Create topic and subscription as the REST reference says (projects.topics.create, projects.subscriptions.create)."""
     topic, dead_letters = (f"projects/{PROJECT}/topics/{name}" for name in (TOPIC, DEAD_LETTERS))
     subscription = {
         "topic": topic,
-        "pushConfig": {"pushEndpoint": endpoint},
         "ackDeadlineSeconds": ACK_DEADLINE_SECONDS,
         **options,
     }

@@ -163,6 +163,7 @@ async def _subscription(settings: Settings, environ: Mapping[str, str]) -> list[
         push_audience=settings.push_audience,
         push_service_account=settings.push_service_account,
         push_unwrapped=settings.push_unwrapped,
+        delivery=settings.delivery,
     )
     return await doctor_queue.look(queue, expected, emulator=bool(environ.get("PUBSUB_EMULATOR_HOST")))
 

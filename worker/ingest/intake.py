@@ -65,10 +65,6 @@ class Intake:
         """
         return Held(self, messages)
 
-    def has_room(self, messages: int, size: int) -> bool:
-        """Whether so many messages more, of so many bytes, may be held."""
-        return self.held_messages + messages <= self._max_messages and self.held_bytes + size <= self._max_bytes
-
     async def submit(self, held: "Held", delivery: Delivery, content: Content | Problem) -> Outcome:
         """Wait until a message's outcome is confirmed.
 

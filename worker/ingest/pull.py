@@ -7,9 +7,9 @@ A response brings up to a hundred messages; one task handles them together and a
 a message is ever extended: the hold limit is below the stream's deadline, so each message is acknowledged or given back
 before Pub/Sub delivers it again. An acknowledgement that is lost makes a duplicate, which its receipt tells (INV-3).
 
-A stream is not read while the intake is full; Pub/Sub, and gRPC's own window, then hold back. What a closed stream had sent
-and was not read comes back after the deadline. Sources: Pub/Sub documentation, "StreamingPull API" and "Pull subscriptions";
-the emulator paces each stream at 100 messages in 50 ms, so one stream is not enough (seen: 0.8.20).
+A stream is not read while as much is out as the intake may hold; Pub/Sub, and gRPC's own window, then hold back. What a
+closed stream had sent and was not read comes back after the deadline. Sources: Pub/Sub documentation, "StreamingPull API"
+and "Pull subscriptions"; the emulator brings 100 messages in 50 ms by each stream, so one is not enough (seen: 0.8.20).
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import contextlib
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -87,6 +87,8 @@ class Pull:
     heard: Callable[[str, int], None]
     counts: Counts = field(default_factory=Counts)
     streams: int = STREAMS
+    _out_messages: int = 0
+    _out_bytes: int = 0
     _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
     _freed: asyncio.Event = field(default_factory=asyncio.Event)  # set when a response has been handled
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -132,15 +134,31 @@ class Pull:
             while (response := await self._next(stream)) is not None:
                 brought = True
                 self.counts.pulled += len(response)
-                for begin in range(0, len(response), share):
-                    await self._begin(response[begin : begin + share])
+                for some in self._parts(response):
+                    await self._begin(some)
         return brought
 
+    def _parts(self, response: Sequence[tuple[str, Delivery]]) -> Iterator[list[tuple[str, Delivery]]]:
+        """A response, in parts of which the intake holds each: a hundred large messages may be more than it takes."""
+        part: list[tuple[str, Delivery]] = []
+        size = 0
+        for each in response:
+            more = len(each[1].data)
+            if part and (len(part) == self.settings.queue_max_messages or size + more > self.settings.queue_max_bytes):
+                yield part
+                part, size = [], 0
+            part.append(each)
+            size += more
+        yield part
+
     async def _begin(self, messages: Sequence[tuple[str, Delivery]]) -> None:
-        await self._room(messages)
+        size = sum(len(delivery.data) for _, delivery in messages)
+        await self._room(len(messages), size)
+        self._out_messages += len(messages)
+        self._out_bytes += size
         task = asyncio.create_task(self._handle(messages), name="pulled")
         self._tasks.add(task)
-        task.add_done_callback(self._handled)
+        task.add_done_callback(lambda done: self._handled(done, len(messages), size))
 
     async def _next(self, stream: AsyncIterator[Sequence[tuple[str, Delivery]]]) -> Sequence[tuple[str, Delivery]] | None:
         """The next response; None at the stream's end, and soon after `stop`."""
@@ -157,17 +175,17 @@ class Pull:
                 read.cancel()
                 await asyncio.wait({read})
 
-    async def _room(self, messages: Sequence[tuple[str, Delivery]]) -> None:
-        """Wait until the intake has room for messages. What is too large for it when it is empty, it refuses."""
-        size = sum(len(delivery.data) for _, delivery in messages)
-        while self.intake.held_messages and not self.intake.has_room(len(messages), size) and not self._stopping.is_set():
+    async def _room(self, messages: int, size: int) -> None:
+        """Wait until there is room for messages. Those that are too large when nothing else is out, the intake refuses."""
+        most, most_bytes = self.settings.queue_max_messages, self.settings.queue_max_bytes
+        while self._tasks and (self._out_messages + messages > most or self._out_bytes + size > most_bytes):
             self._freed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_PAUSE_SECONDS):  # pushes take room as well
-                    await self._freed.wait()
+            await self._freed.wait()
 
-    def _handled(self, task: "asyncio.Task[None]") -> None:
+    def _handled(self, task: "asyncio.Task[None]", messages: int, size: int) -> None:
         self._tasks.discard(task)
+        self._out_messages -= messages
+        self._out_bytes -= size
         self._freed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("pulled messages met a defect, and come again: %s", error, extra={"action": "pull.broke"})

@@ -35,6 +35,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     push_audience: str
     push_service_account: str
     push_unwrapped: bool
+    delivery: str = "push"
 
 
 async def look(queue: Queue, expected: Expected, *, emulator: bool) -> list[Finding]:
@@ -83,6 +84,8 @@ def _topic(found: Delivery) -> Finding:
 
 def _deadline(found: Delivery, expected: Expected) -> Finding:
     check, wanted = "subscription: ack deadline", expected.ack_deadline_seconds
+    if expected.delivery == "pull":
+        return ok(check, f"{wanted:g} s, which each stream asks for")
     if found.ack_deadline_seconds == wanted:
         return ok(check, f"{wanted:g} s, as ACK_DEADLINE_SECONDS")
     step = f"set both to the same value: ACK_DEADLINE_SECONDS={found.ack_deadline_seconds}, or {_UPDATE} --ack-deadline"
@@ -91,6 +94,13 @@ def _deadline(found: Delivery, expected: Expected) -> Finding:
 
 def _push(found: Delivery, expected: Expected) -> Finding:
     check = "subscription: push"
+    if expected.delivery == "pull":
+        if found.endpoint:
+            step = f"{_UPDATE} --push-endpoint='', or set DELIVERY=push"
+            return refused(
+                check, f"it pushes to {found.endpoint}, and DELIVERY is pull: a push subscription is not pulled", step
+            )
+        return ok(check, "it pushes nothing, and is pulled")
     if not found.endpoint:
         return refused(check, "it has no push endpoint: nothing is pushed", f"{_UPDATE} --push-endpoint=URL")
     if found.body == "bare" and not expected.push_unwrapped:
@@ -104,6 +114,8 @@ def _push(found: Delivery, expected: Expected) -> Finding:
 
 def _token(found: Delivery, expected: Expected, emulator: bool) -> Finding:
     check = "subscription: token"
+    if expected.delivery == "pull":
+        return ok(check, "none is needed: nothing is pushed")
     if not expected.push_audience:
         return note(check, "not verified here: PUSH_AUDIENCE is not set")
     if (found.audience, found.pusher) != (expected.push_audience, expected.push_service_account):

@@ -1,0 +1,246 @@
+"""Pull: what is acknowledged, what is given back, and what a stream that breaks, a full intake and a stop do."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+
+from tests.entries import CATALOG, delivery, turns, until
+from tests.fakes import bodies
+from worker.config import Settings
+from worker.errors import Refused, Unwritable
+from worker.events.users import UserCreated
+from worker.ingest.intake import Intake
+from worker.ingest.messages import Delivery, Entry
+from worker.ingest.pull import Pull
+
+Response = Sequence[tuple[str, Delivery]]
+
+
+@dataclass
+class Topic:
+    """A subscription. `responses` are what its streams bring, in order; an error ends a stream."""
+
+    responses: list[Response | OSError] = field(default_factory=list)
+    acknowledged: list[str] = field(default_factory=list)
+    given_back: list[str] = field(default_factory=list)
+    opened: int = 0
+    lost: int = 0
+    """So many acknowledgements are not answered."""
+    more: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def stream(self, *, messages: int, size: int) -> AsyncIterator[Response]:
+        """See `worker.ingest.pull.Subscription`."""
+        self.opened += 1
+        while True:
+            if self.responses:
+                response = self.responses.pop(0)
+                if isinstance(response, OSError):
+                    raise response
+                yield response
+            else:
+                self.more.clear()
+                await self.more.wait()
+
+    async def acknowledge(self, ids: Sequence[str]) -> None:
+        """See `worker.ingest.pull.Subscription`."""
+        if self.lost:
+            self.lost -= 1
+            raise OSError("UNAVAILABLE")
+        self.acknowledged += ids
+
+    async def give_back(self, ids: Sequence[str]) -> None:
+        """See `worker.ingest.pull.Subscription`."""
+        self.given_back += ids
+
+
+class Holding:
+    """A writer that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    def submit(self, entry: Entry) -> None:
+        """See `worker.ingest.writer.Writer`."""
+        self.entries.append(entry)
+
+    def confirm(self) -> None:
+        """Everything so far is confirmed."""
+        for entry in self.entries:
+            if not entry.done.done():
+                entry.done.set_result("created")
+
+
+def response(*numbers: int) -> Response:
+    """Messages as one response brings them."""
+    return [(f"ack{number}", delivery(f"m{number}", UserCreated(user_id=number))) for number in numbers]
+
+
+@dataclass
+class Site:
+    """A pull on a serving intake."""
+
+    topic: Topic
+    writer: Holding
+    intake: Intake
+    pull: Pull
+    heard: list[str]
+
+
+def pulling(body: Callable[[Site], Coroutine[Any, Any, None]], *, messages: int = 10, hold: float = 55.0) -> None:
+    """Run `body` while a pull of one stream runs."""
+
+    async def run() -> None:
+        settings = Settings(replica_url="gs://bucket/prefix", queue_max_messages=messages)
+        intake = Intake(max_messages=messages, max_bytes=64_000_000, hold_seconds=hold, bodies=bodies())
+        writer, topic, heard = Holding(), Topic(), list[str]()
+        intake.serve(writer)  # type: ignore[arg-type]  # a stand-in
+        pull = Pull(topic, intake, CATALOG, settings, lambda outcome, _: heard.append(outcome), streams=1)
+        task = asyncio.create_task(pull.run())
+        try:
+            async with asyncio.timeout(20):
+                await body(Site(topic, writer, intake, pull, heard))
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    asyncio.run(run())
+
+
+def bring(site: Site, *responses: Response | OSError) -> None:
+    """The stream brings these next."""
+    site.topic.responses += responses
+    site.topic.more.set()
+
+
+def test_a_message_is_acknowledged_once_it_is_confirmed() -> None:
+    """INV-1, and one request acknowledges a whole response."""
+
+    async def body(site: Site) -> None:
+        bring(site, response(1, 2))
+        await until(lambda: len(site.writer.entries) == 2)
+        await turns()
+        assert site.topic.acknowledged == []
+        site.writer.confirm()
+        await until(lambda: site.topic.acknowledged)
+        assert (site.topic.acknowledged, site.topic.given_back) == (["ack1", "ack2"], [])
+        assert site.heard == ["created", "created"]
+        assert site.intake.held_messages == 0
+
+    pulling(body)
+
+
+def test_what_is_refused_is_given_back_and_the_rest_acknowledged() -> None:
+    """A database that is out, and a message that it will never keep, come again; neither harms the message beside it."""
+
+    async def body(site: Site) -> None:
+        bring(site, response(1, 2, 3))
+        await until(lambda: len(site.writer.entries) == 3)
+        site.writer.entries[0].done.set_exception(Refused("the database is out", reason="database"))
+        site.writer.entries[1].done.set_exception(Unwritable("the database refused it"))
+        site.writer.confirm()
+        await until(lambda: site.topic.given_back)
+        assert (site.topic.acknowledged, site.topic.given_back) == (["ack3"], ["ack1", "ack2"])
+
+    pulling(body)
+
+
+def test_what_is_not_confirmed_in_time_is_given_back() -> None:
+    """The hold limit holds for a response; what was confirmed before it is acknowledged."""
+
+    async def body(site: Site) -> None:
+        bring(site, response(1, 2))
+        await until(lambda: len(site.writer.entries) == 2)
+        site.writer.entries[0].done.set_result("created")
+        await until(lambda: site.topic.given_back)
+        assert (site.topic.acknowledged, site.topic.given_back) == (["ack1"], ["ack2"])
+        assert site.intake.held_messages == 0
+
+    pulling(body, hold=0.1)
+
+
+def test_no_more_is_read_than_may_be_held() -> None:
+    """INV-7: a third response of two waits until one of the first two is answered; none is refused."""
+
+    async def body(site: Site) -> None:
+        bring(site, response(1, 2), response(3, 4), response(5, 6), response(7, 8))
+        await until(lambda: len(site.writer.entries) == 4)
+        await turns()
+        assert len(site.writer.entries) == 4
+        assert len(site.topic.responses) >= 1  # one is on its way
+        site.writer.confirm()
+        await until(lambda: len(site.writer.entries) == 8)
+        site.writer.confirm()
+        await until(lambda: len(site.topic.acknowledged) == 8)
+        assert site.topic.given_back == []
+
+    pulling(body, messages=4)
+
+
+def test_a_response_that_is_more_than_may_be_held_is_taken_in_parts() -> None:
+    """A hundred messages arrive at once however few may be held."""
+
+    async def body(site: Site) -> None:
+        bring(site, response(1, 2, 3, 4, 5))
+        for count in (2, 4, 5):
+            await until(partial(_has, site, count))
+            site.writer.confirm()
+        await until(lambda: len(site.topic.acknowledged) == 5)
+        assert site.topic.given_back == []
+
+    pulling(body, messages=2)
+
+
+def _has(site: Site, count: int) -> bool:
+    return len(site.writer.entries) == count
+
+
+def test_a_stream_that_breaks_is_opened_again() -> None:
+    """Streams end all the time: at a deployment of Pub/Sub, after a while, at an outage."""
+
+    async def body(site: Site) -> None:
+        bring(site, OSError("UNAVAILABLE: gone"), response(1))
+        await until(lambda: site.writer.entries)
+        site.writer.confirm()
+        await until(lambda: site.topic.acknowledged == ["ack1"])
+        assert site.topic.opened == 2
+        assert site.pull.counts.streams == 1
+
+    pulling(body)
+
+
+@pytest.mark.parametrize(("lost", "acknowledged"), [(2, ["ack1"]), (3, [])], ids=["asked again", "given up"])
+def test_an_acknowledgement_that_is_lost(lost: int, acknowledged: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    """It is asked again; given up, its messages come again and are duplicates, and the log says so."""
+
+    async def body(site: Site) -> None:
+        site.topic.lost = lost
+        bring(site, response(1))
+        await until(lambda: site.writer.entries)
+        site.writer.confirm()
+        await site.pull.settled()
+        assert site.topic.acknowledged == acknowledged
+        assert site.intake.held_messages == 0
+
+    pulling(body)
+    assert ("were not taken" in caplog.text) == (not acknowledged)
+
+
+def test_at_a_stop_what_arrives_is_given_back_and_what_is_held_is_answered() -> None:
+    """Draining: nothing is taken any more, and nothing that was taken is dropped."""
+
+    async def body(site: Site) -> None:
+        bring(site, response(1))
+        await until(lambda: site.writer.entries)
+        site.intake.drain()
+        site.pull.stop()
+        bring(site, response(2))
+        await until(lambda: site.topic.given_back == ["ack2"])
+        site.writer.confirm()
+        await site.pull.settled()
+        assert site.topic.acknowledged == ["ack1"]
+
+    pulling(body)
