@@ -11,7 +11,6 @@ RUN python -m venv /venv
 COPY requirements.lock ./
 # Wheels only: nothing is compiled, so no compiler is needed and the image is the same everywhere.
 RUN /venv/bin/pip install --require-hashes --only-binary=:all: -r requirements.lock
-COPY litestream.yml ./
 COPY publisher/ publisher/
 COPY worker/ worker/
 # The service's user cannot write here, so it would compile every module at every cold start.

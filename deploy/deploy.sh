@@ -170,7 +170,7 @@ fingerprint() {  # of everything that ends up in the image: the same sources are
     (
         cd "$root"
         printf '%s\n' "$run_as"
-        find .dockerignore Dockerfile litestream.yml publisher requirements.lock worker -type f \
+        find .dockerignore Dockerfile publisher requirements.lock worker -type f \
             -not -path '*/__pycache__/*' | LC_ALL=C sort | while read -r file; do printf '%s\n' "$file"; cat "$file"; done
     ) | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:16])'
 }

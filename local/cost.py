@@ -1,10 +1,10 @@
 """What a month costs, by formula: requests to the bucket, bytes kept there, the instance, and Pub/Sub.
 
 Prices and latencies are assumptions (`Prices`, `Assumptions`), the counts follow from how the worker and its Litestream work
-(worker/ingest/confirmation.py, litestream.yml): one upload for each confirmation, one confirmation after the other, so that
-there are never more of them a second than fit into it, however many messages come. Litestream merges its files every 30 s, 5
-minutes and hour, lists two levels whenever it has merged, and keeps what it merged until a full copy of the database is
-newer.
+(worker/ingest/confirmation.py, worker/replica/litestream.yml): one upload for each confirmation, one confirmation after the
+other, so that there are never more of them a second than fit into it, however many messages come. Litestream merges its
+files every 30 s, 5 minutes and hour, lists two levels whenever it has merged, and keeps what it merged until a full copy of
+the database is newer.
 
 The formulas leave out what is small: restores, checkpoints, drills, the log, and every free tier but Pub/Sub's.
 """
@@ -32,11 +32,11 @@ DEFAULTS: Final = Settings(replica_url="gs://cost/defaults")
 _GB: Final = 1e9
 _GIB: Final = 2**30
 MERGES: Final = (30.0, 300.0, 3600.0)
-"""Seconds between two merges, by level (litestream.yml)."""
+"""Seconds between two merges, by level (worker/replica/litestream.yml)."""
 CHECK_SECONDS: Final = 300.0
-"""Between two looks for slots that may be deleted, beside those after each merge (litestream.yml)."""
+"""Between two looks for slots that may be deleted, beside those after each merge (worker/replica/litestream.yml)."""
 SLOTS_SECONDS: Final = 330.0
-"""How long a slot is kept: five minutes, and until the next merge (litestream.yml)."""
+"""How long a slot is kept: five minutes, and until the next merge (worker/replica/litestream.yml)."""
 PAGE: Final = 1000
 """Objects that one listing returns at most (Cloud Storage documentation, "Objects: list")."""
 _OWN_SECONDS: Final = 30.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -81,8 +82,9 @@ def _run(arguments: argparse.Namespace) -> int:
             for line in moved(running):
                 console.print(line, style="bold red")
             running.subscribe(running.worker.url, AS_DEPLOYED)
-            with asked_to_end() as asked:
-                console.print(commands(running), highlight=False, soft_wrap=True)
+            file = environment_file(directory)
+            with asked_to_end() as asked, pointed_at(running, file):
+                console.print(commands(running, file), highlight=False, markup=False, soft_wrap=True)
                 console.print(f"logs are in {directory}; Ctrl-C ends everything", style="dim")
                 keep_up(running.worker, asked, console)
             console.print("stopping", style="dim")
@@ -181,24 +183,48 @@ def keep_up(worker: WorkerProcess, asked: list[int], console: Console) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
-def commands(running: Stack) -> str:
+def environment_file(directory: Path) -> Path:
+    """Where the variables that point commands at a stack are written: `.run/env`, or into a folder that `--dir` names."""
+    return (directory.parent if directory == DIRECTORY.resolve() else directory) / "env"
+
+
+@contextmanager
+def pointed_at(running: Stack, file: Path) -> Iterator[None]:
+    """While the block runs, the file has what points gcloud and our commands at this stack, to be sourced."""
+    variables = {
+        **running.publisher_environment(),
+        "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"{running.gcs.url}/storage/v1/",
+        "CLOUDSDK_AUTH_DISABLE_CREDENTIALS": "true",
+        "STORAGE_EMULATOR_HOST": running.gcs.url,
+        "REPLICA_URL": running.replica_url,
+        "SUBSCRIPTION": SUBSCRIPTION,
+        "SERVICE_URL": running.worker.url,
+    }
+    file.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()))
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def commands(running: Stack, file: Path) -> str:
     """What to try against a running stack, ready to paste."""
-    storage = f"CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE={running.gcs.url}/storage/v1/ CLOUDSDK_AUTH_DISABLE_CREDENTIALS=true"
     if running.pubsub is None:
         publish = f"# {running.why_not}\n.venv/bin/python -m publisher create --user-id 5 --push-to {running.worker.url}"
         load = f".venv/bin/python -m publisher load users.jsonl --push-to {running.worker.url}"
     else:
-        variables = running.publisher_environment().items()
-        exports = "\n".join(f"export {name}={value}" for name, value in variables)
-        publish = f"{exports}\ngcloud pubsub topics publish {TOPIC} --message='{{\"user_id\": 5}}'"
+        publish = f"gcloud pubsub topics publish {TOPIC} --message='{{\"user_id\": 5}}'"
         load = ".venv/bin/python -m publisher create --user-id 6 --email six@example.com"
     look = f"curl {running.worker.url}/users/5\ncurl {running.worker.url}/metrics"
     operate = (
-        f"export STORAGE_EMULATOR_HOST={running.gcs.url} REPLICA_URL={running.replica_url} SUBSCRIPTION={SUBSCRIPTION} "
-        f"SERVICE_URL={running.worker.url}\n"
+        f"gcloud storage ls --recursive gs://{BUCKET}/\n"
         ".venv/bin/python -m worker replica\n"
         ".venv/bin/python -m worker rejections list\n"
         ".venv/bin/python -m worker drill"
     )
-    listing = f"{storage} gcloud storage ls --recursive gs://{BUCKET}/"
-    return f"\n{publish}\n{load}\n{look}\n{listing}\n{operate}\n"
+    return f"\nIn another terminal:\n\n. {shlex.quote(_short(file))}\n\n{publish}\n{load}\n{look}\n{operate}\n"
+
+
+def _short(file: Path) -> str:
+    """As it is typed here."""
+    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)

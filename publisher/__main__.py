@@ -1,8 +1,14 @@
 """`python -m publisher`."""
 
-import sys
-
-from publisher.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from publisher.cli import main
+        from publisher.command_line import end
+
+        code = main()
+    except KeyboardInterrupt:  # before there was a command to end
+        import os
+
+        os.write(2, b"interrupted\n")
+        os._exit(130)
+    end(code)

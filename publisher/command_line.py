@@ -5,6 +5,7 @@ the module of the command that is run is loaded; it exposes its `click.Command` 
 wrong usage, Ctrl-C and a reader that has closed into an exit code.
 """
 
+import contextlib
 import importlib
 import os
 import re
@@ -12,7 +13,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -202,6 +203,16 @@ def run(program: click.Command, argv: Sequence[str], *, name: str, environ: Mapp
     except BrokenPipeError:  # the reader, such as head, has closed; the flush at exit must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def end(code: int) -> NoReturn:
+    """Leave the process. After Ctrl-C at once: a request that still hangs on a thread must not hold up the end."""
+    if code == INTERRUPTED:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _wording(error: click.UsageError) -> str:

@@ -165,6 +165,15 @@ def lasting(span: timedelta) -> str:
     return str(span).partition(".")[0].removesuffix(", 0:00:00")
 
 
+def age(span: timedelta) -> str:
+    """How long ago something was, in its largest unit: 12 s, 4 min, 3 h, 2 d."""
+    seconds = max(int(span.total_seconds()), 0)
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
 def counted(number: int, one: str) -> str:
     """A count and what is counted, whose plural ends in s."""
     return f"{number:,} {one}{'' if number == 1 else 's'}"

@@ -69,7 +69,7 @@ _SECONDS: Final = 120.0
 
 def quick_config(directory: Path) -> Path:
     """A litestream.yml that merges within seconds."""
-    text = (ROOT / "litestream.yml").read_text()
+    text = (ROOT / "worker" / "replica" / "litestream.yml").read_text()
     for level in (1, 2, 3):
         text, changed = re.subn(r"(?m)^  - interval: \d+[mh]?\d*[smh]$", f"  - interval: {level}s # quick", text, count=1)
         assert changed == 1, "litestream.yml has three levels"

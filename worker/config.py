@@ -408,8 +408,8 @@ class Settings:
     )
     litestream_config: Path = _setting(
         "LITESTREAM_CONFIG",
-        Path(__file__).resolve().parent.parent / "litestream.yml",
-        "Litestream's configuration. The default is the file that is shipped, in the folder that holds `worker/`.",
+        Path(__file__).resolve().parent / "replica" / "litestream.yml",
+        "Litestream's configuration. The default is the file that is shipped.",
         unit="path",
         why="The supervisor and the file belong together.",
     )

@@ -61,7 +61,7 @@ def test_a_message_alone_costs_one_upload_and_no_read(fake_gcs: FakeGcs, tmp_pat
 def test_a_merge_costs_one_upload_and_three_listings(fake_gcs: FakeGcs, tmp_path: Path) -> None:
     """Before it Litestream lists what is to be merged, and after it the levels 0 and 1 from end to end; here every 2 s."""
     config = tmp_path / "litestream.yml"
-    config.write_text((ROOT / "litestream.yml").read_text().replace("interval: 30s", "interval: 2s"))
+    config.write_text((ROOT / "worker" / "replica" / "litestream.yml").read_text().replace("interval: 30s", "interval: 2s"))
     worker = WorkerProcess(
         disk=tmp_path / "disk",
         replica_url="gs://users/store",

@@ -26,7 +26,7 @@ from worker.replica.survey import contents
 
 pytestmark = pytest.mark.slow
 
-CONFIG: Final = Path(__file__).parents[2] / "litestream.yml"
+CONFIG: Final = Path(__file__).parents[2] / "worker" / "replica" / "litestream.yml"
 LIVE: Final = path_of(1)
 MERGED: Final = 6
 """So many users are in files of level 2; the others are in slots, and perhaps in a file of level 1."""

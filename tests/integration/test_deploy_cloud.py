@@ -61,7 +61,7 @@ def _warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def clone(folder: Path) -> Path:
     """What a clone has that a deployment needs, in a place where it may leave files."""
-    for name in (".dockerignore", ".gcloudignore", "Dockerfile", "litestream.yml", "requirements.lock"):
+    for name in (".dockerignore", ".gcloudignore", "Dockerfile", "requirements.lock"):
         shutil.copy(ROOT / name, folder)
     for name in ("deploy", "publisher", "worker"):
         shutil.copytree(ROOT / name, folder / name)
@@ -234,7 +234,7 @@ def test_the_image_is_built_from_its_sources_alone(deployed: Cloud) -> None:
         names = {name.removeprefix("./") for name in tar.getnames()} - {"."}
     files = {name for name in names if "." in name.rpartition("/")[2] or name == "Dockerfile"}
     assert {name.partition("/")[0] for name in names} == {
-        *(".dockerignore", "Dockerfile", "litestream.yml", "publisher", "requirements.lock", "worker"),
+        *(".dockerignore", "Dockerfile", "publisher", "requirements.lock", "worker"),
     }
     assert {
         "worker/__main__.py",

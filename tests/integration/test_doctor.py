@@ -137,7 +137,7 @@ def test_another_litestream_is_refused(place: Place, tmp_path: Path) -> None:
 
 def test_a_socket_that_is_not_enabled_is_refused(place: Place, tmp_path: Path) -> None:
     """Litestream itself goes on without it; the doctor names the configuration."""
-    shipped = (ROOT / "litestream.yml").read_text()
+    shipped = (ROOT / "worker" / "replica" / "litestream.yml").read_text()
     assert "socket:\n  enabled: true\n" in shipped
     without = tmp_path / "litestream.yml"
     without.write_text(shipped.replace("socket:\n  enabled: true\n", "socket:\n  enabled: false\n"))

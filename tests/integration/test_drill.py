@@ -84,7 +84,7 @@ def serving(gcs: FakeGcs, directory: Path, **settings: str) -> Iterator[Place]:
 @pytest.fixture
 def place(fake_gcs: FakeGcs, tmp_path: Path) -> Iterator[Place]:
     """With ten users, each a transaction of its own, in a file of its own: nothing is merged."""
-    shipped = (ROOT / "litestream.yml").read_text()
+    shipped = (ROOT / "worker" / "replica" / "litestream.yml").read_text()
     merged = "levels:\n  - interval: 30s\n  - interval: 5m\n  - interval: 1h\n"
     assert merged in shipped
     (tmp_path / "litestream.yml").write_text(shipped.replace(merged, "levels: []\n"))

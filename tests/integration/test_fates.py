@@ -35,7 +35,6 @@ def older(tmp_path: Path) -> Path:
     folder = tmp_path / "older"
     for package in ("worker", "publisher"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "litestream.yml", folder)
     module = folder / "publisher" / "message.py"
     mended = module.read_text()
     assert mended.count("MAX_USER_ID: Final = 2**63 - 1") == 1

@@ -176,7 +176,8 @@ def a_run(directory: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
                 said += line
                 if "Ctrl-C" in line:
                     break
-            yield process, said
+            assert f"\n. {directory / 'env'}\n" in said
+            yield process, said + (directory / "env").read_text()
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -197,6 +198,7 @@ def test_a_stopped_run_leaves_no_process_behind(tmp_path: Path, how: str) -> Non
             process.send_signal(signal.SIGTERM)
         process.wait(30)
     assert not any(map(listens, ports))
+    assert not (tmp_path / "run" / "env").exists()
     log = (tmp_path / "run" / "worker.log").read_text()
     assert '"lease.released"' in log, log[-2000:]
     if "gcloud pubsub topics publish" not in said:

@@ -752,7 +752,7 @@ def test_a_large_file_passes_in_bounded_memory(fake_gcs: FakeGcs, objects: Objec
 
 # The real Litestream.
 
-CONFIG = Path(__file__).parents[2] / "litestream.yml"
+CONFIG = Path(__file__).parents[2] / "worker" / "replica" / "litestream.yml"
 
 
 class Child:

@@ -1,6 +1,5 @@
 """The command line of `worker checkpoint`."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Final, TypeVar
@@ -14,7 +13,7 @@ from publisher.command_line import Command, Group, Options, json_option
 from worker.cli.agreement import agreed
 from worker.cli.subscription_options import EPILOG, queue_of, subscription_options
 from worker.cli.tables import pairs, table
-from worker.cli.verbs import with_settings
+from worker.cli.verbs import run_to_end, with_settings
 from worker.config import Settings
 from worker.operations import checkpoints
 from worker.replica import bucket
@@ -136,6 +135,6 @@ def _with_bucket(settings: Settings, use: Callable[[Bucket], Awaitable[T]]) -> T
         return await use(store)
 
     try:
-        return asyncio.run(run())
+        return run_to_end(run())
     finally:
         store.close()

@@ -1,6 +1,5 @@
 """The command line of `worker doctor`."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Final
 
@@ -13,7 +12,7 @@ from rich.text import Text
 from publisher.command_line import Command, Options, json_option
 from worker import config
 from worker.cli.tables import plain
-from worker.cli.verbs import without_settings
+from worker.cli.verbs import run_to_end, without_settings
 from worker.config import Settings
 from worker.errors import ConfigError, QueueMissing
 from worker.operations.doctor import litestream
@@ -64,7 +63,7 @@ def command(options: Options, environ: Mapping[str, str]) -> int:
     """Check, print, and say by the exit code whether anything is refused."""
     logs.configure("warning")
     with Console(stderr=True).status("checking"):
-        found = report(asyncio.run(_examine(options.quick, environ)))
+        found = report(run_to_end(_examine(options.quick, environ)))
     if options.json:
         print(msgspec.json.encode(found).decode())
     else:

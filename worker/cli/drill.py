@@ -17,7 +17,7 @@ from publisher import parameters
 from publisher.command_line import Command, Group, Options, json_option
 from worker.cli import service_options
 from worker.cli.tables import pairs, table
-from worker.cli.verbs import with_settings
+from worker.cli.verbs import run_to_end, with_settings
 from worker.config import Settings
 from worker.errors import ConfigError, StoreError
 from worker.events.configured import catalog_of
@@ -73,7 +73,7 @@ def command(settings: Settings, options: Options) -> int:
     if not scratch.is_dir():
         raise ConfigError(f"--scratch {scratch} is no folder; name one that exists")
     try:
-        drill = asyncio.run(_run(settings, options, scratch))
+        drill = run_to_end(_run(settings, options, scratch))
     except asyncio.CancelledError:
         print("stopped before the end; nothing is recorded", file=sys.stderr)
         return EXIT_CODES["inconclusive"]
@@ -117,7 +117,7 @@ async def _run(settings: Settings, options: Options, scratch: Path) -> Drill:
 def _show(settings: Settings, options: Options) -> int:
     store = Bucket(settings.bucket, settings.prefix).patient(bucket.COMMAND_PATIENCE_SECONDS)
     try:
-        drill = asyncio.run(drill_record.latest(store, timeout=_REQUEST_SECONDS))
+        drill = run_to_end(drill_record.latest(store, timeout=_REQUEST_SECONDS))
     finally:
         store.close()
     _print(drill, as_json=options.json)

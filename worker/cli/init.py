@@ -1,12 +1,11 @@
 """The command line of `worker init`."""
 
-import asyncio
 from typing import Final
 
 import click
 
 from publisher.command_line import Command, Options
-from worker.cli.verbs import with_settings
+from worker.cli.verbs import run_to_end, with_settings
 from worker.config import Settings
 from worker.lease import record
 from worker.replica.bucket import opened
@@ -24,6 +23,6 @@ it, so that a mistyped bucket is an error and not an empty database.
 def command(settings: Settings, _: Options) -> int:
     """Create the store, if there is none."""
     with opened(settings.bucket, settings.prefix) as store:
-        created = asyncio.run(record.initialize(store, timeout=settings.lease_read_timeout_seconds))
+        created = run_to_end(record.initialize(store, timeout=settings.lease_read_timeout_seconds))
         print(f"{store} is a new, empty store" if created else f"{store} is a store already; nothing was changed")
     return 0

@@ -1,6 +1,5 @@
 """The command line of `worker lease`."""
 
-import asyncio
 from typing import Final
 
 import click
@@ -8,7 +7,7 @@ import msgspec
 
 from publisher.command_line import Command, Group, Options, json_option
 from worker.cli.agreement import agreed
-from worker.cli.verbs import with_settings
+from worker.cli.verbs import run_to_end, with_settings
 from worker.config import Settings
 from worker.lease import record as lease_record
 from worker.operations import lease as lease_commands
@@ -33,7 +32,7 @@ def command() -> None:
 @with_settings()
 def _lease_show(settings: Settings, options: Options) -> int:
     with opened(settings.bucket, settings.prefix) as store:
-        status = asyncio.run(lease_commands.show(store, timeout=settings.lease_read_timeout_seconds))
+        status = run_to_end(lease_commands.show(store, timeout=settings.lease_read_timeout_seconds))
     if options.json:
         print(msgspec.json.encode(status).decode())
     else:
@@ -50,7 +49,7 @@ def _lease_break(settings: Settings, options: Options) -> int:
     timeout = settings.lease_read_timeout_seconds
     with opened(settings.bucket, settings.prefix) as store:
         if not options.yes:
-            record, _ = asyncio.run(lease_record.look(store, timeout=timeout))
+            record, _ = run_to_end(lease_record.look(store, timeout=timeout))
             if record.state == "released":
                 print(f"the lease of {store} is released already, at epoch {record.epoch}: there is nothing to break")
                 return 0
@@ -60,7 +59,7 @@ def _lease_break(settings: Settings, options: Options) -> int:
             )
             if not agreed(what, yes=False):
                 return 1
-        record = asyncio.run(
+        record = run_to_end(
             lease_commands.break_(store, ttl=settings.lease_ttl_seconds, force=options.force, timeout=timeout, say=print)
         )
         print(f"the lease of {store} is released at epoch {record.epoch}")

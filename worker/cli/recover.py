@@ -1,6 +1,6 @@
 """The command line of `worker recover`."""
 
-import asyncio
+import contextlib
 import os
 import sys
 import tempfile
@@ -20,7 +20,7 @@ from worker.cli import replay
 from worker.cli.agreement import agreed
 from worker.cli.subscription_options import EPILOG, queue_of, subscription_options
 from worker.cli.tables import pairs
-from worker.cli.verbs import with_settings
+from worker.cli.verbs import run_to_end, with_settings
 from worker.config import Settings
 from worker.errors import LeaseHeld, LeaseLost, RestoreFailed, StoreError, WorkerError
 from worker.operations import checkpoints
@@ -28,6 +28,7 @@ from worker.operations.pubsub import Queue
 from worker.operations.recovery import Plan, Recovery
 from worker.operations.replay import Patience, Progress
 from worker.operations.replay_point import replay_point
+from worker.operations.undone import delete as delete_undone
 from worker.operations.undone import write as write_undone
 from worker.replica import bucket
 from worker.replica.bucket import Bucket
@@ -89,28 +90,28 @@ def _recover(settings: Settings, options: Options) -> int:
         raise RestoreFailed(f"{options.undone} is there already; name a new file with --undone")
     queue = queue_of(options) if options.replay or options.replay_from else None
     recovery = Recovery(settings, options.at, _say, blind=options.replay_from is not None)
-    with Console(stderr=True).status("comparing"):
-        plan = _made(recovery.plan())
-        # Found out before anything is changed: a recovery that nothing can be replayed onto is not what was asked for.
-        to = _replay_to(settings, options, plan, queue)
-        if queue is not None and to is not None:
-            replay.look(settings, queue, to, url=options.url, environ=os.environ)
-    if options.dry_run:
-        _show(plan, options, to=to)
-        return 0
-    if not options.yes and not options.json:
-        pairs(_rows(plan, to))
-        sys.stdout.flush()
-    if not agreed("this would make the earlier state live, and undo what came after it", yes=options.yes):
+    try:
+        plan, to = _planned(settings, options, recovery, queue)
+        if options.dry_run:
+            return 0
+        agreement = agreed("this would make the earlier state live, and undo what came after it", yes=options.yes)
+    except KeyboardInterrupt:
+        _say("nothing was changed")
+        raise
+    if not agreement:
         _say("nothing was changed")
         return 1
     now = datetime.now(UTC)
     file = _Undone(options.undone or Path(f"undone-{now:%Y%m%d-%H%M%S}.txt"), plan)
-    generation = _keep(settings, plan, now)
-    if to is not None:  # told before it is needed: from the switch to the replay there is nothing else to go by
-        _say(f"should this break off once the older state is live, run it again, or: {_by_hand(to)}")
-    with Console(stderr=True).status("recovering"):
-        recovered = _made(recovery.recover())
+    try:
+        generation = _keep(settings, plan, now)
+        if to is not None:  # told before it is needed: from the switch to the replay there is nothing else to go by
+            _say(f"should this break off once the older state is live, run it again, or: {_by_hand(to)}")
+        with Console(stderr=True).status("recovering"):
+            recovered = _made(recovery.recover())
+    except (KeyboardInterrupt, WorkerError):
+        _broken_off(settings, recovery, file, now)
+        raise
     _say(f"{recovered.generation} is live")
     file.write(recovered.plan)
     try:
@@ -126,9 +127,44 @@ def _recover(settings: Settings, options: Options) -> int:
     return code
 
 
+def _planned(
+    settings: Settings, options: Options, recovery: Recovery, queue: Queue | None
+) -> tuple[Plan, datetime | str | None]:
+    """Find out what would be undone and replayed from where, and print it: alone, or for the question that follows."""
+    with Console(stderr=True).status("comparing"):
+        plan = _made(recovery.plan())
+        # Found out before anything is changed: a recovery that nothing can be replayed onto is not what was asked for.
+        to = _replay_to(settings, options, plan, queue)
+        if queue is not None and to is not None:
+            replay.look(settings, queue, to, url=options.url, environ=os.environ)
+    if options.dry_run:
+        _show(plan, options, to=to)
+    elif not options.yes and not options.json:
+        pairs(_rows(plan, to))
+        sys.stdout.flush()
+    return plan, to
+
+
+def _broken_off(settings: Settings, recovery: Recovery, file: "_Undone", now: datetime) -> None:
+    """Say what a recovery that broke off has left; where it has changed nothing, its lists go as well."""
+    if recovery.unchanged:
+        file.path.unlink(missing_ok=True)
+        store = Bucket(settings.bucket, settings.prefix)
+        try:
+            with contextlib.suppress(StoreError):  # it lists what is not undone, and can do no harm
+                run_to_end(delete_undone(store, now))
+        finally:
+            store.close()
+        _say("nothing was changed")
+    elif recovery.unchanged is None:
+        _say(f"it is not known which state is live: look with `worker replica`; {file.path} has the ids to be undone")
+    else:
+        _say(f"the earlier state is live all the same; {file.path} has the ids of the undone messages")
+
+
 def _made(work: Coroutine[Any, Any, T]) -> T:
     try:
-        return asyncio.run(work)
+        return run_to_end(work)
     except LeaseLost as lost:  # in order for a service, which then ends with 0; here what was asked for is not done
         raise LeaseHeld(f"{lost}. Look at what is live with `worker replica`, and run it again") from None
     except OSError as error:
@@ -166,7 +202,7 @@ def _keep(settings: Settings, plan: Plan, now: datetime, generation: int = 0) ->
     store = Bucket(settings.bucket, settings.prefix)
     try:
         messages = [] if plan.undone is None else list(plan.undone.messages)
-        return asyncio.run(write_undone(store, now, messages, if_generation=generation))
+        return run_to_end(write_undone(store, now, messages, if_generation=generation))
     finally:
         store.close()
 
@@ -178,7 +214,7 @@ def _lines(plan: Plan) -> list[str]:
 def _replay_to(settings: Settings, options: Options, plan: Plan, queue: Queue | None) -> datetime | str | None:
     if options.replay_from is not None:
         return options.replay_from  # type: ignore[no-any-return]  # of a namespace
-    return None if queue is None else asyncio.run(_point(settings, plan, queue))
+    return None if queue is None else run_to_end(_point(settings, plan, queue))
 
 
 def _replay_to_after(

@@ -3,34 +3,39 @@
 import base64
 import json
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 from rich.console import Console
 
-from publisher import command_line, parameters
+from publisher import command_line, parameters, values
 from publisher.command_line import Options, json_option
-from publisher.values import counted
+from publisher.values import age, counted
 from worker.cli.agreement import agreed
 from worker.cli.service_options import EPILOG, asking, url_option
-from worker.cli.tables import pairs, plain, table
+from worker.cli.tables import lines, pairs, plain
 from worker.database.models import REASONS
 from worker.errors import ServiceRefused
 from worker.operations.service_client import Service, Wanted, export
 
-_COLUMNS: Final = ("message_id", "reason", "detail", "publish_time", "received_at", "delivery_attempt", "bytes")
+_NAMED_MOST: Final = 10
+"""Most message ids in the question whether to discard."""
 
 _INTRO: Final = """\
 Messages that could not have their effect, kept with the reason: look at them, and end each in one of three ways.
 
   the worker was mended:       python -m worker rejections retry ID
   the message must be mended:  python -m worker rejections export bad.jsonl
-                               mend a copy of the file, here good.jsonl
-                               python -m publisher load good.jsonl
-                               python -m worker rejections discard ID --yes
+                               mend the file's lines
+                               python -m publisher load bad.jsonl --rejects rest.jsonl
+                               python -m worker rejections discard --yes \\
+                                   --file bad.jsonl --except rest.jsonl
   it is not wanted:            python -m worker rejections discard ID --yes
 
 These commands ask the running service, which is the one writer; they need neither REPLICA_URL nor a restart.
@@ -94,12 +99,31 @@ async def _list(service: Service, options: Options) -> int:
     if options.json:
         print(json.dumps(rows))
         return 0
-    columns = (*_COLUMNS, "resolution") if options.all else _COLUMNS
-    if rows:
-        table([name.replace("_", " ") for name in columns], [[row[name] for name in columns] for row in rows])
-    else:
+    if not rows:
         print("no rejections")
+        return 0
+    now = datetime.now(UTC)
+    print(_summary(rows, now))
+    shown = ("message_id", "reason", *(("resolution",) if options.all else ()))
+    lines([[*(row[name] for name in shown), _age(row, now), row["detail"]] for row in rows])
     return 0
+
+
+def _summary(rows: Sequence[Mapping[str, Any]], now: datetime) -> str:
+    """One line: 12 open: 11 conflict, 1 unknown_event; oldest 4 min."""
+    waiting = [row for row in rows if row["resolution"] is None]
+    reasons = Counter(row["reason"] for row in waiting).most_common()
+    parts = [f"{len(waiting):,} open"]
+    if waiting:
+        parts[0] += ": " + ", ".join(f"{count:,} {reason}" for reason, count in reasons)
+        parts.append(f"oldest {_age(min(waiting, key=lambda row: str(row['received_at'])), now)}")
+    if len(rows) > len(waiting):
+        parts.append(f"{len(rows) - len(waiting):,} resolved")
+    return "; ".join(parts)
+
+
+def _age(row: Mapping[str, Any], now: datetime) -> str:
+    return age(now - datetime.fromisoformat(row["received_at"]))
 
 
 @command.command("show", cls=Command, help="Show one rejection, with its data.", short_help="everything that is kept of one")
@@ -142,13 +166,27 @@ async def _retry(service: Service, options: Options) -> int:
 @url_option
 @_ids
 @_every
+@click.option("--file", metavar="FILE", type=parameters.PATH, help="what `export` wrote: every message in it")
+@click.option(
+    "except_",
+    "--except",
+    metavar="FILE",
+    type=parameters.PATH,
+    help="with --file: but none that `load --rejects` wrote there",
+)
 @click.option("--yes", is_flag=True, help="do it; without this, only say what would be discarded")
 @_filters
 @json_option
 @asking
 async def _discard(service: Service, options: Options) -> int:
-    ids = await _chosen(service, options)
-    named = ", ".join(map(plain, ids)) or "none"
+    ids = await _in_file(service, options) if options.file is not None else await _chosen(service, options)
+    if not ids and not options.json:
+        print("nothing to discard")
+    if not ids:
+        return 0
+    named = ", ".join(map(plain, ids[:_NAMED_MOST]))
+    if len(ids) > _NAMED_MOST:
+        named += f" and {len(ids) - _NAMED_MOST:,} more"
     if not agreed(f"this would discard {counted(len(ids), 'message')} for good: {named}", yes=options.yes):
         return 1
     return await _resolve(service, options, service.discard, ids)
@@ -181,7 +219,8 @@ async def _export(service: Service, options: Options) -> int:
     elif options.json:
         print(json.dumps({"exported": count, "file": str(options.file)}))
     else:
-        print(f"{count:,} exported; mend {options.file}, then: python -m publisher load {options.file}")
+        print(f"{count:,} exported; mend {options.file}, then: python -m publisher load {options.file} --rejects rest.jsonl")
+        print(f"and at last: python -m worker rejections discard --file {options.file} --except rest.jsonl")
     return 0
 
 
@@ -206,7 +245,41 @@ async def _resolve(
     return int(failed)
 
 
+async def _in_file(service: Service, options: Options) -> list[str]:
+    """The ids that an export names, and that are open still."""
+    if options.ids or options.all or _wanted(options) != Wanted():
+        raise ServiceRefused("--file chooses the messages: name no others beside it; nothing was changed")
+    left_out = set(_exported(options.except_)) if options.except_ is not None else set()
+    named = [each for each in _exported(options.file) if each not in left_out]
+    waiting = {row["message_id"] async for row in service.each(Wanted())}
+    resolved = sum(each not in waiting for each in named)
+    if resolved:
+        print(f"{counted(resolved, 'message')} of {plain(str(options.file))} resolved already, or gone", file=sys.stderr)
+    return [each for each in named if each in waiting]
+
+
+def _exported(path: Path) -> list[str]:
+    """The message ids of the lines that `export` wrote, mended or not, each once."""
+    ids: dict[str, None] = {}
+    try:
+        with path.open("rb") as file:
+            for number, text in enumerate(file, 1):
+                if text.strip():
+                    ids[_rejection_of(text, f"line {number} of {path}")] = None
+    except OSError as error:
+        raise ServiceRefused(f"cannot read {path}: {error.strerror}; nothing was changed") from None
+    return list(ids)
+
+
+def _rejection_of(text: bytes, where: str) -> str:
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        return values.message_id(json.loads(text)["_rejection"]["message_id"])
+    raise ServiceRefused(f"{where} names no rejection: give a file that `rejections export` wrote; nothing was changed")
+
+
 async def _chosen(service: Service, options: Options) -> list[str]:
+    if getattr(options, "except_", None) is not None:
+        raise ServiceRefused("--except goes with --file; nothing was changed")
     wanted = _wanted(options)
     filtered = wanted != Wanted()
     if bool(options.ids) + (filtered or options.all) != 1:

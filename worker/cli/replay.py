@@ -21,7 +21,7 @@ from worker.cli import service_options
 from worker.cli.agreement import agreed
 from worker.cli.subscription_options import EPILOG, queue_of, subscription_options
 from worker.cli.tables import pairs
-from worker.cli.verbs import with_settings
+from worker.cli.verbs import run_to_end, with_settings
 from worker.config import Settings
 from worker.errors import ServiceUnreachable
 from worker.operations import checkpoints
@@ -76,7 +76,7 @@ def look(settings: Settings, queue: Queue, to: datetime | str, *, url: str | Non
         async with _service(settings, url, environ) as service:
             return await plan(queue, service, to, now=datetime.now(UTC))
 
-    return asyncio.run(run())
+    return run_to_end(run())
 
 
 def follow(
@@ -118,7 +118,7 @@ def follow(
                     await asyncio.sleep(POLL_SECONDS)
             return await _shown(queue, service, planned, patience, undone=undone)
 
-    return asyncio.run(run())
+    return run_to_end(run())
 
 
 @click.command("replay", cls=Command, one_of=("--snapshot", "--from"), required=True, help=_INTRO, epilog=EPILOG)
@@ -148,7 +148,7 @@ def command(settings: Settings, options: Options) -> int:
         async with _service(settings, options.url, os.environ) as service:
             return await _shown(queue, service, planned, Patience(options.settle, options.start))
 
-    planned = asyncio.run(planning())
+    planned = run_to_end(planning())
     if not options.json:
         pairs(_rows(planned))
         sys.stdout.flush()  # the progress goes to standard error
@@ -159,7 +159,7 @@ def command(settings: Settings, options: Options) -> int:
         return 1
     else:
         try:
-            done = asyncio.run(replaying(planned))
+            done = run_to_end(replaying(planned))
         except KeyboardInterrupt:
             print("stopped; what was sought goes on coming, and before-replay-... stays as the way back", file=sys.stderr)
             return INTERRUPTED

@@ -1,6 +1,5 @@
 """The command line of `worker replica`."""
 
-import asyncio
 from typing import Any, Final
 
 import click
@@ -10,7 +9,7 @@ from publisher import parameters
 from publisher.command_line import Command, Group, Options, json_option
 from publisher.values import counted
 from worker.cli.tables import table
-from worker.cli.verbs import with_settings
+from worker.cli.verbs import run_to_end, with_settings
 from worker.config import Settings
 from worker.replica import bucket
 from worker.replica.bucket import Bucket
@@ -113,7 +112,7 @@ def _verify(settings: Settings, options: Options) -> int:
 def _with_bucket(settings: Settings, use: Any) -> Any:
     store = Bucket(settings.bucket, settings.prefix)
     try:
-        return asyncio.run(use(store.patient(bucket.COMMAND_PATIENCE_SECONDS)))
+        return run_to_end(use(store.patient(bucket.COMMAND_PATIENCE_SECONDS)))
     finally:
         store.close()
 

@@ -1,6 +1,5 @@
 """The command line of `worker restore`."""
 
-import asyncio
 import sys
 from typing import Final
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from publisher import parameters
 from publisher.command_line import Command, Options, json_option
 from worker.cli.tables import pairs
-from worker.cli.verbs import with_settings
+from worker.cli.verbs import run_to_end, with_settings
 from worker.config import Settings
 from worker.errors import ConfigError, RestoreFailed
 from worker.events.configured import catalog_of
@@ -67,7 +66,7 @@ def command(settings: Settings, options: Options) -> int:
 
     store = Bucket(settings.bucket, settings.prefix)
     try:
-        restored = asyncio.run(run(store.patient(bucket.COMMAND_PATIENCE_SECONDS)))
+        restored = run_to_end(run(store.patient(bucket.COMMAND_PATIENCE_SECONDS)))
     except OSError as error:
         raise RestoreFailed(
             f"{options.output} cannot be written: {error.strerror}; name a file in a folder with room for it twice"

@@ -1,6 +1,5 @@
 """How the operator's commands find the running service, and what they tell it: who asks, and of which store."""
 
-import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
@@ -9,7 +8,7 @@ import click
 
 from publisher import parameters
 from publisher.command_line import Options
-from worker.cli.verbs import without_settings
+from worker.cli.verbs import run_to_end, without_settings
 from worker.operations import identity
 from worker.operations.service_client import Service
 
@@ -49,6 +48,6 @@ def asking(body: Callable[[Service, Options], Awaitable[int]]) -> Callable[..., 
             async with connect(Service, service_url(options.url, environ), environ) as service:
                 return await body(service, options)
 
-        return asyncio.run(run())
+        return run_to_end(run())
 
     return without_settings(ask)

@@ -11,7 +11,7 @@ import click
 from publisher import parameters
 from publisher.command_line import Command, Options
 from worker.cli.service_options import connect, service_url, url_option
-from worker.cli.verbs import without_settings
+from worker.cli.verbs import run_to_end, without_settings
 from worker.errors import ServiceRefused, ServiceUnreachable
 from worker.operations.service_client import Service
 
@@ -38,7 +38,7 @@ def command(options: Options, environ: Mapping[str, str]) -> int:
     Raises:
         WorkerError: A step failed; the text names it.
     """
-    return asyncio.run(_smoke(options, environ))
+    return run_to_end(_smoke(options, environ))
 
 
 async def _smoke(options: Options, environ: Mapping[str, str]) -> int:

@@ -16,6 +16,8 @@ _FOLDED: Final = frozenset({"detail", "file"})
 """Columns whose cells may take several lines on a terminal: the others are ids, times and numbers."""
 _FOLDED_LEAST: Final = 30
 """Characters in a line below which folding such a cell makes it unreadable."""
+_PADDED_MOST: Final = 24
+"""Widest a column of `lines` is padded: an id of a sender's own may have a thousand characters."""
 _GAP: Final = "  "
 
 
@@ -51,6 +53,21 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     for row in shown:
         made.add_row(*map(Text, row))
     console.print(made, highlight=False)
+
+
+def lines(rows: Sequence[Sequence[Any]]) -> None:
+    """Print a line for each row. On a terminal the last cell is cut off where the line would not fit, and no other one."""
+    shown = [[_shown(cell) for cell in row] for row in rows]
+    widths = [min(max(map(cell_len, cells)), _PADDED_MOST) for cells in zip(*shown, strict=True)]
+    console = Console()
+    for *cells, last in shown:
+        first = _GAP.join(
+            set_cell_size(text, max(width, cell_len(text))) for text, width in zip(cells, widths, strict=False)
+        )
+        room = console.width - cell_len(first) - len(_GAP)
+        if console.is_terminal and cell_len(last) > room:
+            last = f"{set_cell_size(last, room - 1).rstrip()}…" if room > 1 else ""
+        print(f"{first}{_GAP}{last}".rstrip())
 
 
 def pairs(rows: Sequence[tuple[str, Any]]) -> None:

@@ -9,15 +9,20 @@ A verb is a module of this package that exposes one `click.Command`, or `Group`,
     def command(settings: Settings, options: Options) -> int: ...
 """
 
+import asyncio
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from publisher.command_line import Options, with_environment
 from worker import config
 from worker.config import Settings
 from worker.telemetry import logs
+
+T = TypeVar("T")
 
 
 def with_settings(
@@ -55,6 +60,20 @@ def without_settings(body: Callable[[Options, Mapping[str, str]], int]) -> Calla
             return body(options, environ)
 
     return with_environment(read)
+
+
+def run_to_end(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, as `asyncio.run` does.
+
+    After Ctrl-C the coroutine is unwound, and then no thread is waited for: a request to a bucket that does not answer would
+    hold up the end for minutes. `end` leaves without it as well.
+    """
+    with asyncio.Runner() as runner:
+        try:
+            return runner.run(work)
+        except KeyboardInterrupt:
+            runner.get_loop().set_default_executor(ThreadPoolExecutor(1))  # an idle one, which is closed at once
+            raise
 
 
 @contextlib.contextmanager

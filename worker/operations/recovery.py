@@ -25,6 +25,7 @@ from worker.database import schema
 from worker.database.comparison import Undone, undone
 from worker.errors import LeaseLost, NotInReplica, RestoreFailed, StoreMissing
 from worker.lease.handover import Succession
+from worker.lease.lease import Lease
 from worker.operations.restore import Restored, restore
 from worker.replica import ltx
 from worker.replica.generation import Generation, insist, seal, unchanging_after
@@ -79,6 +80,20 @@ class Recovery:
 
     def __init__(self, settings: Settings, at: datetime, say: Callable[[str], None], *, blind: bool = False) -> None:
         self._settings, self._at, self._say, self._blind = settings, at, say, blind
+        self._lease: Lease | None = None
+        self._live_before: str | None = None
+
+    @property
+    def unchanged(self) -> bool | None:
+        """Once `recover` has raised: whether what was live is live still; None if that is not known.
+
+        A release that succeeds has read the record as it is. One that does not may have left a switch under way.
+        """
+        if self._lease is None:
+            return True
+        if self._lease.held_epoch is not None:
+            return None
+        return self._lease.live == self._live_before
 
     async def plan(self) -> Plan:
         """Plan: the messages that a recovery would undo now. Nothing is changed, and no lease is needed.
@@ -119,6 +134,7 @@ class Recovery:
                     plan = await self._sealed_plan(parts, scratch)
                     self._say("uploading the whole database as a new generation")
                     wanted = plan.wanted
+                    self._lease, self._live_before = lease, lease.live
                     await generation.begin_from(Path(wanted.file), base=wanted.generation, base_txid=wanted.txid)
                     live = lease.live
             assert live is not None  # begin_from named it

@@ -17,10 +17,26 @@ _REQUEST_SECONDS: Final = 60.0
 
 
 class Store(Protocol):
-    """The bucket's one operation that is used here."""
+    """The bucket's two operations that are used here."""
 
     async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
         """See `worker.replica.bucket.Bucket.write`."""
+
+    async def delete(self, name: str, *, timeout: float) -> None:
+        """See `worker.replica.bucket.Bucket.delete`."""
+
+
+async def delete(store: Store, now: datetime) -> None:
+    """Delete the list of a recovery that was not made.
+
+    Raises:
+        StoreError: It is not deleted, or it is not known whether it is.
+    """
+    await store.delete(_name(now), timeout=_REQUEST_SECONDS)
+
+
+def _name(now: datetime) -> str:
+    return f"undone/{rfc3339(now)}.json"
 
 
 async def write(store: Store, now: datetime, messages: Sequence[str], *, if_generation: int) -> int:
@@ -35,7 +51,7 @@ async def write(store: Store, now: datetime, messages: Sequence[str], *, if_gene
     Raises:
         StoreError: They are not written, or it is not known whether they are.
     """
-    name = f"undone/{rfc3339(now)}.json"
+    name = _name(now)
     try:
         data = msgspec.json.encode(messages)
         return await store.write(name, data, if_generation=if_generation, timeout=_REQUEST_SECONDS)

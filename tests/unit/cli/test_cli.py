@@ -2,11 +2,17 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from local.worker_process import ROOT, wait_until
 from worker import config
 from worker.cli import main
 from worker.replica import bucket
@@ -77,3 +83,73 @@ def test_a_reader_that_has_enough_is_no_traceback() -> None:
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a bucket that takes connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "last"),
+    [
+        (["replica"], ["interrupted"]),
+        (["lease", "show"], ["interrupted"]),
+        (["rejections", "list"], ["interrupted"]),
+        (["recover", "--at", "1h", "--yes"], ["nothing was changed", "interrupted"]),
+    ],
+    ids=lambda words: words[0],
+)
+def test_ctrl_c_waits_for_no_answer(silent: str, tmp_path: Path, command: list[str], last: list[str]) -> None:
+    """130 within seconds, without a traceback, although a request hangs on a thread; and no file is left."""
+    variables = {"STORAGE_EMULATOR_HOST": silent, "REPLICA_URL": "gs://bucket/store", "SERVICE_URL": silent}
+    variables |= {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "worker", *command],
+        env={**os.environ, **variables},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        wait_until(lambda: asked(silent), "a request", seconds=60)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=60)
+    assert (process.returncode, out, error.splitlines()[-len(last) :]) == (130, "", last)
+    assert "Traceback" not in error
+    assert time.monotonic() - began < 10
+    assert list(tmp_path.iterdir()) == []
+
+
+def asked(address: str) -> bool:
+    """Whether a client is connected there: an established connection to that port in the kernel's table."""
+    port = f":{int(address.rpartition(':')[2]):04X}"
+    rows = [text.split() for text in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(cells[2].endswith(port) and cells[3] == "01" for cells in rows)
+
+
+@pytest.mark.parametrize("package", ["worker", "publisher", "worker.cli.solowriter"])
+def test_ctrl_c_before_there_is_a_command_is_no_traceback(package: str) -> None:
+    """As it comes when a slip is noticed at once: while modules are still being loaded."""
+    program = f"""
+import runpy, sys
+
+class Struck:
+    def find_spec(self, name, *_):
+        if name == "click":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Struck())
+if {package!r} == "worker.cli.solowriter":
+    from worker.cli.solowriter import main
+    main()
+runpy.run_module({package!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")

@@ -98,7 +98,7 @@ def test_a_spacing_costs_what_its_uploads_cost(spacing: float, rate: float) -> N
 
 def test_what_litestream_does_of_its_own_accord_is_as_the_formula_says() -> None:
     """litestream.yml: its merges, its looks for old slots, and how long slots stay."""
-    config = (ROOT / "litestream.yml").read_text()
+    config = (ROOT / "worker" / "replica" / "litestream.yml").read_text()
     assert re.findall(r"^  - interval: (\w+)$", config, re.MULTILINE) == ["30s", "5m", "1h"]
     assert list(cost.MERGES) == [30, 300, 3600]
     assert re.findall(r"^l0-retention[a-z-]*: (\w+)$", config, re.MULTILINE) == ["5m", "5m"]

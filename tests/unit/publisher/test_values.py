@@ -166,3 +166,11 @@ def test_an_address_is_one(text: str) -> None:
     with pytest.raises(values.Wrong):
         values.address(text)
     assert values.address("http://[::1]:8080/x") == "http://[::1]:8080/x"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(-1, "0 s"), (59.9, "59 s"), (60, "1 min"), (3599, "59 min"), (7200, "2 h"), (172_800, "2 d")]
+)
+def test_an_age_is_told_in_its_largest_unit(seconds: float, text: str) -> None:
+    """And a clock that is behind makes none negative."""
+    assert values.age(timedelta(seconds=seconds)) == text
