@@ -171,7 +171,7 @@ class Settings:
         "EVENTS",
         "worker.events.users",
         "The Python modules that declare events, divided by commas; see docs/events.md. The folder of a module of your own "
-        "must be in PYTHONPATH. The first of them makes the default event, unless `user.created` is there.",
+        "must be in PYTHONPATH. A message that names no event is a `user.created`.",
         unit="modules",
         why="The users of the service that this one replaces.",
     )
@@ -365,7 +365,6 @@ class Settings:
         for spec in fields(self):
             _check_range(spec.metadata["name"], getattr(self, spec.name), spec.metadata["low"], spec.metadata["high"])
         _check_texts(self)
-        _check_choice("UNKNOWN_FIELDS", self.unknown_fields, ("count", "reject"))
         _check_choice("LOG_LEVEL", self.log_level, ("debug", "info", "warning", "error"))
         _check_choice("UNKNOWN_FIELDS", self.unknown_fields, ("count", "reject"))
         _check_choice("TOKENS_VERIFIED_BY", self.tokens_verified_by, ("here", "platform"))

@@ -44,8 +44,6 @@ def _row(order: OrderPlaced, _published: int) -> tuple[str, int, int, str | None
 
 EVENTS = [
     Event("order.placed", OrderPlaced, Order, row=_row, subject="customer_id", readable=True),
-    Event(
-        "order.changed", OrderChanged, Order, row=_row, subject="customer_id", when_there="newest", version="revision"
-    ),
+    Event("order.changed", OrderChanged, Order, row=_row, subject="customer_id", when_there="newest", version="revision"),
 ]
 MIGRATIONS = Path(__file__).parent / "migrations"

@@ -25,17 +25,10 @@ from local.stack import TOPIC, stack
 from local.worker_process import ROOT, wait_until
 from publisher.client import Publisher
 from publisher.errors import RefusedError, TopicNotFoundError
-from publisher.message import (
-    MAX_CREATED_AT,
-    MAX_DATA_BYTES,
-    MAX_USER_ID,
-    MIN_CREATED_AT,
-    MIN_USER_ID,
-    MessageError,
-    UserCreated,
-    decode,
-    encode,
-)
+from publisher.message import Message
+from tests.entries import CATALOG
+from worker.events.declaration import MAX_DATA_BYTES, MessageError
+from worker.events.users import MAX_CREATED_AT, MAX_USER_ID, MIN_USER_ID, USER_CREATED, UserCreated
 
 pytestmark = pytest.mark.slow
 
@@ -109,7 +102,7 @@ def publish(host: Emulator, data: bytes, attributes: dict[str, str] | None = Non
 def reason(data: bytes, attributes: dict[str, str] | None = None) -> str:
     """The format's reason code, or an empty string for a message that it accepts."""
     try:
-        decode(data, attributes or {})
+        CATALOG.event(attributes or {}).decode(data)
     except MessageError as error:
         return str(error.reason)
     return ""
@@ -141,7 +134,7 @@ def test_what_the_documentation_says_in_words_is_so(checked: Emulator) -> None:
     assert publish(checked, b"", {"user_id": "5"}) == "refused"
     broken = b'{"user_id": 5, "settings": "\xff"}'
     assert (publish(checked, broken), reason(broken)) == ("taken", "not_utf8")
-    foreign = {"event_type": "user.deleted"}
+    foreign = {"event_type": "user.renamed"}
     assert (publish(checked, b'{"user_id": 5}', foreign), reason(b'{"user_id": 5}', foreign)) == ("taken", "unknown_event")
     for digits, verdict in ((1000, "taken"), (1001, "refused")):
         long = b'{"user_id": 5, "newer": %s}' % (b"9" * digits)
@@ -151,10 +144,10 @@ def test_what_the_documentation_says_in_words_is_so(checked: Emulator) -> None:
 def test_everything_our_publisher_writes_is_taken(checked: Emulator) -> None:
     """All combinations of the optional fields, at both ends of every range; nulls as other publishers may write them."""
     texts = (None, "", "five@example.com", '"}\\{\n\t\u2028', "é\U0001f600")
-    times = (None, MIN_CREATED_AT, MAX_CREATED_AT)
+    times = (None, 0, MAX_CREATED_AT)
     for user_id, email, text, time in itertools.product((MIN_USER_ID, MAX_USER_ID), texts, texts, times):
         user = UserCreated(user_id=user_id, email_address=email, settings=text, created_at=time)
-        assert publish(checked, encode(user)) == "taken", user
+        assert publish(checked, USER_CREATED.encode(user)) == "taken", user
         fields = {"email_address": email, "settings": text, "created_at": time, "user_id": user_id}
         assert publish(checked, json.dumps(fields).encode()) == "taken", fields
 
@@ -181,7 +174,7 @@ users = st.builds(
     user_id=st.integers(MIN_USER_ID, MAX_USER_ID),
     email_address=st.none() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=50),
     settings=st.none() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=50),
-    created_at=st.none() | st.integers(MIN_CREATED_AT, MAX_CREATED_AT),
+    created_at=st.none() | st.integers(0, MAX_CREATED_AT),
 )
 
 
@@ -191,7 +184,7 @@ def test_whatever_the_format_accepts_is_taken(
     checked: Emulator, user: UserCreated, newer: dict[str, Any], order: Any
 ) -> None:
     """Any user, with any fields of a newer publisher around it, in any order."""
-    fields = list((newer | json.loads(encode(user))).items())
+    fields = list((newer | json.loads(USER_CREATED.encode(user))).items())
     order.shuffle(fields)
     data = json.dumps(dict(fields)).encode()
     assert reason(data) == ""
@@ -201,9 +194,12 @@ def test_whatever_the_format_accepts_is_taken(
 def test_our_publisher_is_told_of_a_refusal(checked: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that only another schema takes: `RefusedError`, and the good ones beside it are accepted."""
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", checked.host)
-    monkeypatch.setattr("publisher.client.encode", lambda user: b'{"user": 5}' if user.user_id == 5 else encode(user))
+    good = USER_CREATED.encode
+    monkeypatch.setattr(
+        Message, "data", property(lambda each: b'{"user": 5}' if each.key["user_id"] == 5 else good(each.content))
+    )
     with Publisher(f"projects/{PROJECT}/topics/checked") as sink:
-        futures = {number: sink.publish(UserCreated(user_id=number)) for number in (4, 5, 6)}
+        futures = {number: sink.publish(Message(USER_CREATED, UserCreated(user_id=number))) for number in (4, 5, 6)}
     assert isinstance(futures[5].exception(0), RefusedError)
     assert all(futures[number].result(0) for number in (4, 6))
 
@@ -241,7 +237,7 @@ def test_publishing_fails_while_the_attached_schema_is_deleted(running: Emulator
     httpx.delete(f"{schemas}/short-lived", trust_env=False).raise_for_status()
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", running.host)
     with Publisher(topic) as sink:
-        future = sink.publish(UserCreated(user_id=5))
+        future = sink.publish(Message(USER_CREATED, UserCreated(user_id=5)))
     assert isinstance(future.exception(0), TopicNotFoundError)
 
 
