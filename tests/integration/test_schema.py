@@ -27,8 +27,10 @@ from publisher.client import Publisher
 from publisher.errors import RefusedError, TopicNotFoundError
 from publisher.message import Message
 from tests.entries import CATALOG
+from worker.events.catalog import Catalog
 from worker.events.declaration import MAX_DATA_BYTES, MessageError
 from worker.events.users import MAX_CREATED_AT, MAX_USER_ID, MIN_USER_ID, USER_CREATED, UserCreated
+from worker.operations.events import avro
 
 pytestmark = pytest.mark.slow
 
@@ -68,13 +70,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
         pytest.skip(str(error))
 
 
-def add_topic(host: Emulator, topic: str) -> None:
+def add_topic(host: Emulator, topic: str, name: str = SCHEMA, definition: str = DEFINITION) -> None:
     """Create the schema if need be, and a topic with it."""
-    schema = {"type": "AVRO", "definition": DEFINITION}
-    created = httpx.post(f"{host.url}/v1/projects/{PROJECT}/schemas?schemaId={SCHEMA}", json=schema, trust_env=False)
+    schema = {"type": "AVRO", "definition": definition}
+    created = httpx.post(f"{host.url}/v1/projects/{PROJECT}/schemas?schemaId={name}", json=schema, trust_env=False)
     if created.status_code != httpx.codes.CONFLICT:  # another test of this module was first
         created.raise_for_status()
-    body = {"schemaSettings": {"schema": f"projects/{PROJECT}/schemas/{SCHEMA}", "encoding": "JSON"}}
+    body = {"schemaSettings": {"schema": f"projects/{PROJECT}/schemas/{name}", "encoding": "JSON"}}
     httpx.put(f"{host.url}/v1/projects/{PROJECT}/topics/{topic}", json=body, trust_env=False).raise_for_status()
 
 
@@ -189,6 +191,26 @@ def test_whatever_the_format_accepts_is_taken(
     data = json.dumps(dict(fields)).encode()
     assert reason(data) == ""
     assert publish(checked, data) == "taken"
+
+
+def test_the_schema_of_another_event_takes_its_messages(running: Emulator) -> None:
+    """The one of several required fields, which `worker schema` prints: in any order, with others between; never a part."""
+    definition = json.dumps(avro(Catalog.load("examples.orders"), "order.changed"))
+    add_topic(running, "orders", "order-changed", definition)
+    fields: dict[str, Any] = {
+        "order_id": "A-1",
+        "note": None,
+        "customer_id": 5,
+        "total_cents": 0,
+        "newer": [{}],
+        "revision": 2,
+    }
+    for order in itertools.permutations(fields):
+        if order.index("order_id") in (0, 5):
+            assert publish(running, json.dumps({name: fields[name] for name in order}).encode(), topic="orders") == "taken"
+    for name in ("order_id", "customer_id", "total_cents", "revision"):
+        short = json.dumps({other: value for other, value in fields.items() if other != name}).encode()
+        assert publish(running, short, topic="orders") == "refused", name
 
 
 def test_our_publisher_is_told_of_a_refusal(checked: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
