@@ -7,7 +7,7 @@ MINUTES ?= 480
 SOAK_MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-recover run test test-fast torture check format bench soak docs lock deploy smoke destroy clean
+.PHONY: help setup demo demo-recover example run test test-fast torture check format bench soak docs lock deploy smoke destroy clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ demo: $(READY)  ## Publish 1,000 users, kill -9 and wipe the worker twice, prove
 
 demo-recover: $(READY)  ## Recover to a checkpoint beside a running worker, replay, prove that everything came back
 	@$(BIN)/python -m local demo-recover
+
+example: $(READY)  ## Orders beside users, as an adopter declares them: published, read, changed, erased, restored
+	@$(BIN)/python -m local example
 
 run: $(READY)  ## The whole stack on this machine, until Ctrl-C, with commands to try
 	@$(BIN)/python -m local run

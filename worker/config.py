@@ -225,7 +225,7 @@ class Settings:
         "EVENTS",
         "worker.events.users",
         "The Python modules that declare events, divided by commas; see docs/events.md. The folder of a module of your own "
-        "must be in PYTHONPATH. The first of them makes the default event, unless `user.created` is there.",
+        "must be in PYTHONPATH. A message that names no event is a `user.created`.",
         unit="modules",
         why="The users of the service that this one replaces.",
     )
@@ -428,8 +428,6 @@ class Settings:
             _check_range(spec.metadata["name"], getattr(self, spec.name), spec.metadata["low"], spec.metadata["high"])
         _check_one_database(self)
         _check_texts(self)
-        _check_choice("DELIVERY", self.delivery, ("push", "pull"))
-        _check_choice("UNKNOWN_FIELDS", self.unknown_fields, ("count", "reject"))
         _check_choice("LOG_LEVEL", self.log_level, ("debug", "info", "warning", "error"))
         _check_choice("DELIVERY", self.delivery, ("push", "pull"))
         _check_choice("UNKNOWN_FIELDS", self.unknown_fields, ("count", "reject"))

@@ -12,6 +12,7 @@ from local.gcs_process import FakeGcs
 from local.worker_process import ROOT, WorkerProcess, wait_until
 from publisher import message
 from tests.processes import QUICK
+from worker.events.users import USER_CREATED, UserCreated
 
 pytestmark = pytest.mark.slow
 

@@ -31,9 +31,12 @@ from publisher.errors import (
     TopicUnusableError,
     UnreachableError,
 )
-from publisher.message import EVENT_TYPE, EVENT_TYPE_ATTRIBUTE, UserCreated, decode
+from publisher.message import Message
 from publisher.push import Backoff, PushTarget
 from publisher.settings import Limits, PushLimits
+from tests.entries import CATALOG
+from worker.events.declaration import EVENT_TYPE_ATTRIBUTE
+from worker.events.users import USER_CREATED, UserCreated
 
 pytestmark = pytest.mark.slow
 
@@ -79,9 +82,17 @@ class Topic:
         return list(found.values())
 
 
-def users_of(messages: list[dict[str, Any]]) -> dict[str, UserCreated]:
+def user(user_id: int, **fields: Any) -> Message:
+    """A user to create."""
+    return Message(USER_CREATED, UserCreated(user_id=user_id, **fields))
+
+
+def users_of(messages: list[dict[str, Any]]) -> dict[str, Any]:
     """Return message id and user of pulled or pushed messages."""
-    return {message["messageId"]: decode(base64.b64decode(message["data"]), message["attributes"]) for message in messages}
+    return {
+        message["messageId"]: CATALOG.event(message["attributes"]).decode(base64.b64decode(message["data"]))
+        for message in messages
+    }
 
 
 @pytest.fixture
@@ -104,7 +115,7 @@ def test_create_reaches_the_subscription(topic: Topic, capsys: pytest.CaptureFix
             user_id=5, email_address="a@example.com", created_at=7
         )
     }
-    assert message["attributes"] == {EVENT_TYPE_ATTRIBUTE: EVENT_TYPE}
+    assert message["attributes"] == {EVENT_TYPE_ATTRIBUTE: USER_CREATED.name}
 
 
 def test_load_reaches_the_subscription(topic: Topic, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,7 +127,7 @@ def test_load_reaches_the_subscription(topic: Topic, tmp_path: Path, capsys: pyt
     summary = json.loads(capsys.readouterr().out)
     assert (summary["read"], summary["accepted"], summary["rejected"]) == (3001, 3000, 1)
     assert rejects.read_text() == "user_id,settings\n0,s0\n"
-    arrived = {message_id: user.user_id for message_id, user in users_of(topic.pull(3000)).items()}
+    arrived = {message_id: each.user_id for message_id, each in users_of(topic.pull(3000)).items()}
     entries = [json.loads(line) for line in accepted.read_text().splitlines()]
     assert {entry["message_id"]: entry["user_id"] for entry in entries} == arrived
     assert all(entry["line"] == entry["user_id"] + 2 for entry in entries)
@@ -142,7 +153,7 @@ def test_unreachable_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None
     """With nobody listening, publishing ends after the time it was given, as unknown."""
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "127.0.0.1:1")
     with Publisher("projects/p/topics/users", Limits(give_up_after=1.0, attempt=1.0)) as sink:
-        future = sink.publish(UserCreated(user_id=1))
+        future = sink.publish(user(1))
         with pytest.raises(UnreachableError, match="check the network"):
             future.result(timeout=sink.patience)
 
@@ -151,7 +162,7 @@ def test_closing_early_leaves_no_future_open(monkeypatch: pytest.MonkeyPatch) ->
     """Closing without waiting settles what has no answer as not confirmed; closing twice is harmless."""
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "127.0.0.1:1")
     sink = Publisher("projects/p/topics/users", Limits(give_up_after=30.0))
-    future = sink.publish(UserCreated(user_id=1))
+    future = sink.publish(user(1))
     sink.close(timeout=0.0)
     sink.close()
     with pytest.raises(NotConfirmedError):
@@ -167,12 +178,12 @@ def test_one_refused_message_leaves_its_batch_alone(running: Emulator, monkeypat
     httpx.post(f"{running.url}/v1/projects/p/schemas?schemaId=with-email", json=schema).raise_for_status()
     strict = {"schema": "projects/p/schemas/with-email", "encoding": "JSON"}
     topic = Topic(running, "strict", {"schemaSettings": strict})
-    users = [UserCreated(user_id=n, email_address=None if n == 3 else "a") for n in range(1, 6)]
+    users = [user(n, email_address=None if n == 3 else "a") for n in range(1, 6)]
     with Publisher(topic.path) as sink:
-        futures = [sink.publish(user) for user in users]
+        futures = [sink.publish(each) for each in users]
         errors = [future.exception(timeout=ANSWER_SECONDS) for future in futures]
     assert [type(error) for error in errors] == [type(None)] * 2 + [RefusedError] + [type(None)] * 2
-    assert sorted(user.user_id for user in users_of(topic.pull(4)).values()) == [1, 2, 4, 5]
+    assert sorted(each.user_id for each in users_of(topic.pull(4)).values()) == [1, 2, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +282,7 @@ QUICK = PushLimits(give_up_after=30.0, attempt=10.0, backoff_initial=0.001, back
 def test_push_sends_pubsubs_envelope() -> None:
     """The body is a push request as Pub/Sub sends it, and decodes to the user."""
     with worker(lambda _: 204) as server, PushTarget(server.url, subscription="projects/p/subscriptions/s") as sink:
-        message_id = sink.publish(UserCreated(user_id=1, settings="x")).result(timeout=ANSWER_SECONDS)
+        message_id = sink.publish(user(1, settings="x")).result(timeout=ANSWER_SECONDS)
     [body] = server.bodies
     assert users_of([body["message"]]) == {message_id: UserCreated(user_id=1, settings="x")}
     assert body["subscription"] == "projects/p/subscriptions/s"
@@ -282,7 +293,7 @@ def test_push_sends_pubsubs_envelope() -> None:
 def test_push_takes_what_pubsub_takes_for_an_acknowledgement(status: int) -> None:
     """Every acknowledging status ends the delivery."""
     with worker(lambda _: status) as server, PushTarget(server.url, QUICK) as sink:
-        sink.publish(UserCreated(user_id=1)).result(timeout=ANSWER_SECONDS)
+        sink.publish(user(1)).result(timeout=ANSWER_SECONDS)
     assert len(server.bodies) == 1
 
 
@@ -290,7 +301,7 @@ def test_push_takes_what_pubsub_takes_for_an_acknowledgement(status: int) -> Non
 def test_push_is_repeated_under_the_same_id(failure: int | None) -> None:
     """After refusals or dropped connections the same message is delivered again, with the same id and time."""
     with worker(lambda n: failure if n < 4 else 204) as server, PushTarget(server.url, QUICK) as sink:
-        message_id = sink.publish(UserCreated(user_id=1)).result(timeout=ANSWER_SECONDS)
+        message_id = sink.publish(user(1)).result(timeout=ANSWER_SECONDS)
     assert server.message_ids() == [message_id] * 4
     assert all(body == server.bodies[0] for body in server.bodies)
 
@@ -298,7 +309,7 @@ def test_push_is_repeated_under_the_same_id(failure: int | None) -> None:
 def test_push_ids_are_unique() -> None:
     """Two messages with the same content are two messages."""
     with worker(lambda _: 204) as server, PushTarget(server.url, QUICK) as sink:
-        ids = {sink.publish(UserCreated(user_id=1)).result(timeout=ANSWER_SECONDS) for _ in range(20)}
+        ids = {sink.publish(user(1)).result(timeout=ANSWER_SECONDS) for _ in range(20)}
     assert len(ids) == 20
     assert sorted(server.message_ids()) == sorted(ids)
 
@@ -316,7 +327,7 @@ def test_push_ids_are_unique() -> None:
 def test_push_ends_when_repeating_does_not_help(status: int, kind: type[DeliveryError], hint: str) -> None:
     """A 4xx is reported with the server's own text after a few attempts, long before the time is up."""
     with worker(lambda _: status) as server, PushTarget(server.url, QUICK) as sink:
-        error = sink.publish(UserCreated(user_id=1)).exception(timeout=ANSWER_SECONDS)
+        error = sink.publish(user(1)).exception(timeout=ANSWER_SECONDS)
     assert type(error) is kind
     assert hint in str(error)
     assert len(server.bodies) == QUICK.refusals
@@ -326,7 +337,7 @@ def test_push_is_given_up_in_time() -> None:
     """A worker that refuses for good is given up, with its answer, when the time is up."""
     limits = PushLimits(give_up_after=0.2, backoff_initial=0.001)
     with worker(lambda _: 503) as server, PushTarget(server.url, limits) as sink:
-        error = sink.publish(UserCreated(user_id=1)).exception(timeout=ANSWER_SECONDS)
+        error = sink.publish(user(1)).exception(timeout=ANSWER_SECONDS)
     assert type(error) is UnreachableError
     assert "answered 503 (because of 503)" in str(error)
     assert len(server.bodies) > 1
@@ -343,7 +354,7 @@ def test_push_does_not_wait_for_ever_for_an_answer() -> None:
 
     limits = PushLimits(give_up_after=30.0, attempt=0.2, backoff_initial=0.001)
     with worker(hold_the_first) as server, PushTarget(server.url, limits) as sink:
-        message_id = sink.publish(UserCreated(user_id=1)).result(timeout=ANSWER_SECONDS)
+        message_id = sink.publish(user(1)).result(timeout=ANSWER_SECONDS)
         release.set()
     assert server.message_ids() == [message_id] * 2
 
@@ -365,7 +376,7 @@ def test_push_in_flight_is_bounded() -> None:
 
     limits = PushLimits(in_flight=4)
     with worker(wait_for_company) as server, PushTarget(server.url, limits) as sink:
-        futures = [sink.publish(UserCreated(user_id=n)) for n in range(1, 41)]
+        futures = [sink.publish(user(n)) for n in range(1, 41)]
         for future in futures:
             future.result(timeout=ANSWER_SECONDS)
     assert server.most_open == 4
@@ -376,7 +387,7 @@ def test_closing_a_push_target_early_leaves_no_future_open() -> None:
     release = threading.Event()
     with worker(lambda _: 204 if release.wait(ANSWER_SECONDS) else 500) as server:
         sink = PushTarget(server.url)
-        future = sink.publish(UserCreated(user_id=1))
+        future = sink.publish(user(1))
         sink.close(timeout=0.0)
         sink.close()
         with pytest.raises(NotConfirmedError):
@@ -392,7 +403,7 @@ def test_load_through_push(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     with worker(lambda n: 503 if n % 7 == 0 else 204) as server:
         assert cli.main(["load", str(path), "--json", "--push-to", server.url, "--in-flight", "8"], {}) == 0
     assert json.loads(capsys.readouterr().out)["accepted"] == 200
-    assert {user.user_id for user in users_of([body["message"] for body in server.bodies]).values()} == set(range(1, 201))
+    assert {each.user_id for each in users_of([body["message"] for body in server.bodies]).values()} == set(range(1, 201))
 
 
 def test_ctrl_c_while_waiting_for_input(tmp_path: Path) -> None:

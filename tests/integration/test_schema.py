@@ -25,17 +25,12 @@ from local.stack import TOPIC, stack
 from local.worker_process import ROOT, wait_until
 from publisher.client import Publisher
 from publisher.errors import RefusedError, TopicNotFoundError
-from publisher.message import (
-    MAX_CREATED_AT,
-    MAX_DATA_BYTES,
-    MAX_USER_ID,
-    MIN_CREATED_AT,
-    MIN_USER_ID,
-    MessageError,
-    UserCreated,
-    decode,
-    encode,
-)
+from publisher.message import Message
+from tests.entries import CATALOG
+from worker.events.catalog import Catalog
+from worker.events.declaration import MAX_DATA_BYTES, MessageError
+from worker.events.users import MAX_CREATED_AT, MAX_USER_ID, MIN_USER_ID, USER_CREATED, UserCreated
+from worker.operations.events import avro
 
 pytestmark = pytest.mark.slow
 
@@ -75,13 +70,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
         pytest.skip(str(error))
 
 
-def add_topic(host: Emulator, topic: str) -> None:
+def add_topic(host: Emulator, topic: str, name: str = SCHEMA, definition: str = DEFINITION) -> None:
     """Create the schema if need be, and a topic with it."""
-    schema = {"type": "AVRO", "definition": DEFINITION}
-    created = httpx.post(f"{host.url}/v1/projects/{PROJECT}/schemas?schemaId={SCHEMA}", json=schema, trust_env=False)
+    schema = {"type": "AVRO", "definition": definition}
+    created = httpx.post(f"{host.url}/v1/projects/{PROJECT}/schemas?schemaId={name}", json=schema, trust_env=False)
     if created.status_code != httpx.codes.CONFLICT:  # another test of this module was first
         created.raise_for_status()
-    body = {"schemaSettings": {"schema": f"projects/{PROJECT}/schemas/{SCHEMA}", "encoding": "JSON"}}
+    body = {"schemaSettings": {"schema": f"projects/{PROJECT}/schemas/{name}", "encoding": "JSON"}}
     httpx.put(f"{host.url}/v1/projects/{PROJECT}/topics/{topic}", json=body, trust_env=False).raise_for_status()
 
 
@@ -109,7 +104,7 @@ def publish(host: Emulator, data: bytes, attributes: dict[str, str] | None = Non
 def reason(data: bytes, attributes: dict[str, str] | None = None) -> str:
     """The format's reason code, or an empty string for a message that it accepts."""
     try:
-        decode(data, attributes or {})
+        CATALOG.event(attributes or {}).decode(data)
     except MessageError as error:
         return str(error.reason)
     return ""
@@ -141,7 +136,7 @@ def test_what_the_documentation_says_in_words_is_so(checked: Emulator) -> None:
     assert publish(checked, b"", {"user_id": "5"}) == "refused"
     broken = b'{"user_id": 5, "settings": "\xff"}'
     assert (publish(checked, broken), reason(broken)) == ("taken", "not_utf8")
-    foreign = {"event_type": "user.deleted"}
+    foreign = {"event_type": "user.renamed"}
     assert (publish(checked, b'{"user_id": 5}', foreign), reason(b'{"user_id": 5}', foreign)) == ("taken", "unknown_event")
     for digits, verdict in ((1000, "taken"), (1001, "refused")):
         long = b'{"user_id": 5, "newer": %s}' % (b"9" * digits)
@@ -151,10 +146,10 @@ def test_what_the_documentation_says_in_words_is_so(checked: Emulator) -> None:
 def test_everything_our_publisher_writes_is_taken(checked: Emulator) -> None:
     """All combinations of the optional fields, at both ends of every range; nulls as other publishers may write them."""
     texts = (None, "", "five@example.com", '"}\\{\n\t\u2028', "é\U0001f600")
-    times = (None, MIN_CREATED_AT, MAX_CREATED_AT)
+    times = (None, 0, MAX_CREATED_AT)
     for user_id, email, text, time in itertools.product((MIN_USER_ID, MAX_USER_ID), texts, texts, times):
         user = UserCreated(user_id=user_id, email_address=email, settings=text, created_at=time)
-        assert publish(checked, encode(user)) == "taken", user
+        assert publish(checked, USER_CREATED.encode(user)) == "taken", user
         fields = {"email_address": email, "settings": text, "created_at": time, "user_id": user_id}
         assert publish(checked, json.dumps(fields).encode()) == "taken", fields
 
@@ -181,7 +176,7 @@ users = st.builds(
     user_id=st.integers(MIN_USER_ID, MAX_USER_ID),
     email_address=st.none() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=50),
     settings=st.none() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=50),
-    created_at=st.none() | st.integers(MIN_CREATED_AT, MAX_CREATED_AT),
+    created_at=st.none() | st.integers(0, MAX_CREATED_AT),
 )
 
 
@@ -191,19 +186,42 @@ def test_whatever_the_format_accepts_is_taken(
     checked: Emulator, user: UserCreated, newer: dict[str, Any], order: Any
 ) -> None:
     """Any user, with any fields of a newer publisher around it, in any order."""
-    fields = list((newer | json.loads(encode(user))).items())
+    fields = list((newer | json.loads(USER_CREATED.encode(user))).items())
     order.shuffle(fields)
     data = json.dumps(dict(fields)).encode()
     assert reason(data) == ""
     assert publish(checked, data) == "taken"
 
 
+def test_the_schema_of_another_event_takes_its_messages(running: Emulator) -> None:
+    """The one of several required fields, which `worker schema` prints: in any order, with others between; never a part."""
+    definition = json.dumps(avro(Catalog.load("examples.orders"), "order.changed"))
+    add_topic(running, "orders", "order-changed", definition)
+    fields: dict[str, Any] = {
+        "order_id": "A-1",
+        "note": None,
+        "customer_id": 5,
+        "total_cents": 0,
+        "newer": [{}],
+        "revision": 2,
+    }
+    for order in itertools.permutations(fields):
+        if order.index("order_id") in (0, 5):
+            assert publish(running, json.dumps({name: fields[name] for name in order}).encode(), topic="orders") == "taken"
+    for name in ("order_id", "customer_id", "total_cents", "revision"):
+        short = json.dumps({other: value for other, value in fields.items() if other != name}).encode()
+        assert publish(running, short, topic="orders") == "refused", name
+
+
 def test_our_publisher_is_told_of_a_refusal(checked: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that only another schema takes: `RefusedError`, and the good ones beside it are accepted."""
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", checked.host)
-    monkeypatch.setattr("publisher.client.encode", lambda user: b'{"user": 5}' if user.user_id == 5 else encode(user))
+    good = USER_CREATED.encode
+    monkeypatch.setattr(
+        Message, "data", property(lambda each: b'{"user": 5}' if each.key["user_id"] == 5 else good(each.content))
+    )
     with Publisher(f"projects/{PROJECT}/topics/checked") as sink:
-        futures = {number: sink.publish(UserCreated(user_id=number)) for number in (4, 5, 6)}
+        futures = {number: sink.publish(Message(USER_CREATED, UserCreated(user_id=number))) for number in (4, 5, 6)}
     assert isinstance(futures[5].exception(0), RefusedError)
     assert all(futures[number].result(0) for number in (4, 6))
 
@@ -241,7 +259,7 @@ def test_publishing_fails_while_the_attached_schema_is_deleted(running: Emulator
     httpx.delete(f"{schemas}/short-lived", trust_env=False).raise_for_status()
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", running.host)
     with Publisher(topic) as sink:
-        future = sink.publish(UserCreated(user_id=5))
+        future = sink.publish(Message(USER_CREATED, UserCreated(user_id=5)))
     assert isinstance(future.exception(0), TopicNotFoundError)
 
 

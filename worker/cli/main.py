@@ -16,6 +16,8 @@ VERBS: Final[Mapping[str, tuple[str, str]]] = {
     "init": ("init", "create an empty store at REPLICA_URL, once"),
     "serve": ("serve", "be the one writer of the store, or stand by for it"),
     "doctor": ("doctor", "check settings, store, Litestream, machine, subscription"),
+    "events": ("events", "what messages do: their events, fields, tables and keys"),
+    "schema": ("schema", "the Avro schema of an event, for its topic"),
     "lease": ("lease", "look at who may write, or release a dead holder's lease"),
     "rejections": ("rejections", "see, retry, discard or export rejected messages"),
     "erase": ("erase", "erase a user for good"),
