@@ -1,4 +1,4 @@
-"""Workers on a real PostgreSQL: each outcome by HTTP, several instances at once, killed and started again: nothing is lost."""
+"""Workers on a real PostgreSQL: each outcome by HTTP, many instances, killed and started again; nothing is lost."""
 
 import concurrent.futures
 import contextlib
