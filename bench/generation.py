@@ -291,7 +291,7 @@ def report(found: Sequence[Held], options: argparse.Namespace) -> str:
 def during_a_snapshot(megabytes: int) -> str:
     """The time of an acknowledgement while a full copy is uploaded, and otherwise."""
     with open_store() as store, tempfile.TemporaryDirectory() as scratch:
-        text = (ROOT / "litestream.yml").read_text()
+        text = (ROOT / "worker" / "replica" / "litestream.yml").read_text()
         if _INTERVAL not in text:
             raise Worthless("litestream.yml names its snapshots' interval in another way than this script looks for")
         config = Path(scratch) / "litestream.yml"

@@ -67,12 +67,12 @@ def test_the_installed_command_works_from_another_folder(installed: Path, tmp_pa
         solowriter, "publish", "load", "--help", cwd=tmp_path, PYTHONPATH=str(installed)
     )
     program = (
-        "from pathlib import Path; from worker.database import connections; "
-        "print(connections.__file__, connections.migrate(Path('users.db'), busy_timeout_seconds=1))"
+        "from pathlib import Path; from worker.database import schema; from worker.events.catalog import BUILT_IN, Catalog; "
+        "print(schema.__file__, schema.migrate(Path('users.db'), Catalog.load(BUILT_IN)))"
     )
     applied = run(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(installed))
     assert applied.startswith(str(installed))
-    for file in (ROOT / "worker" / "database" / "migrations").glob("0*.py"):
+    for file in (ROOT / "worker").glob("*/migrations/0*.py"):
         assert file.stem in applied
 
 
