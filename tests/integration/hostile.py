@@ -44,11 +44,17 @@ class NoPush:
 
 @dataclass(frozen=True)
 class Row:
-    """Acknowledged, and the user is there."""
+    """Acknowledged, and the row is there."""
 
     message_id: str
-    user_id: int
+    key: int | str
     columns: dict[str, Any] = field(default_factory=dict)
+    table: str = "users"
+
+    @property
+    def subject(self) -> str:
+        """Whose data it is."""
+        return str(self.columns["customer_id"] if self.table == "orders" else self.key)
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,11 @@ def tag_of(name: str) -> str:
 def good_data(user_id: int) -> bytes:
     """A message that keeps to the format."""
     return json.dumps({"user_id": user_id, "email_address": mark(), "settings": f'{{"é": "{mark()}"}}'}).encode()
+
+
+def good_order(customer_id: int) -> bytes:
+    """A message of another event that keeps to its format."""
+    return json.dumps({"order_id": tag_of(mark()), "customer_id": customer_id, "total_cents": 1, "note": mark()}).encode()
 
 
 def fields(message_id: str, data: bytes, /, **others: Any) -> dict[str, Any]:
@@ -207,13 +218,18 @@ def numbers() -> Iterator[Data]:
         yield f"user_id {user} at its limit", data, {"user_id": user, "created_at": time}
 
 
+def no_number(raw: str) -> str:
+    """The reasons for one of NO_NUMBER: what begins like a value may be told by its type or range before its end is seen."""
+    if raw[0] in "-0":
+        return "not_json|wrong_type|out_of_range"
+    return "not_json|wrong_type" if raw[0] in '[{"15' else "not_json"
+
+
 def no_numbers() -> Iterator[Data]:
     """What looks like a value and is no JSON, in every field and in one that is skipped."""
     for place in PLACES:
         for raw in NO_NUMBER:
-            # What begins like a value may be told by its type before its end is seen.
-            wanted = "not_json|wrong_type" if raw[0] in '[{"-015' else "not_json"
-            yield f"{place} is {raw}", around(place, raw.encode()), wanted
+            yield f"{place} is {raw}", around(place, raw.encode()), no_number(raw)
 
 
 def wrong_types() -> Iterator[Data]:
@@ -476,7 +492,7 @@ def attributes() -> Iterator[Hostile]:
     """Kept with the message, however odd; refused where they are no texts."""
     for event in [
         "",
-        "user.deleted",
+        "user.renamed",
         "User.Created",
         "user.created ",
         " user.created",
@@ -712,7 +728,8 @@ def damaged() -> Iterator[Hostile]:
     source = random.Random(SEED + 1)
     for number in range(900):
         name = f"damaged {number}"
-        body = bytearray(wrap(tag_of(name), good_data(new_user()), attributes={"event_type": "user.created"}))
+        made, event = (good_data, "user.created") if number // 6 % 2 else (good_order, "order.placed")
+        body = bytearray(wrap(tag_of(name), made(new_user()), attributes={"event_type": event}))
         for _ in range(source.randrange(1, 4)):
             place = source.randrange(len(body))
             match number % 6:

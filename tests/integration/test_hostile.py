@@ -10,7 +10,7 @@ import random
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ import pytest
 from local.gcs_process import FakeGcs
 from local.proof import live_generation, restore
 from local.worker_process import WorkerProcess
+from tests.integration import hostile_orders
 from tests.integration.hostile import MARK, Damaged, Hostile, NoPush, Row, corpus, largest
 from tests.processes import BUCKET, PREFIX, QUICK, URL, Objects, body, push
 
@@ -32,6 +33,7 @@ IN_FLIGHT: Final = 64
 GOOD: Final = 500
 LARGEST: Final = 16
 BODIES_MIN: Final = 2000
+ORDERS_MIN: Final = 400
 SECONDS_MAX: Final = 240
 SHOWN: Final = 60
 """How many rejections are read whole, one by one."""
@@ -48,6 +50,7 @@ class Stored:
     """What a restore of the live generation holds, by id."""
 
     users: dict[int, dict[str, Any]]
+    orders: dict[str, dict[str, Any]]
     receipts: dict[str, dict[str, Any]]
     rejections: dict[str, dict[str, Any]]
 
@@ -151,10 +154,11 @@ def unfit(hostile: Hostile, status: int, found: Stored) -> str | None:
     if receipt is None:
         return "no receipt"
     if isinstance(fate, Row):
-        user = found.users.get(fate.user_id)
-        if user is None or kept is not None or receipt["outcome"] != "created" or receipt["user_id"] != fate.user_id:
-            return f"not created: {receipt}, {user}, {kept}"
-        return None if {name: user[name] for name in fate.columns} == fate.columns else f"the row is {user}"
+        rows: Mapping[int | str, dict[str, Any]] = getattr(found, fate.table)
+        row = rows.get(fate.key)
+        if row is None or kept is not None or receipt["outcome"] != "created" or receipt["subject"] != fate.subject:
+            return f"not created: {receipt}, {row}, {kept}"
+        return None if {name: row[name] for name in fate.columns} == fate.columns else f"the row is {row}"
     if kept is None or receipt["outcome"] != "rejected":
         return f"not kept: {receipt}"
     same = (kept["data"], json.loads(kept["attributes"]), kept["publish_time"]) == (
@@ -176,7 +180,8 @@ def damage(hostile: Hostile, fate: Damaged, status: int, found: Stored) -> str |
     if receipt is None:
         return "no receipt"
     if receipt["outcome"] == "created":
-        return None if receipt["user_id"] in found.users else "no row"
+        subjects = {*map(str, found.users), *(str(row["customer_id"]) for row in found.orders.values())}
+        return None if receipt["subject"] in subjects else "no row"
     kept = found.rejections.get(receipt["message_id"])
     return None if kept is not None and kept["data"] == base64.b64decode(inner.get("data") or "") else f"not kept: {receipt}"
 
@@ -200,14 +205,14 @@ def peak_memory(worker: WorkerProcess) -> int:
 
 @pytest.fixture
 def worker(tmp_path: Path, fake_gcs: FakeGcs) -> Iterator[WorkerProcess]:
-    """A worker that serves a new store, at the default level of its log and with the default limits."""
+    """A worker of two modules that serves a new store, at the default level of its log and with the default limits."""
     objects = Objects(fake_gcs)
     objects.initialize()
     objects.close()
     made = WorkerProcess(
         disk=tmp_path / "worker",
         replica_url=URL,
-        environment={**fake_gcs.environment(), **QUICK},
+        environment={**fake_gcs.environment(), **QUICK, "EVENTS": "worker.events.users,examples.orders"},
         port=0,
         log=tmp_path / "worker.log",
     )
@@ -226,7 +231,8 @@ def sent(worker: WorkerProcess, bodies: Sequence[Hostile], gcs: FakeGcs, scratch
     assert worker.state() == "serving"
     assert push(worker, GOOD + 1, "after all").status_code == 204
     found = stored(gcs, scratch)
-    assert [f"{each.name}: {what}" for each in bodies if (what := unfit(each, answers.status[each.name], found))] == []
+    wrong = [f"{each.name}: {what}" for each in bodies if (what := unfit(each, answers.status[each.name], found))]
+    assert not wrong, "\n".join(wrong)
     assert len(found.receipts) == list(answers.status.values()).count(204) + 1, "a receipt of something else"
     assert memory < MEMORY_MAX
     return answers, found
@@ -236,12 +242,16 @@ def test_hostile_bodies_among_good_messages(worker: WorkerProcess, fake_gcs: Fak
     """INV-6, INV-7: every good message is stored, every bad one has its fate, memory is bounded, the log keeps secrets."""
     bodies = corpus()
     assert len(bodies) >= BODIES_MIN
+    orders = hostile_orders.corpus()
+    assert len(orders) >= ORDERS_MIN
+    bodies += orders
     for user in range(1, GOOD + 1):
         name, email = f"good-{user}", f"{MARK}-{user}"
         bodies.append(Hostile(name, body(user, name, email=email), Row(name, user, {"email_address": email})))
     random.Random(1).shuffle(bodies)
     answers, found = sent(worker, bodies, fake_gcs, tmp_path)
     check_operators_view(worker, found)
+    check_reading(worker, found, [each.fate.key for each in orders if isinstance(each.fate, Row)])
     assert worker.stop() == 0
     check_secrets(worker, answers)
 
@@ -263,6 +273,22 @@ def check_operators_view(worker: WorkerProcess, found: Stored) -> None:
             kept = client.get(address).raise_for_status().json()
             assert kept["message_id"] == message_id
             assert base64.b64decode(kept["data"]) == found.rejections[message_id]["data"]
+
+
+def check_reading(worker: WorkerProcess, found: Stored, keys: Sequence[int | str]) -> None:
+    """Every order is read by its key, however odd that is, and is listed once, in the order of the keys."""
+    with httpx.Client(timeout=60, trust_env=False) as client:
+        for key in keys:
+            address = f"{worker.url}/tables/orders/{quote(str(key), safe='').replace('.', '%2E')}"
+            assert client.get(address).raise_for_status().json() == found.orders[str(key)]
+        listed_keys: list[str] = []
+        after: str | None = None
+        while after is not None or not listed_keys:
+            parameters = {"limit": "50"} if after is None else {"limit": "50", "after": after}
+            page = client.get(f"{worker.url}/tables/orders", params=parameters).raise_for_status().json()
+            listed_keys += [row["order_id"] for row in page["rows"]]
+            after = page["after"]
+    assert listed_keys == sorted(found.orders, key=lambda key: key.encode())
 
 
 def check_secrets(worker: WorkerProcess, answers: Answers) -> None:
