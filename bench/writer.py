@@ -28,13 +28,14 @@ from worker.config import Settings
 from worker.database import connections, schema
 from worker.database.models import Receipt, columns
 from worker.database.sqlite import SqliteEngine
-from worker.events.catalog import BUILT_IN, Catalog
+from worker.events.catalog import BUILT_IN, Catalog, Content, Problem
+from worker.events.declaration import EVENT_TYPE_ATTRIBUTE
 from worker.events.users import User
 from worker.ingest.messages import Delivery, Entry, Group, Outcome
 from worker.ingest.writer import GROUP_MAX_MESSAGES, Writer
 
 QUESTION: Final = "writer: what does the writer cost beside bare SQLite?"
-_CATALOG: Final = Catalog.load(BUILT_IN)
+_CATALOG: Final = Catalog.load(f"{BUILT_IN}, examples.orders")
 _MESSAGES: Final = 50_000
 _SETTINGS: Final = Settings(replica_url="gs://bench/store")
 _PUBLISHED: Final = round(datetime(2026, 1, 1, tzinfo=UTC).timestamp() * 1000)
@@ -45,23 +46,29 @@ _FIRST_ID: Final = 100_000_000_000_000
 def measure(scale: Scale) -> list[Figure]:
     """The rows of `make bench`."""
     messages = _MESSAGES // 50 if scale.brief else _MESSAGES
-    ours: list[float] = []
-    bare: list[float] = []
+    rates: dict[str, list[float]] = {"ours": [], "bare": [], "mixed": []}
     for run in range(scale.runs):
-        for which in ("ours", "bare") if run % 2 else ("bare", "ours"):
+        for which in ("ours", "bare", "mixed") if run % 2 else ("mixed", "bare", "ours"):
             with tempfile.TemporaryDirectory(prefix="solowriter-bench-", dir=memory()) as name:
                 file = Path(name) / "users.db"
                 schema.migrate(file, _CATALOG)
                 gc.collect()
-                seconds = asyncio.run(_ours(file, messages)) if which == "ours" else _bare(file, messages)
-                (ours if which == "ours" else bare).append(messages / seconds)
-                _check(file, messages)
-    part.say(f"writer: {ours[-1]:,.0f} messages/s; executemany: {bare[-1]:,.0f}")
+                mixed = which == "mixed"
+                seconds = _bare(file, messages) if which == "bare" else asyncio.run(_ours(file, messages, mixed=mixed))
+                rates[which].append(messages / seconds)
+                _check(file, messages, mixed=mixed)
+    ours, bare, mixed_rates = rates["ours"], rates["bare"], rates["mixed"]
+    part.say(f"writer: {ours[-1]:,.0f} messages/s; of two events: {mixed_rates[-1]:,.0f}; executemany: {bare[-1]:,.0f}")
     group = f"groups of {GROUP_MAX_MESSAGES}"
     return [
         Figure(f"writer alone, {group}, messages/s", ours),
         Figure(f"`executemany` of the same rows, {group}, messages/s", bare),
         Figure("writer / `executemany`", [mine / other for mine, other in zip(ours, bare, strict=True)], ".2f"),
+        Figure(
+            "writer, users and orders in one group / users alone",
+            [both / one for both, one in zip(mixed_rates, ours, strict=True)],
+            ".2f",
+        ),
     ]
 
 
@@ -79,12 +86,12 @@ class _Confirmed:
         """There always is."""
 
 
-async def _ours(file: Path, messages: int) -> float:
+async def _ours(file: Path, messages: int, *, mixed: bool) -> float:
     loop = asyncio.get_running_loop()
     entries = [
         Entry(
             Delivery(message_id=str(number), publish_time=_PUBLISHED, data=b"", attributes={}),
-            _CATALOG.read(f'{{"user_id":{number},"email_address":"{number}@example.com"}}'.encode(), {}, _PUBLISHED),
+            _order(number) if mixed and number % 2 else _user(number),
             loop.time() + _SETTINGS.hold_limit_seconds,
             loop.create_future(),
         )
@@ -103,6 +110,15 @@ async def _ours(file: Path, messages: int) -> float:
     if set(outcomes) != {"created"}:
         raise Worthless(f"the messages were not distinct users: {set(outcomes)}")
     return seconds
+
+
+def _user(number: int) -> Content | Problem:
+    return _CATALOG.read(f'{{"user_id":{number},"email_address":"{number}@example.com"}}'.encode(), {}, _PUBLISHED)
+
+
+def _order(number: int) -> Content | Problem:
+    data = f'{{"order_id":"{number}","customer_id":{number},"total_cents":100}}'.encode()
+    return _CATALOG.read(data, {EVENT_TYPE_ATTRIBUTE: "order.placed"}, _PUBLISHED)
 
 
 def _bare(file: Path, messages: int) -> float:
@@ -133,11 +149,11 @@ def _rows(messages: int) -> Iterator[tuple[list[tuple[object, ...]], list[tuple[
         yield users, [(str(number), str(number), "created", _PUBLISHED, _PUBLISHED, 1) for number in numbers]
 
 
-def _check(file: Path, messages: int) -> None:
+def _check(file: Path, messages: int, *, mixed: bool) -> None:
     connection = peewee.SqliteDatabase(str(file))
     with connection.connection_context():
         found = [model.select().bind(connection).count() for model in (User, Receipt)]
-    if found != [messages, messages]:
+    if found != [messages - messages // 2 if mixed else messages, messages]:
         raise Worthless(f"{found} users and receipts in the database instead of {messages}")
 
 

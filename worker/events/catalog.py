@@ -199,8 +199,7 @@ class Catalog:
             self.tables[name] = self._table(name)
         self._shapes = {event.name: self._shape(event) for event in self.events.values()}
         self._subjects = sorted({event.subject for event in self.events.values() if event.subject})
-        named = {event.subject: event.subject_is_number for event in self.events.values() if event.subject}
-        self._numbers: Mapping[str, bool] = named
+        self._numbers = self._kinds_of_subjects()
         self._claims = {name: msgspec.json.Decoder(_claim(name)) for name in self._subjects}
 
     def __repr__(self) -> str:
@@ -306,6 +305,15 @@ class Catalog:
             return Content(event, fields, row, key, None if subject is None else str(subject))
         _check_bytes(event.subject or "", str(subject), MAX_SUBJECT_BYTES)
         return Content(event, fields, row, key, str(subject))
+
+    def _kinds_of_subjects(self) -> Mapping[str, bool]:
+        """Whether each subject is a number, by its name."""
+        kinds: dict[str, bool] = {}
+        for event in self.events.values():
+            if event.subject and kinds.setdefault(event.subject, event.subject_is_number) != event.subject_is_number:
+                who = f"{self.modules[event.name]}: event {event.name}"
+                raise EventError(f"{who}: its subject {event.subject} is an integer in one event and a text in another")
+        return kinds
 
     def _shape(self, event: Event) -> _Shape:
         table = self.tables[event.table]

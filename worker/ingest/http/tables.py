@@ -5,7 +5,7 @@ GET /tables/<table>?after=&limit=     a page: {"rows": [...], "after": the key t
 GET /users/<id>                       the same as /tables/users/<id>
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import unquote
 
@@ -22,7 +22,9 @@ T = TypeVar("T")
 ROOT: Final = "/tables/"
 _USERS: Final = "/users/"
 _PAGE_MAX: Final = 500
-"""Most rows in one answer; a row is 10 MB at most, and few are larger than 1 KB."""
+"""Most rows in one answer."""
+_PAGE_BYTES: Final = 1_000_000
+"""An answer ends with the row that reaches this size; a row is 10 MB at most (INV-7)."""
 _PAGE: Final = 100
 
 
@@ -65,14 +67,26 @@ async def _rows(table: Table, query: Mapping[str, str], readers: Readers) -> dic
     if not (limit.isascii() and limit.isdecimal() and len(limit) < 5) or not 1 <= int(limit) <= _PAGE_MAX:
         raise BadQuery(f"limit must be a whole number from 1 to {_PAGE_MAX}")
     key: Any = getattr(table.model, table.key)
-    select = table.model.select().order_by(key).limit(int(limit)).dicts()
+    select = table.model.select().order_by(key).limit(int(limit) + 1).dicts()
     if table.gone is not None:
         gone: Any = getattr(table.model, table.gone)
         select = select.where(gone.is_null() | (gone == 0))
     if (after := query.get("after")) is not None:
         select = select.where(key > _key(table, after))
-    rows: list[dict[str, Any]] = await readers.read(lambda connection: list(select.bind(connection)))  # type: ignore[arg-type]  # of dictionaries
-    return {"rows": rows, "after": rows[-1][table.key] if len(rows) == int(limit) else None}
+    rows, whole = await readers.read(lambda connection: _page(select.bind(connection).iterator(), int(limit)))
+    return {"rows": rows, "after": rows[-1][table.key] if rows and not whole else None}
+
+
+def _page(rows: Iterator[dict[str, Any]], limit: int) -> tuple[list[dict[str, Any]], bool]:
+    """At most `limit` rows, and about _PAGE_BYTES; whether they were all of them."""
+    page: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        if len(page) == limit or size > _PAGE_BYTES:
+            return page, False
+        page.append(row)
+        size += len(msgspec.json.encode(row))
+    return page, True
 
 
 def _key(table: Table, text: str) -> int | str:
