@@ -120,7 +120,9 @@ def test_good_malformed_conflicting_and_duplicate_then_a_fix(light: Light, older
         exported.write_text(exported.read_text().replace('"nine"', "9"))
         light.run(sys.executable, "-m", "publisher", "load", str(exported))
         wait_until(lambda: light.user(9) is not None, "the mended user")
-        assert rejections(worker, "discard", malformed, "--yes") == [{"message_id": malformed, "outcome": "discarded"}]
+        whole = rejections(worker, "discard", "--file", str(exported), "--yes")
+        assert whole == [{"message_id": malformed, "outcome": "discarded"}]
+        assert rejections(worker, "discard", "--file", str(exported), "--yes") == []
         assert rejections(worker, "list") == [[]]
         again = worker.run("rejections", "discard", malformed, "--yes")
         assert (again.returncode, "resolved already: discarded" in again.stdout) == (1, True)
