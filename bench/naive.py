@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from bench import noop
 from worker import config
+from worker.config import limits
 from worker.database import connections
 from worker.database.models import Connection, Receipt
 from worker.events.users import USER_CREATED, User, UserCreated
@@ -90,7 +91,7 @@ async def _serve(settings: config.Settings) -> None:
     parts = Parts(settings)
     lease = parts.lease
     async with (
-        lease.held(release_seconds=config.RELEASE_SECONDS),
+        lease.held(release_seconds=limits.RELEASE_SECONDS),
         asyncio.TaskGroup() as side,
         running(side, "lease renewal", lease.keep()),
         Generation(lease, parts.store, settings, side=side, prepare=parts.prepare) as generation,

@@ -1,6 +1,6 @@
 """`make docs`: writes the parts of docs/ that follow from code, each between two markers; a test says when one is stale.
 
-Only what stands between markers is touched. The tables of settings come from `worker/config.py` and `publisher/settings.py`;
+Only what stands between markers is touched. The tables of settings come from `worker/config/` and `publisher/settings.py`;
 those of docs/cost.md from `local/cost.py`.
 """
 
@@ -37,6 +37,7 @@ _PUBLISHER_DEFAULTS: Final[Mapping[str, str]] = {
     "TOPIC": "required, or `--topic`",
     "GOOGLE_CLOUD_PROJECT": "required with a short id, or `--project`",
     "PUBSUB_EMULATOR_HOST": "none",
+    "EVENTS": "`worker.events.users`",
     "SUBSCRIPTION": f"`{publisher.settings.PUSH_SUBSCRIPTION}`",
     "HOST": f"`{publisher.settings.GATEWAY_HOST}`, or `--host`",
     "PORT": f"`{publisher.settings.GATEWAY_PORT}`, or `--port`",

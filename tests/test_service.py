@@ -19,6 +19,7 @@ import yaml
 import worker.operations.pubsub
 from deploy.render import render
 from worker import config
+from worker.config import limits
 from worker.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -158,7 +159,7 @@ def test_the_probes_ask_what_they_should_for_long_enough() -> None:
     assert 60 <= start["periodSeconds"] * start["failureThreshold"] <= 240
     # Not within what the settings allow one blocking step to take: a slow bucket is no reason for a kill.
     silence = live["periodSeconds"] * live["failureThreshold"]
-    assert silence > config.BUSY_TIMEOUT_SECONDS + SETTINGS.sync_timeout_seconds
+    assert silence > limits.BUSY_TIMEOUT_SECONDS + SETTINGS.sync_timeout_seconds
 
 
 def test_the_job_may_take_as_long_as_the_longest_command() -> None:

@@ -21,7 +21,8 @@ import uvicorn
 
 from publisher.connections import SPARE_CONNECTIONS, Bounds, Connections
 from publisher.listening import listen, spare_files
-from worker.config import BODY_MAX_BYTES, DRAIN_SECONDS, TRACE_FLUSH_SECONDS, Settings
+from worker.config import Settings
+from worker.config.limits import BODY_MAX_BYTES, DRAIN_SECONDS, TRACE_FLUSH_SECONDS
 from worker.errors import ConfigError, LeaseLost, WorkerError
 from worker.ingest.confirmation import Replicator
 from worker.ingest.expiry import Expiry

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from worker.config import Settings, store_place
+from worker.config import Settings
+from worker.config.addresses import store_place
 from worker.database import connections
 from worker.database.engine import Reader
 from worker.database.models import Connection

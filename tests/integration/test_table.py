@@ -22,7 +22,7 @@ from local.proof import live_generation, restore
 from local.worker_process import WorkerProcess, wait_until
 from publisher import message
 from tests.processes import BUCKET, GENERATIONS, QUICK, RECORD, URL, Objects, body, push, pushing
-from worker.config import BODY_MAX_BYTES
+from worker.config.limits import BODY_MAX_BYTES
 
 pytestmark = pytest.mark.slow
 
@@ -112,7 +112,7 @@ def test_what_becomes_of_a_message_is_acknowledged(start: Start, fake_gcs: FakeG
         (body(1, "m2", email="a"), "m2", "exists"),
         (wrapped(conflict, "m3", conflicting), "m3", "conflict"),
         (wrapped(b"no JSON", "m4"), "m4", "rejected"),
-        (wrapped(b'{"user_id":2}', "m5", {"event_type": "user.deleted"}), "m5", "rejected"),
+        (wrapped(b'{"user_id":2}', "m5", {"event_type": "user.renamed"}), "m5", "rejected"),
         (wrapped(b"", "m6", {"only": "attributes"}), "m6", "rejected"),
     ):
         assert acknowledged(post(worker, content)), message_id

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker import config
-from worker.config import Settings
+from worker.config import Settings, limits
 from worker.errors import ConfigError
 
 URL = "gs://acme-users/prod"
@@ -335,11 +335,11 @@ def test_what_follows_from_a_setting_nests_whatever_it_is(ttl: float, deadline: 
     assert settings.lease_poll_seconds < ttl
     assert settings.successor_poll_seconds < settings.successor_fresh_seconds
     assert settings.sync_timeout_seconds >= 1
-    assert config.BUSY_TIMEOUT_SECONDS + settings.sync_timeout_seconds < settings.hold_limit_seconds < deadline
+    assert limits.BUSY_TIMEOUT_SECONDS + settings.sync_timeout_seconds < settings.hold_limit_seconds < deadline
     assert max(31, kept) < settings.receipt_days
     assert settings.fetch_timeout_seconds < restore
-    goodbye = config.DRAIN_SECONDS + config.RELEASE_SECONDS + config.TRACE_FLUSH_SECONDS
-    assert goodbye + 1 < config.PLATFORM_GRACE_SECONDS
+    goodbye = limits.DRAIN_SECONDS + limits.RELEASE_SECONDS + limits.TRACE_FLUSH_SECONDS
+    assert goodbye + 1 < limits.PLATFORM_GRACE_SECONDS
 
 
 def test_settings_cannot_be_changed() -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import peewee
 
-from worker.config import BUSY_TIMEOUT_SECONDS
+from worker.config.limits import BUSY_TIMEOUT_SECONDS
 from worker.database.models import Connection
 from worker.errors import Refused, SqliteTooOld
 

@@ -35,7 +35,9 @@ import peewee
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from worker.config import BUSY_TIMEOUT_SECONDS, Settings, without_secrets
+from worker.config import Settings
+from worker.config.addresses import without_secrets
+from worker.config.limits import BUSY_TIMEOUT_SECONDS
 from worker.database import schema
 from worker.database.engine import Raced
 from worker.database.instances import Instance

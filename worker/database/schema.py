@@ -12,7 +12,7 @@ from typing import Any, Final
 import peewee
 from playhouse.migrations import Runner
 
-from worker.config import BUSY_TIMEOUT_SECONDS
+from worker.config.limits import BUSY_TIMEOUT_SECONDS
 from worker.database.connections import connect
 from worker.database.models import Connection
 from worker.errors import SchemaDiffers

@@ -20,7 +20,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from worker.config import RELEASE_SECONDS, Settings
+from worker.config import Settings
+from worker.config.limits import RELEASE_SECONDS
 from worker.database import schema
 from worker.database.comparison import Undone, undone
 from worker.errors import LeaseLost, NotInReplica, RestoreFailed, StoreMissing

@@ -19,7 +19,9 @@ from typing import Any, Final, TypeVar
 
 import peewee
 
-from worker.config import RELEASE_SECONDS, Settings, without_secrets
+from worker.config import Settings
+from worker.config.addresses import without_secrets
+from worker.config.limits import RELEASE_SECONDS
 from worker.database import instances, postgresql
 from worker.database.models import Connection
 from worker.database.postgresql import PostgresqlEngine, Server

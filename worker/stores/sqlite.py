@@ -11,7 +11,8 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 
-from worker.config import RELEASE_SECONDS, Settings
+from worker.config import Settings
+from worker.config.limits import RELEASE_SECONDS
 from worker.database import connections
 from worker.database.sqlite import SqliteEngine
 from worker.errors import StoreUnavailable

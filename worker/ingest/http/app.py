@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from publisher import values
-from worker.config import BODY_MAX_BYTES
+from worker.config.limits import BODY_MAX_BYTES
 from worker.errors import BadQuery, BodyTooLarge, NoSuchPath, Refused, RequestError, Unwritable, WrongMethod, WrongStore
 from worker.events.catalog import Catalog
 from worker.ingest.http import envelope, operator_api, paths, tables, trace_context

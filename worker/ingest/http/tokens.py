@@ -33,7 +33,7 @@ from typing import Final
 import httpx
 from google.auth import crypt, jwt
 
-from worker.config import OIDC_TIMEOUT_SECONDS
+from worker.config.limits import OIDC_TIMEOUT_SECONDS
 from worker.errors import Refused, Unauthenticated
 from worker.ingest.http.claims import Bearer, expired, judge
 

@@ -5,7 +5,8 @@ That the limits nest and that one process is asked for, the settings have made s
 
 import logging
 
-from worker.config import BUSY_TIMEOUT_SECONDS, OIDC_TIMEOUT_SECONDS, Settings
+from worker.config import Settings
+from worker.config.limits import BUSY_TIMEOUT_SECONDS, OIDC_TIMEOUT_SECONDS
 from worker.database import connections
 from worker.errors import ConfigError, SqliteTooOld, Unfit
 from worker.operations.doctor import litestream

@@ -6,119 +6,23 @@ stand below, the rest beside the code that uses them. Settings refuse to load wh
 do not nest (INV-8); the error names the variable, what it was and what it must be.
 """
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
-from urllib.parse import parse_qsl, urlsplit
 
 from publisher import values
+from worker.config import nesting
+from worker.config.addresses import database_address, database_file, store_name, store_place
+from worker.config.limits import BODY_MAX_BYTES, HELD_SHARE, RECEIPT_DAYS_MIN
 from worker.errors import ConfigError
-
-PLATFORM_GRACE_SECONDS: Final = 10.0
-"""Cloud Run kills an instance this long after SIGTERM; not configurable (Cloud Run documentation, "Container contract")."""
-
-BODY_MAX_BYTES: Final = 14_000_000
-"""Largest push body: Pub/Sub's largest message is 10 MB; base64 makes it 13.4 MB, and the envelope adds a little."""
-HELD_SHARE: Final = 0.8
-"""Of ACK_DEADLINE_SECONDS: a request is held so long at most, and the rest is for the answer's way back."""
-BUSY_TIMEOUT_SECONDS: Final = 5.0
-"""Longest a transaction waits for Litestream's checkpoint to let go of the database; Litestream asks for at least 5 s."""
-OIDC_TIMEOUT_SECONDS: Final = 5.0
-"""Longest a push waits for certificates that are not there yet, before 503: several times a slow answer."""
-DRAIN_SECONDS: Final = 4.0
-"""At shutdown, longest wait for what is in flight. The three together leave the platform's ten seconds three to spare."""
-RELEASE_SECONDS: Final = 1.5
-"""At shutdown, longest wait to release the lease: it may have to wait for the second of the last renewal to pass."""
-TRACE_FLUSH_SECONDS: Final = 1.0
-"""At shutdown, longest wait for the last spans to be exported: the lease is released already."""
-RECEIPT_DAYS_MIN: Final = 32.0
-"""Pub/Sub can deliver again what it retained for 31 days."""
 
 CHECKPOINT_HOURS_MIN: Final = 1.0
 """A project holds 5,000 snapshots, and one lives seven days: 168 of an hourly one (Pub/Sub documentation, "Quotas")."""
 
 WORKER_COUNTS: Final = ("WORKERS", "WEB_CONCURRENCY")
 """Variables by which other servers are told to run several processes."""
-
-PREFIX_MAX: Final = 512
-"""Longest prefix, in characters: an object's name has at most 1,024 bytes (documentation, "Quotas and limits")."""
-NAME_MAX_BYTES: Final = 200
-"""Longest name of the database's file: those beside it are longer, and a name has at most 255 bytes."""
-
-_URL: Final = re.compile(r"gs://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])/([^/]+(?:/[^/]+)*)/?", re.ASCII)
-_PART: Final = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
-_SIGNS_OF_URLS: Final = "?#%"
-"""Litestream 0.5.17 puts the file's name into a URL as it is, and SQLite opens another file. A folder it is given by another
-name (litestream.plain); SQLite names the WAL for the file, so there is none for that."""
-
-
-def store_place(url: str) -> tuple[str, str]:
-    """The bucket and the prefix of a REPLICA_URL.
-
-    Raises:
-        Wrong: It is no store's place, or is one that different readers would take for different ones.
-    """
-    found = _URL.fullmatch(url)
-    if found is None:
-        raise values.Wrong("must be gs://BUCKET/PREFIX, for example gs://acme-users/prod")
-    parts = found[2].split("/")
-    if any(not _PART.fullmatch(part) or part in (".", "..") for part in parts) or len(found[2]) > PREFIX_MAX:
-        raise values.Wrong(
-            "must be gs://BUCKET/PREFIX, for example gs://acme-users/prod: the prefix has letters, digits, '.', '_', '-', "
-            f"and '/' between its parts, and at most {PREFIX_MAX} characters; no part is '.' or '..'"
-        )
-    return found[1], found[2]
-
-
-def database_address(text: str) -> str:
-    """The address of a PostgreSQL database, as DATABASE_URL gives it.
-
-    Raises:
-        Wrong: It is none, or names no database.
-    """
-    try:
-        parts = urlsplit(text)
-    except ValueError as error:
-        raise values.Wrong(f"must be postgresql://USER@HOST/DATABASE ({error})") from None
-    if parts.scheme not in ("postgresql", "postgres") or not parts.path.strip("/") or any(map(str.isspace, text)):
-        raise values.Wrong("must be postgresql://USER@HOST/DATABASE")
-    return text
-
-
-def without_secrets(address: str) -> str:
-    """The address of a database as it may be shown: its hosts, or its socket's folder, and its name."""
-    parts = urlsplit(address)
-    hosts = parts.netloc.rpartition("@")[2] or dict(parse_qsl(parts.query)).get("host", "")
-    return f"postgresql://{hosts}/{parts.path.strip('/')}"
-
-
-def store_name(replica_url: str, database_url: str) -> str:
-    """The store, as a command and the service each know it. A database's host may have another name for each of them."""
-    return f"postgresql:///{urlsplit(database_url).path.strip('/')}" if database_url else replica_url.rstrip("/")
-
-
-def database_file(text: str) -> Path:
-    """The path of the working copy.
-
-    Raises:
-        Wrong: It can be no file here.
-    """
-    file = values.path(text)
-    if len(os.fsencode(file.name)) > NAME_MAX_BYTES:
-        raise values.Wrong(f"must be a file whose name has at most {NAME_MAX_BYTES} bytes")
-    if any(sign in file.name for sign in _SIGNS_OF_URLS):
-        raise values.Wrong("must be a file without '?', '#' and '%' in its name: Litestream would open another file")
-    try:
-        folder = file.is_dir()
-    except OSError as error:
-        raise values.Wrong(f"must be a path that can be opened ({error.strerror})") from None
-    if folder:
-        raise values.Wrong("must be a file, not a folder")
-    return file
-
 
 _TEXTS: Final[Mapping[str, Callable[[str], Any]]] = {
     "REPLICA_URL": store_place,
@@ -408,7 +312,7 @@ class Settings:
     )
     litestream_config: Path = _setting(
         "LITESTREAM_CONFIG",
-        Path(__file__).resolve().parent / "replica" / "litestream.yml",
+        Path(__file__).resolve().parents[1] / "replica" / "litestream.yml",
         "Litestream's configuration. The default is the file that is shipped.",
         unit="path",
         why="The supervisor and the file belong together.",
@@ -460,7 +364,7 @@ class Settings:
             )
         if self.operators and not self.push_audience:
             raise ConfigError("OPERATORS is set and PUSH_AUDIENCE is not: no token could be verified; set it as well")
-        for broken in _not_nested(self):
+        for broken in nesting.broken(self):
             raise ConfigError(broken)
 
     @property
@@ -593,26 +497,6 @@ def described() -> list[tuple[str, str, str]]:
 
 def _plain(markdown: str) -> str:
     return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", markdown).replace("`", "")
-
-
-def _not_nested(settings: Settings) -> list[str]:
-    """INV-8: the sentences for the time limits that do not nest."""
-    hold, deadline = settings.hold_limit_seconds, settings.ack_deadline_seconds
-    attempt = BUSY_TIMEOUT_SECONDS + settings.sync_timeout_seconds + settings.upload_spacing_seconds
-    rules = [
-        (
-            attempt < hold,
-            f"ACK_DEADLINE_SECONDS is {deadline:g} and must be more than {attempt / HELD_SHARE:g} with "
-            f"UPLOAD_SPACING_SECONDS {settings.upload_spacing_seconds:g}: a request is held for 80 % of it, and a "
-            f"group needs {attempt:g} s to end",
-        ),
-        (
-            not settings.push_audience or OIDC_TIMEOUT_SECONDS + hold < deadline,
-            f"ACK_DEADLINE_SECONDS is {deadline:g} and must be more than {OIDC_TIMEOUT_SECONDS / (1 - HELD_SHARE):g} with "
-            f"PUSH_AUDIENCE: a push may wait {OIDC_TIMEOUT_SECONDS:g} s for certificates, and is then held for 80 % of it",
-        ),
-    ]
-    return [sentence for holds, sentence in rules if not holds]
 
 
 def _parse(name: str, text: str, kind: type) -> Any:
