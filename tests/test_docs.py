@@ -34,7 +34,7 @@ DOCS = ROOT / "docs"
 TEXTS = sorted(
     [*ROOT.glob("*.md"), *DOCS.glob("**/*.md"), *(ROOT / "bench").glob("*.md"), *(ROOT / "deploy").glob("**/*.md")]
 )
-NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen")
 PACKAGES = ("worker", "publisher", "local", "bench")
 
 FOREIGN_VARIABLES = {

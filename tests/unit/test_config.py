@@ -47,6 +47,7 @@ READ: dict[str, tuple[str, str, object]] = {
     "RETENTION_DAYS": ("0.5", "retention_days", 0.5),
     "REJECTION_DAYS": ("31", "rejection_days", 31.0),
     "CHECKPOINT_HOURS": ("6", "checkpoint_hours", 6.0),
+    "DELIVERY": ("pull", "delivery", "pull"),
     "SUBSCRIPTION": ("users-worker", "subscription", "users-worker"),
     "GOOGLE_CLOUD_PROJECT": ("acme", "project", "acme"),
     "LITESTREAM_BIN": ("other", "litestream_bin", "other"),
@@ -56,7 +57,9 @@ READ: dict[str, tuple[str, str, object]] = {
 
 _TOKENS = {"PUSH_AUDIENCE": "https://users.example", "PUSH_SERVICE_ACCOUNT": "push@acme.example"}
 COMPANIONS = dict.fromkeys(("PUSH_AUDIENCE", "PUSH_SERVICE_ACCOUNT", "TOKENS_VERIFIED_BY", "OPERATORS"), _TOKENS)
-COMPANIONS["CHECKPOINT_HOURS"] = {"SUBSCRIPTION": "users-worker", "GOOGLE_CLOUD_PROJECT": "acme"}
+COMPANIONS |= dict.fromkeys(
+    ("CHECKPOINT_HOURS", "DELIVERY"), {"SUBSCRIPTION": "users-worker", "GOOGLE_CLOUD_PROJECT": "acme"}
+)
 _POSTGRESQL = {"REPLICA_URL": "", "DATABASE_URL": READ["DATABASE_URL"][0]}
 COMPANIONS |= dict.fromkeys(("DATABASE_URL", "DATABASE_PASSWORD_FILE", "ERASED_URL"), _POSTGRESQL)
 """Settings that load only together with others."""

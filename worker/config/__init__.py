@@ -364,7 +364,13 @@ class Settings:
             )
         if self.operators and not self.push_audience:
             raise ConfigError("OPERATORS is set and PUSH_AUDIENCE is not: no token could be verified; set it as well")
-        for broken in nesting.broken(self):
+        for broken in nesting.broken(
+            deadline=self.ack_deadline_seconds,
+            hold=self.hold_limit_seconds,
+            sync=self.sync_timeout_seconds,
+            spacing=self.upload_spacing_seconds,
+            tokens=bool(self.push_audience),
+        ):
             raise ConfigError(broken)
 
     @property
