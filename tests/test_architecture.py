@@ -27,6 +27,8 @@ SEAMS: dict[str, set[str]] = {
         "worker.database.rejections",
         "worker.database.bulk",
         "worker.database.bulk_postgresql",
+        "worker.database.copying",
+        "worker.operations.move",
         "worker.database.instances",
         "worker.database.postgresql",
         "worker.database.sqlite",

@@ -150,6 +150,10 @@ class RestoreFailed(LitestreamError):
     """The live generation could not be restored; serving would mean serving an empty database (INV-5)."""
 
 
+class MoveFailed(WorkerError):
+    """A store could not be copied from one engine to the other; nothing was kept of the copy."""
+
+
 class ServiceUnreachable(WorkerError):
     """The running service, which an operator's command asks, does not answer."""
 

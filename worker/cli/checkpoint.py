@@ -50,7 +50,7 @@ between snapshot and record, or is the way back from a replay (before-replay-...
 )
 @subscription_options
 @json_option
-@with_settings()
+@with_settings(on_postgresql="note the time for your provider's restore, and run `gcloud pubsub snapshots create`")
 def command(settings: Settings, options: Options) -> int:
     """Make a checkpoint and print it."""
     queue = queue_of(options)
@@ -68,7 +68,7 @@ def command(settings: Settings, options: Options) -> int:
 @command.command("list", cls=Command, help=_LIST, short_help="what there is", epilog=EPILOG)
 @subscription_options
 @json_option
-@with_settings()
+@with_settings(on_postgresql="note the time for your provider's restore, and run `gcloud pubsub snapshots create`")
 def _list(settings: Settings, options: Options) -> int:
     queue = queue_of(options)
     _show(
@@ -93,7 +93,7 @@ def _list(settings: Settings, options: Options) -> int:
 @click.option("--yes", is_flag=True, help="do it; without this, only say what would be deleted")
 @subscription_options
 @json_option
-@with_settings()
+@with_settings(on_postgresql="note the time for your provider's restore, and run `gcloud pubsub snapshots create`")
 def _prune(settings: Settings, options: Options) -> int:
     queue = queue_of(options)
 

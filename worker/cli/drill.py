@@ -66,7 +66,7 @@ log = logging.getLogger(__name__)
     help="oldest the last transaction may be: 30m, 12h, 7d ago, or RFC 3339 (default: any age)",
 )
 @json_option
-@with_settings()
+@with_settings(on_postgresql="your provider restores to a time; see docs/scaling.md")
 def command(settings: Settings, options: Options) -> int:
     """Run a drill, record it and print it."""
     scratch = options.scratch or Path(tempfile.gettempdir())
@@ -113,7 +113,7 @@ async def _run(settings: Settings, options: Options, scratch: Path) -> Drill:
 
 @command.command("show", cls=Command, help="Print what drill.json says.", short_help="the drill that was recorded last")
 @json_option
-@with_settings()
+@with_settings(on_postgresql="your provider restores to a time; see docs/scaling.md")
 def _show(settings: Settings, options: Options) -> int:
     store = Bucket(settings.bucket, settings.prefix).patient(bucket.COMMAND_PATIENCE_SECONDS)
     try:

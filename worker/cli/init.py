@@ -19,7 +19,7 @@ it, so that a mistyped bucket is an error and not an empty database.
 
 
 @click.command("init", cls=Command, help=_INIT)
-@with_settings()
+@with_settings(on_postgresql="`worker serve` makes the tables at its start")
 def command(settings: Settings, _: Options) -> int:
     """Create the store, if there is none."""
     with opened(settings.bucket, settings.prefix) as store:

@@ -29,7 +29,7 @@ def command() -> None:
 
 @command.command("show", cls=Command, help=_SHOW, short_help="who holds the lease, since when, what is live, who waits")
 @json_option
-@with_settings()
+@with_settings(on_postgresql="there is no lease, every instance writes; see docs/scaling.md")
 def _lease_show(settings: Settings, options: Options) -> int:
     with opened(settings.bucket, settings.prefix) as store:
         status = run_to_end(lease_commands.show(store, timeout=settings.lease_read_timeout_seconds))
@@ -44,7 +44,7 @@ def _lease_show(settings: Settings, options: Options) -> int:
 @command.command("break", cls=Command, help=_BREAK, short_help="release the lease of a holder known to be dead")
 @click.option("--yes", is_flag=True, help="do it; without this, only say what would be done")
 @click.option("--force", is_flag=True, help="break it even if the holder is alive, and without watching")
-@with_settings()
+@with_settings(on_postgresql="there is no lease, every instance writes; see docs/scaling.md")
 def _lease_break(settings: Settings, options: Options) -> int:
     timeout = settings.lease_read_timeout_seconds
     with opened(settings.bucket, settings.prefix) as store:

@@ -26,6 +26,8 @@ VERBS: Final[Mapping[str, tuple[str, str]]] = {
     "checkpoint": ("checkpoint", "a snapshot of the queue, with the state it goes with"),
     "replay": ("replay", "have the queue deliver messages again"),
     "recover": ("recover", "make an earlier state the live one"),
+    "move": ("move", "the store into PostgreSQL, with a proof"),
+    "export": ("export", "PostgreSQL into a new SQLite file, with a proof"),
     "drill": ("drill", "prove that the live generation can be restored"),
     "smoke": ("smoke", "see a published user through: acknowledged, read, erased"),
 }

@@ -79,7 +79,7 @@ was published, or else to the newest checkpoint that is old enough. --replay-fro
 )
 @json_option
 @subscription_options
-@with_settings(quiet=True)
+@with_settings(quiet=True, on_postgresql="your provider restores to a time; see docs/scaling.md")
 def command(settings: Settings, options: Options) -> int:
     """Recover, and replay if that is asked for."""
     return _recover(settings, options)

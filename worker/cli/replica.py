@@ -41,7 +41,7 @@ Exit code 0: every file is whole. 1: one is not.
 
 @click.group("replica", cls=Group, invoke_without_command=True, help=_REPLICA)
 @json_option
-@with_settings()
+@with_settings(on_postgresql="there are no generations; look at your provider's backups")
 def command(settings: Settings, options: Options) -> int:
     """Print the generations, newest first."""
 
@@ -66,7 +66,7 @@ def command(settings: Settings, options: Options) -> int:
 @command.command("ls", cls=Command, help="List the files of one generation.", short_help="the files of a generation")
 @click.argument("epoch", metavar="EPOCH", type=parameters.whole(1))
 @json_option
-@with_settings()
+@with_settings(on_postgresql="there are no generations; look at your provider's backups")
 def _ls(settings: Settings, options: Options) -> int:
     async def look(store: Bucket) -> Contents:
         generation = (await survey(store, timeout=_LIST_SECONDS)).of_epoch(options.epoch)
@@ -87,7 +87,7 @@ def _ls(settings: Settings, options: Options) -> int:
 @command.command("verify", cls=Command, help=_VERIFY, short_help="whether each file is whole")
 @click.argument("epoch", metavar="[EPOCH]", type=parameters.whole(1), required=False)
 @json_option
-@with_settings()
+@with_settings(on_postgresql="there are no generations; look at your provider's backups")
 def _verify(settings: Settings, options: Options) -> int:
     async def look(store: Bucket) -> Verified:
         path = (

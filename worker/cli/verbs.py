@@ -20,25 +20,29 @@ from typing import Any, TypeVar
 from publisher.command_line import Options, with_environment
 from worker import config
 from worker.config import Settings
+from worker.errors import ConfigError
 from worker.telemetry import logs
 
 T = TypeVar("T")
 
 
 def with_settings(
-    *, quiet: bool = False, ended_in_order: bool = True
+    *, quiet: bool = False, ended_in_order: bool = True, on_postgresql: str = ""
 ) -> Callable[[Callable[[Settings, Options], int]], Callable[..., int | None]]:
     """Return the decorator of a verb whose body takes the settings and the options.
 
     Args:
         quiet: Whether the verb says itself what it does: the log is for a service, and for LOG_LEVEL=debug.
         ended_in_order: Whether SIGTERM ends it as Ctrl-C does.
+        on_postgresql: What to do instead where DATABASE_URL is set, for a verb that is about the bucket.
     """
 
     def decorate(body: Callable[[Settings, Options], int]) -> Callable[..., int | None]:
         def read(options: Options, environ: Mapping[str, str]) -> int:
             with _ended_in_order() if ended_in_order else contextlib.nullcontext():
                 settings = config.load(environ)
+                if on_postgresql and settings.many_writers:
+                    raise ConfigError(f"DATABASE_URL is set, and this command is about a bucket: {on_postgresql}")
                 logs.configure(
                     "warning" if quiet and settings.log_level == "info" else settings.log_level,
                     project=settings.project,
