@@ -78,7 +78,7 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
         parts.metrics.spans = _spans(parts)
         with contextlib.suppress(StoreUnavailable):  # an outage is waited out while standing by
             await record.look(parts.store, timeout=settings.lease_read_timeout_seconds)  # a mistyped URL ends here
-        with claim.held(settings.database_path):
+        with claim.held(settings.database_path), parts.trouble.listening():
             async with _listening(settings, parts) as (port, server):
                 listening(port)
                 log.info("listening on port %d", port, extra={"action": "worker.listening"})
@@ -250,6 +250,7 @@ async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[in
             observer=parts.metrics,
             store=settings.replica_url.rstrip("/"),
             scrape=parts.scrape.page,
+            status=parts.status.page,
         )
     )
     server = _Server(
@@ -268,12 +269,14 @@ async def _listening(settings: Settings, parts: Parts) -> AsyncIterator[tuple[in
     )
     task = asyncio.create_task(server.serve(sockets=[listener]), name="http server")
     certificates = asyncio.create_task(_fresh_certificates(parts, server), name="certificates")
+    history = asyncio.create_task(_history(parts, server), name="history")
     try:
         yield listener.getsockname()[1], task
     finally:
         certificates.cancel()
+        history.cancel()
         server.should_exit = True
-        await asyncio.wait({task, certificates})
+        await asyncio.wait({task, certificates, history})
 
 
 async def _fresh_certificates(parts: Parts, server: uvicorn.Server) -> None:
@@ -283,6 +286,15 @@ async def _fresh_certificates(parts: Parts, server: uvicorn.Server) -> None:
         await parts.verifier.keep_fresh()
     except Exception as error:  # an outage is not one: this is a defect, and ends the process like any dead part
         log.error("the task 'certificates' died: %s", error, extra={"action": "worker.task_died"})
+        server.should_exit = True
+
+
+async def _history(parts: Parts, server: uvicorn.Server) -> None:
+    try:
+        async for _ in parts.history.looks():
+            parts.status.note_state()
+    except Exception as error:  # a defect, and ends the process like any dead part
+        log.error("the task 'history' died: %s", error, extra={"action": "worker.task_died"})
         server.should_exit = True
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import worker
 from worker.config import Settings
 from worker.database import connections
 from worker.database.models import Connection
@@ -24,8 +25,11 @@ from worker.lease.lease import Lease, Timing
 from worker.replica import litestream
 from worker.replica.bucket import Bucket
 from worker.telemetry.families import Families
+from worker.telemetry.history import History
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.scrape import Scrape
+from worker.telemetry.status import About, StatusPage
+from worker.telemetry.trouble import Trouble
 
 T = TypeVar("T")
 
@@ -69,6 +73,9 @@ class Parts:
             timeout_seconds=settings.metrics_timeout_seconds,
             refresh_seconds=settings.metrics_refresh_seconds,
         )
+        self.trouble = Trouble()
+        self.history = History(self.metrics, lambda: self.intake.held_messages)
+        self.status = self._status(holder)
         log.info("starting with SQLite %s", version, extra={"action": "worker.starting"})
 
     def close(self) -> None:
@@ -90,6 +97,30 @@ class Parts:
         """Who may do what."""
         operators = [address.strip() for address in self.settings.operators.split(",") if address.strip()]
         return Access(self.verifier, pusher=self.settings.push_service_account, operators=operators)
+
+    def _status(self, holder: str) -> StatusPage:
+        settings = self.settings
+        about = About(
+            version=worker.__version__,
+            revision=settings.revision,
+            instance=holder,
+            engine="sqlite",
+            store=settings.replica_url.rstrip("/"),
+            database=self.options.database,
+            messages_max=settings.queue_max_messages,
+            bytes_max=settings.queue_max_bytes,
+        )
+        return StatusPage(
+            about,
+            self.metrics,
+            self.history,
+            self.trouble,
+            self.intake,
+            self.lease,
+            lambda: self.succession.successor,
+            self.tables,
+            timeout_seconds=settings.metrics_timeout_seconds,
+        )
 
     def _options(self) -> litestream.Options:
         settings = self.settings

@@ -53,6 +53,8 @@ class Succession:
         self._clock, self._sleep = clock, sleep
         self._message_seen = float("-inf")  # when the last message came in while standing by
         self._asked = float("-inf")  # when the last request was written
+        self.successor: Successor | None = None
+        """The instance that asks for the lease held, while its request is fresh."""
         self._rival = (-1, float("-inf"))  # the generation of another's request, and when we first saw it
 
     def message_received(self) -> None:
@@ -109,9 +111,11 @@ class Succession:
                 continue  # the renewals complain already
             now = self._clock()
             if request is None or request[0].epoch != epoch() or request[0].holder == self._holder:
+                self.successor = None
                 continue
             if request[1] != generation:
                 generation, changed = request[1], now
+            self.successor = request[0] if now - changed <= self._timing.fresh else None
             if now - since >= self._timing.tenure and now - changed <= self._timing.fresh:
                 log.info("revision %s asks for the lease", request[0].revision, extra={"action": "lease.requested"})
                 return request[0]

@@ -4,6 +4,7 @@ POST /           a push from the subscription: 204 acknowledges, anything else l
 GET /users/<id>  the user's row; GET /healthz: this process lives; GET /readyz: it can take requests
 GET /metrics: for Prometheus; it holds no user data, so it has no check of its own
 POST /users/<id>/erase: for operators, erases a user for good
+GET /status: for operators, what this instance does now
 /rejections, /counts, /receipts, /outcomes: for operators, see operator_api.py
 
 The function is at module level because functions-framework looks it up there; what it needs travels with the
@@ -73,6 +74,8 @@ class Service:
     """The gs://BUCKET/PREFIX that is served; operators' commands say which they mean."""
     scrape: Callable[[], Awaitable[bytes]] | None = None
     """Makes the page of metrics."""
+    status: Callable[[], Awaitable[bytes]] | None = None
+    """Makes the operators' status, as JSON."""
 
 
 @functions_framework.aio.http
@@ -133,6 +136,8 @@ async def _route(service: Service, request: Request) -> Response:
         if request.method != "POST":
             raise WrongMethod("POST")
         return await _push(service, request)
+    if path == paths.STATUS:
+        return await _status(service, request)
     if operator_api.takes(path) or path.startswith("/users/"):
         service.intake.routed()  # not for probes and scrapes, which reach an instance without traffic as well
     if operator_api.takes(path):
@@ -149,6 +154,18 @@ async def _route(service: Service, request: Request) -> Response:
     if request.method not in ("GET", "HEAD"):
         raise WrongMethod("GET")
     return await _read(service, path)
+
+
+async def _status(service: Service, request: Request) -> Response:
+    """The status, in every state. It proves no traffic: the operators' page asks an instance that stands by as well."""
+    await service.access.operator(request.scope["headers"])
+    _check_store(service, request)
+    if service.status is None:
+        raise NoSuchPath
+    if request.method not in ("GET", "HEAD"):
+        raise WrongMethod("GET")
+    headers = {"cache-control": "no-store", paths.STORE_HEADER: service.store}
+    return Response(await service.status(), media_type="application/json", headers=headers)
 
 
 async def _read(service: Service, path: str) -> Response:
