@@ -38,6 +38,8 @@ VERBS: Final[Mapping[str, tuple[str, str]]] = {
     "drill": ("drill", "prove that the live generation can be restored"),
     "recover": ("recover", "make an earlier state the live one"),
     "doctor": ("doctor", "check the settings, the store, Litestream, the machine and the subscription"),
+    "status": ("status", "what the service does now, and what is stuck"),
+    "console": ("console", "the same on a page, with rejections and restore points"),
     "smoke": ("smoke", "see a published user through: acknowledged, read back, erased"),
 }
 """Each verb: the module of this package that adds it, and its line of the help. Only the module of the verb that is run is

@@ -33,7 +33,8 @@ _INTRO: Final = """\
 Messages that could not have their effect, kept with the reason: look at them, and end each in one of three ways.
 
   the worker was mended:       rejections retry ID
-  the message must be mended:  rejections export bad.jsonl; edit it; python -m publisher load bad.jsonl;
+  the message must be mended:  rejections retry ID --mended FILE, with the message as it should have been; or, for many,
+                               rejections export bad.jsonl; edit it; python -m publisher load bad.jsonl;
                                rejections discard ID --yes
   it is not wanted:            rejections discard ID --yes
 
@@ -87,6 +88,9 @@ def add(verbs: Any) -> None:
             "ids", metavar="ID", nargs="*", type=values.message_id, help="message ids; or choose with the options below"
         )
         parser.add_argument("--all", action="store_true", help="every open one")
+    retry.add_argument(
+        "--mended", metavar="FILE", type=values.path, help="handle this file's content in the place of one message's data"
+    )
     discard.add_argument("--yes", action="store_true", help="do it; without this, only say what would be discarded")
     exporting.add_argument(
         "file", metavar="FILE", type=values.path, help="a file that does not exist yet, or - for standard output"
@@ -166,7 +170,26 @@ def _text(data: str) -> str:
 
 async def _retry(service: Service, options: argparse.Namespace) -> int:
     ids = await _chosen(service, options)
-    return await _resolve(service, options, service.retry, ids, open_after=("rejected", "conflict"))
+    mended = _mended(options, ids)
+    return await _resolve(
+        service, options, lambda message_id: service.retry(message_id, mended), ids, open_after=("rejected", "conflict")
+    )
+
+
+def _mended(options: argparse.Namespace, ids: Sequence[str]) -> bytes | None:
+    if options.mended is None:
+        return None
+    if len(ids) != 1:
+        raise ServiceRefused("--mended is the data of one message: name its id; nothing was changed")
+    try:
+        data: bytes = options.mended.read_bytes()
+    except OSError as error:
+        raise ServiceRefused(
+            f"cannot read {options.mended}: {error.strerror}; name a file with the message's data"
+        ) from None
+    if not data:
+        raise ServiceRefused(f"{options.mended} is empty: that would be a retry as it was published; nothing was changed")
+    return data
 
 
 async def _discard(service: Service, options: argparse.Namespace) -> int:

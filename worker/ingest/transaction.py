@@ -83,9 +83,10 @@ class Transaction:
         return made.outcomes
 
     def retry(self, message_id: str, body: bytes | None = None) -> Outcome:
-        """Handle a rejected message once more, as it was published; it stays open unless it has its effect now.
+        """Handle a rejected message once more; it stays open unless it has its effect now.
 
-        `body` is the message's bytes where they are an object of the bucket.
+        `body` is the message's bytes where they are an object of the bucket, or where an operator has mended them. What was
+        published is kept either way.
 
         Raises:
             NotFound: There is no such rejection.

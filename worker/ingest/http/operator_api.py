@@ -3,7 +3,7 @@ what a drill compares a restore with; and what a replay is followed by.
 
 GET /rejections                 a page: ?reason=&since=&until=&resolved=true&after=&limit=
 GET /rejections/<id>            one, whole
-POST /rejections/<id>/retry     handle it once more: 200 with its outcome
+POST /rejections/<id>/retry     handle it once more: 200 with its outcome; a body is handled in the place of its data
 POST /rejections/<id>/discard   give it up: 200
 GET /counts                     the database's rows, once all that is counted is in the bucket: ?since=
 GET /receipts                   how many there are of messages published since a time, by outcome: ?since=
@@ -24,11 +24,12 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from publisher import message
 from worker.database import counts, receipts, rejections
 from worker.database.counts import ServiceCounts
 from worker.database.models import DISCARDED, REASONS, Connection
 from worker.database.rejections import PAGE_MAX, Filter
-from worker.errors import BadQuery, NotFound, WrongMethod
+from worker.errors import BadQuery, BodyTooLarge, NotFound, WrongMethod
 from worker.ingest.http.access import Access
 from worker.ingest.http.delivery_counts import Tally
 from worker.ingest.http.paths import COUNTS, OUTCOMES, RECEIPTS, ROOT
@@ -66,7 +67,7 @@ async def answer(request: Request, path: str, *, access: Access, intake: Intake,
         return _outcomes(request, intake, tally)
     name = path.removeprefix(ROOT).removeprefix("/")
     if request.method == "POST":
-        return await _change(intake, readers, name, who)
+        return await _change(intake, readers, name, who, await _mended(request))
     if request.method != "GET":
         raise WrongMethod("GET, POST")
     if not name:
@@ -79,6 +80,17 @@ async def answer(request: Request, path: str, *, access: Access, intake: Intake,
     if found["body"] is not None:
         found["data"] = base64.b64encode(await _body(intake, found["body"])).decode()
     return JSONResponse(found)
+
+
+async def _mended(request: Request) -> bytes | None:
+    """The body of a request, counted as it arrives: a message's data as an operator has mended it; None if it is empty."""
+    pieces, size = [], 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > message.MAX_DATA_BYTES:
+            raise BodyTooLarge(f"the data is over {message.MAX_DATA_BYTES:,} bytes; Pub/Sub takes no larger message")
+        pieces.append(piece)
+    return b"".join(pieces) or None
 
 
 async def _body(intake: Intake, name: str) -> bytes:
@@ -122,13 +134,14 @@ def _outcomes(request: Request, intake: Intake, tally: Tally) -> Response:
     return Response(msgspec.json.encode(found), media_type="application/json")
 
 
-async def _change(intake: Intake, readers: Readers, name: str, who: str) -> Response:
+async def _change(intake: Intake, readers: Readers, name: str, who: str, mended: bytes | None) -> Response:
     message_id, _, verb = name.rpartition("/")
     if verb == "retry":
         at = await readers.read(partial(rejections.body_of, message_id=message_id))
-        body = None if at is None else await _body(intake, at)
+        body = mended if mended is not None or at is None else await _body(intake, at)
         outcome: str = await intake.change(lambda transaction: transaction.retry(message_id, body))
-        log.info("message %s: retried by %s: %s", message_id, who, outcome, extra={"action": "rejection.retried"})
+        how = "retried" if mended is None else "mended and retried"
+        log.info("message %s: %s by %s: %s", message_id, how, who, outcome, extra={"action": "rejection.retried"})
     elif verb == "discard":
         await intake.change(lambda transaction: transaction.discard(message_id))
         outcome = DISCARDED
