@@ -17,6 +17,7 @@ _COMMANDS = {
     "demo-recover": "demo_recover",
     "cost": "cost",
     "docs": "docs",
+    "screenshots": "screenshots",
 }
 
 

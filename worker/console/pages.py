@@ -17,7 +17,7 @@ from worker.console.message_text import cut, visible
 from worker.operations import wording
 
 _HERE: Final = Path(__file__).parent
-_TYPES: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
+_TYPES: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 _UNITS: Final[Mapping[str, Callable[[float], str]]] = {
     "rate": wording.rate,
     "duration": wording.duration,
