@@ -123,7 +123,7 @@ def _fill(worker: WorkerProcess) -> None:
     """Good messages, conflicts, and messages of several faults."""
     for number in range(1, 4):
         push(worker.url, f"first-{number}", b'{"user_id": %d, "email_address": "user%d@example.com"}' % (number, number))
-        changed = b'{"user_id": %d, "email_address": "other%d@example.com", "settings": {"theme": "dark"}}'
+        changed = b'{"user_id": %d, "email_address": "other%d@example.com", "settings": "{\\"theme\\": \\"dark\\"}"}'
         push(worker.url, f"conflict-{number}", changed % (number, number), {"source": "import-7"})
     push(worker.url, "malformed-1", b'{"user_id": ')
     push(worker.url, "wrong-1", b'{"user_id": "five"}')

@@ -160,7 +160,7 @@ def _of_status(status: Status, now: datetime) -> Verdict:
             command=_DOCTOR,
         )
     if status.state == "serving":
-        return Verdict(kind="serving", title="Serving", since=status.state_since, cause=_rate(status))
+        return Verdict(kind="serving", title="Serving, and nothing is stuck", since=status.state_since, cause=_rate(status))
     return _waiting(status)
 
 
