@@ -18,14 +18,15 @@ from typing import Any, Final
 import httpx
 from rich.console import Console
 
+from local.ports import free_port
 from local.pubsub import Emulator
-from local.stack import BUCKET, DEAD_LETTERS, PROJECT, SUBSCRIPTION, TOPIC, Stack, stack
+from local.stack import BUCKET, DEAD_LETTERS, PROJECT, SUBSCRIPTION, TOPIC, ConsoleProcess, Stack, stack
 from local.worker_process import WorkerProcess
 
 DIRECTORY: Final = Path(".run/local")
 MARK: Final = "solowriter-local-run"
 """The file that says that a folder is ours. While a stack runs there, it is locked."""
-PORTS: Final = {"worker": 8080, "Cloud Storage": 4443, "Pub/Sub": 8085}
+PORTS: Final = {"worker": 8080, "Cloud Storage": 4443, "Pub/Sub": 8085, "console": 8090}
 AS_DEPLOYED: Final = {
     "retainAckedMessages": True,
     "messageRetentionDuration": "604800s",
@@ -83,8 +84,12 @@ def _run(arguments: argparse.Namespace) -> int:
                 console.print(line, style="bold red")
             running.subscribe(running.worker.url, AS_DEPLOYED)
             file = environment_file(directory)
-            with asked_to_end() as asked, pointed_at(running, file):
+            operating = ConsoleProcess(
+                running.worker, directory / "console.log", port=free_port(PORTS["console"]), environment=_queue_of(running)
+            )
+            with operating, asked_to_end() as asked, pointed_at(running, file):
                 console.print(commands(running, file), highlight=False, markup=False, soft_wrap=True)
+                console.print(f"the operators' page: {operating.url}/", highlight=False, soft_wrap=True)
                 console.print(f"logs are in {directory}; Ctrl-C ends everything", style="dim")
                 keep_up(running.worker, asked, console)
             console.print("stopping", style="dim")
@@ -96,6 +101,11 @@ def _run(arguments: argparse.Namespace) -> int:
         console.print(f"error: {error}", style="bold red", soft_wrap=True)
         return 2
     return 0
+
+
+def _queue_of(running: Stack) -> dict[str, str]:
+    """What points the console at the subscription; nothing where there is no emulator."""
+    return {**running.publisher_environment(), "SUBSCRIPTION": SUBSCRIPTION} if running.pubsub is not None else {}
 
 
 class NotOursError(RuntimeError):

@@ -6,18 +6,21 @@ Leaving the context ends every process it started, whatever happened.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 import httpx
 
 from local.gcs_process import FakeGcs
 from local.ports import free_port
 from local.pubsub import Emulator, EmulatorMissing, emulator
-from local.worker_process import WorkerProcess
+from local.worker_process import ROOT, WorkerProcess, wait_until
 
 PROJECT: Final = "local"
 TOPIC: Final = "users"
@@ -29,6 +32,9 @@ REPLICA_URL: Final = f"gs://{BUCKET}/store"
 ACK_DEADLINE_SECONDS: Final = 60
 # A laptop should not wait 15 s for a killed worker's lease. Renewals stay within the bucket's one write a second.
 QUICK_LEASE: Final = {"LEASE_TTL_SECONDS": "4"}
+
+
+_CONSOLE_STOP_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,64 @@ class Stack:
         if self.pubsub is not None:
             push = {"pushConfig": {"pushEndpoint": endpoint}} if self.delivery == "push" else {}
             _subscribe(self.pubsub, {**push, **(options or {})})
+
+
+class ConsoleProcess:
+    """`python -m worker console`, beside a worker: as a context manager, from beginning to end of the block.
+
+    Args:
+        worker: Whose service it asks, and with whose settings.
+        log: File that its error output is appended to.
+        port: Preferred port; 0 for any.
+        environment: Variables on top of the worker's.
+    """
+
+    def __init__(
+        self, worker: WorkerProcess, log: Path, *, port: int = 0, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._environment = {**worker.environment, "SERVICE_URL": worker.url, **(environment or {})}
+        self.log, self._port = log, port or free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"http://127.0.0.1:{self._port}"
+        """Where it listens, without the final slash."""
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "worker", "console", "--no-browser", "--port", str(self._port)]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                env=self._environment,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            wait_until(self._answers, "the console's answer")
+        except TimeoutError as error:
+            self.stop()
+            raise RuntimeError(f"the console did not start; its log: {self.log.read_text()[-1500:]}") from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End it; nothing happens if it has ended."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(_CONSOLE_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/healthz", trust_env=False).is_success
+        except httpx.TransportError:
+            return False
 
 
 @contextmanager

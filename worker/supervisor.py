@@ -75,7 +75,7 @@ async def run(settings: Settings, stop: asyncio.Event, *, listening: Callable[[i
         await quick.at_start(settings)
         parts.metrics.spans = _spans(parts)
         await parts.home.look()
-        with parts.home.claimed():
+        with parts.home.claimed(), parts.trouble.listening():
             async with _listening(settings, parts) as (port, server):
                 listening(port)
                 log.info("listening on port %d", port, extra={"action": "worker.listening"})
@@ -256,6 +256,7 @@ async def _listening(settings: Settings, parts: Common) -> AsyncIterator[tuple[i
             store=settings.store_name,
             ready_at_once=parts.home.ready_at_once,
             scrape=parts.scrape.page,
+            status=parts.status.page,
         )
     )
     server = _Server(
@@ -274,12 +275,14 @@ async def _listening(settings: Settings, parts: Common) -> AsyncIterator[tuple[i
     )
     task = asyncio.create_task(server.serve(sockets=[listener]), name="http server")
     certificates = asyncio.create_task(_fresh_certificates(parts, server), name="certificates")
+    history = asyncio.create_task(_history(parts, server), name="history")
     try:
         yield listener.getsockname()[1], task
     finally:
         certificates.cancel()
+        history.cancel()
         server.should_exit = True
-        await asyncio.wait({task, certificates})
+        await asyncio.wait({task, certificates, history})
 
 
 async def _fresh_certificates(parts: Common, server: uvicorn.Server) -> None:
@@ -289,6 +292,15 @@ async def _fresh_certificates(parts: Common, server: uvicorn.Server) -> None:
         await parts.verifier.keep_fresh()
     except Exception as error:  # an outage is not one: this is a defect, and ends the process like any dead part
         log.error("the task 'certificates' died: %s", error, extra={"action": "worker.task_died"})
+        server.should_exit = True
+
+
+async def _history(parts: Common, server: uvicorn.Server) -> None:
+    try:
+        async for _ in parts.history.looks():
+            parts.status.note_state()
+    except Exception as error:  # a defect, and ends the process like any dead part
+        log.error("the task 'history' died: %s", error, extra={"action": "worker.task_died"})
         server.should_exit = True
 
 

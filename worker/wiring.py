@@ -6,8 +6,10 @@ import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
+import worker
 from worker.config import Settings
 from worker.config.addresses import store_place
 from worker.database import connections
@@ -31,8 +33,11 @@ from worker.replica.bucket import Bucket
 from worker.stores.sqlite import SqliteStore
 from worker.stores.store import Store
 from worker.telemetry.families import Families
+from worker.telemetry.history import History
 from worker.telemetry.metrics import Metrics
 from worker.telemetry.scrape import Scrape
+from worker.telemetry.status import About, StatusPage
+from worker.telemetry.trouble import Trouble
 
 T = TypeVar("T")
 
@@ -45,6 +50,7 @@ class Common:
     home: Store
     erasure: Erasure
     scrape: Scrape
+    status: StatusPage
 
     def __init__(
         self, settings: Settings, holder: str, reader: Reader, bodies: BodyStore, waiting: Callable[[], None]
@@ -64,6 +70,8 @@ class Common:
         self.metrics.unknown_fields = self.catalog.unknown_fields.counts
         self.tally = Tally()
         self.pull = self._pull()
+        self.trouble = Trouble()
+        self.history = History(self.metrics, lambda: self.intake.held_messages)
 
     def close(self) -> None:
         """Give back connections and threads."""
@@ -86,6 +94,36 @@ class Common:
         """Who may do what."""
         operators = [address.strip() for address in self.settings.operators.split(",") if address.strip()]
         return Access(self.verifier, pusher=self.settings.push_service_account, operators=operators)
+
+    def _status(
+        self,
+        epoch: Callable[[], int | None],
+        lease: Lease | None = None,
+        succession: Succession | None = None,
+        database: Path | None = None,
+    ) -> StatusPage:
+        settings = self.settings
+        about = About(
+            version=worker.__version__,
+            revision=settings.revision,
+            instance=self.holder,
+            engine="postgresql" if settings.many_writers else "sqlite",
+            store=settings.store_name,
+            database=database,
+            messages_max=settings.queue_max_messages,
+            bytes_max=settings.queue_max_bytes,
+        )
+        return StatusPage(
+            about,
+            self.metrics,
+            self.history,
+            self.trouble,
+            self.intake,
+            lease,
+            epoch,
+            lambda: None if succession is None else succession.successor,
+            self.tables,
+        )
 
 
 class Parts(Common):
@@ -115,6 +153,7 @@ class Parts(Common):
             prepare=self.prepare,
             metrics=self.metrics,
         )
+        self.status = self._status(lambda: self.lease.held_epoch, self.lease, self.succession, self.database)
         info = {"revision": settings.revision, "sqlite": version}
         self.scrape = Scrape(
             Families(self.metrics, self.intake, self.lease, self.database, info),
@@ -155,6 +194,7 @@ class PostgresqlParts(Common):
             settings, server, engine, self.catalog, holder=self.holder, erased=self._erased_subjects
         )
         self.home = self.writing
+        self.status = self._status(lambda: self.writing.epoch)
         self.erasure = Erasure(self._erased, InRows(), self.intake.change, settings.lease_read_timeout_seconds)
         self.scrape = Scrape(
             Families(self.metrics, self.intake, None, None, {"revision": settings.revision}, engine),

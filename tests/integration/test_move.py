@@ -112,7 +112,7 @@ def test_a_store_is_moved_with_its_proof_and_exported_again(fake_gcs: FakeGcs, s
     [
         (("init",), "`worker serve` makes the tables"),
         (("lease", "show"), "there is no lease"),
-        (("replica", "ls"), "your provider's backups"),
+        (("replica", "ls", "1"), "your provider's backups"),
         (("restore", "-o", "x.db"), "your provider restores to a time"),
         (("recover", "--at", "1h"), "your provider restores to a time"),
         (("drill",), "your provider restores to a time"),

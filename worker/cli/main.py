@@ -29,6 +29,8 @@ VERBS: Final[Mapping[str, tuple[str, str]]] = {
     "move": ("move", "the store into PostgreSQL, with a proof"),
     "export": ("export", "PostgreSQL into a new SQLite file, with a proof"),
     "drill": ("drill", "prove that the live generation can be restored"),
+    "status": ("status", "what the service does now, and what is stuck"),
+    "console": ("console", "the same on a page, with rejections and restores"),
     "smoke": ("smoke", "see a published user through: acknowledged, read, erased"),
 }
 """Each verb: the module of this package that exposes it as `command`, and its line of the help. Only the module of the verb

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -30,13 +29,15 @@ _NAMED_MOST: Final = 10
 _INTRO: Final = """\
 Messages that could not have their effect, kept with the reason: look at them, and end each in one of three ways.
 
-  the worker was mended:       python -m worker rejections retry ID
-  the message must be mended:  python -m worker rejections export bad.jsonl
-                               mend the file's lines
-                               python -m publisher load bad.jsonl --rejects rest.jsonl
-                               python -m worker rejections discard --yes \\
+  the worker was corrected:     python -m worker rejections retry ID
+  one message must be corrected: python -m worker rejections retry ID \\
+                                   --corrected FILE
+  many must be corrected:       python -m worker rejections export bad.jsonl
+                                edit the file's lines
+                                python -m publisher load bad.jsonl --rejects rest.jsonl
+                                python -m worker rejections discard --yes \\
                                    --file bad.jsonl --except rest.jsonl
-  it is not wanted:            python -m worker rejections discard ID --yes
+  it is not wanted:             python -m worker rejections discard ID --yes
 
 These commands ask the running service, which is the one writer; they need neither REPLICA_URL nor a restart.
 """
@@ -152,14 +153,36 @@ def _text(data: str) -> str:
 @_ids
 @_every
 @click.option("--overwrite", is_flag=True, help="the message of a conflict is right: it replaces what is stored")
+@click.option(
+    "--corrected", metavar="FILE", type=parameters.PATH, help="handle this content in the place of one message's data"
+)
 @_filters
 @json_option
 @asking
 async def _retry(service: Service, options: Options) -> int:
     ids = await _chosen(service, options)
-    return await _resolve(
-        service, options, partial(service.retry, overwrite=options.overwrite), ids, open_after=("rejected", "conflict")
-    )
+    corrected = _corrected(options, ids)
+
+    async def retry(message_id: str) -> str:
+        return await service.retry(message_id, corrected, overwrite=options.overwrite)
+
+    return await _resolve(service, options, retry, ids, open_after=("rejected", "conflict"))
+
+
+def _corrected(options: Options, ids: Sequence[str]) -> bytes | None:
+    if options.corrected is None:
+        return None
+    if len(ids) != 1:
+        raise ServiceRefused("--corrected is the data of one message: name its id; nothing was changed")
+    try:
+        data: bytes = options.corrected.read_bytes()
+    except OSError as error:
+        raise ServiceRefused(
+            f"cannot read {options.corrected}: {error.strerror}; name a file with the message's data"
+        ) from None
+    if not data:
+        raise ServiceRefused(f"{options.corrected} is empty: that would be a retry as it was published; nothing was changed")
+    return data
 
 
 @command.command("discard", cls=Command, help=_DISCARD, short_help="give messages up")

@@ -76,6 +76,14 @@ def open_by_reason(database: Connection) -> dict[str, int]:
     return dict.fromkeys(map(str, REASONS), 0) | dict(rows)
 
 
+def open_since(database: Connection) -> dict[str, tuple[int, datetime]]:
+    """How many are open, and when the oldest of them was received, by reason; reasons without any are left out."""
+    columns = (Rejection.reason, fn.COUNT(Rejection.message_id), fn.MIN(Rejection.received_at))
+    query = Rejection.select(*columns).where(Rejection.resolved_at.is_null()).group_by(Rejection.reason)
+    rows: list[tuple[str, int, int]] = list(query.tuples().bind(database))  # type: ignore[arg-type]  # of tuples
+    return {reason: (count, datetime.fromtimestamp(oldest / 1000, UTC)) for reason, count, oldest in rows}
+
+
 def whole(database: Connection, message_id: str) -> dict[str, Any] | None:
     """One rejection with everything that is kept of it, or None.
 

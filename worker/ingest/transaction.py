@@ -55,11 +55,11 @@ class Transaction:
         return made.outcomes
 
     def retry(self, message_id: str, body: bytes | None = None, *, overwrite: bool = False) -> Outcome:
-        """Handle a rejected message once more, as it was published; it stays open unless it has its effect now.
+        """Handle a rejected message once more; it stays open unless it has its effect now. What was published is kept.
 
         Args:
             message_id: The rejection's.
-            body: The message's bytes where they are an object of the bucket.
+            body: The message's bytes where they are an object of the bucket, or where an operator has corrected them.
             overwrite: Whether the message of a conflict replaces the row; its receipt says `overwritten`.
 
         Raises:

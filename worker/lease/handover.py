@@ -42,6 +42,8 @@ class Succession:
         self._clock, self._sleep = clock, sleep
         self._message_seen = float("-inf")  # when the last message came in while standing by
         self._asked = float("-inf")  # when the last request was written
+        self.successor: Successor | None = None
+        """The instance that asks for the lease held, while its request is fresh."""
         self._rival = (-1, float("-inf"))  # the generation of another's request, and when we first saw it
 
     def message_received(self) -> None:
@@ -98,10 +100,13 @@ class Succession:
                 continue  # the renewals complain already
             now = self._clock()
             if request is None or request[0].epoch != epoch() or request[0].holder == self._holder:
+                self.successor = None
                 continue
             if request[1] != generation:
                 generation, changed = request[1], now
-            if now - since >= self._settings.tenure_min_seconds and now - changed <= self._settings.successor_fresh_seconds:
+            fresh = now - changed <= self._settings.successor_fresh_seconds
+            self.successor = request[0] if fresh else None
+            if now - since >= self._settings.tenure_min_seconds and fresh:
                 log.info("revision %s asks for the lease", request[0].revision, extra={"action": "lease.requested"})
                 return request[0]
 

@@ -10,10 +10,11 @@ A token lives an hour, and a person's own cannot be made for the service: so it 
 and not at all without PUSH_AUDIENCE, whom it is for.
 """
 
+import asyncio
 import os
 import subprocess
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -48,6 +49,14 @@ class Identity(httpx.Auth):
     def __init__(self, token: Callable[[], str] = str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._make, self._clock = token, clock
         self._token, self._made = "", float("-inf")
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        """See httpx.Auth. A token is made on a thread: gcloud takes a second, and the console answers meanwhile."""
+        if self._clock() - self._made >= _RENEW_SECONDS:
+            token = await asyncio.to_thread(self._make)
+            self._token, self._made = token, self._clock()
+        for each in self.auth_flow(request):
+            yield each
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """See httpx.Auth."""

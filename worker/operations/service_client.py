@@ -13,13 +13,15 @@ from typing import Any, BinaryIO, Final, NoReturn, Self
 from urllib.parse import quote
 
 import httpx
+import msgspec
 
 from publisher import values
 from worker.errors import ServiceRefused, ServiceUnreachable
 from worker.events.catalog import DEFAULT_EVENT
 from worker.events.declaration import EVENT_TYPE_ATTRIBUTE, MAX_DATA_BYTES
-from worker.ingest.http.paths import COUNTS, ROOT, STORE_HEADER
+from worker.ingest.http.paths import COUNTS, ROOT, STATUS, STORE_HEADER
 from worker.operations.identity import Identity
+from worker.telemetry.status import Status
 
 _REQUEST_SECONDS: Final = 60.0
 """Longest wait for one answer: the service holds a change until it is in the bucket."""
@@ -96,18 +98,36 @@ class Service:
                 return
             parameters["after"] = page["after"]
 
+    async def page(self, wanted: Wanted, *, after: str | None, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+        """Some of the rejections wanted, oldest first, without their data, and where the next page begins.
+
+        Args:
+            wanted: Which.
+            after: What an earlier page gave; None for the first.
+            limit: Most of them.
+
+        Raises:
+            WorkerError: As for `each`.
+        """
+        parameters = wanted.parameters() | {"limit": str(limit)} | ({"after": after} if after else {})
+        found = await self._ask("GET", ROOT, parameters)
+        return list(found["rejections"]), found["after"]
+
     async def whole(self, message_id: str) -> dict[str, Any]:
         """One rejection with its data; the errors are those of `each`."""
         found: dict[str, Any] = await self._ask("GET", _path(message_id))
         return found
 
-    async def retry(self, message_id: str, *, overwrite: bool = False) -> str:
-        """Have a message handled once more, a conflict over what is stored if so said; its outcome.
+    async def retry(self, message_id: str, corrected: bytes | None = None, *, overwrite: bool = False) -> str:
+        """Have a message handled once more; its outcome. The errors are those of `each`.
 
-        The errors are those of `each`.
+        Args:
+            message_id: The rejection's.
+            corrected: What is handled in the place of the message's data; by default that is handled as it was published.
+            overwrite: Whether the message of a conflict replaces what is stored.
         """
         parameters = {"overwrite": "true"} if overwrite else None
-        answer = await self._ask("POST", f"{_path(message_id)}/retry", parameters)
+        answer = await self._ask("POST", f"{_path(message_id)}/retry", parameters, content=corrected)
         return str(answer["outcome"])
 
     async def discard(self, message_id: str) -> str:
@@ -134,12 +154,24 @@ class Service:
         """Return once everything that the service has committed is in the bucket. The errors are those of `each`."""
         await self._ask("GET", COUNTS)
 
-    async def _ask(self, method: str, path: str, parameters: Mapping[str, str] | None = None) -> Any:
+    async def status(self) -> Status:
+        """What it does now; it answers in every state. The errors are those of `each`."""
+        found = await self._ask("GET", STATUS)
+        try:
+            return msgspec.convert(found, Status)
+        except msgspec.ValidationError as error:
+            raise ServiceRefused(
+                f"the service's status cannot be read ({error}); is it this version of the worker?"
+            ) from None
+
+    async def _ask(
+        self, method: str, path: str, parameters: Mapping[str, str] | None = None, content: bytes | None = None
+    ) -> Any:
         loop = asyncio.get_running_loop()
         until = loop.time() + self._patience
         while True:
             try:
-                answer = await self._client.request(method, path, params=parameters)
+                answer = await self._client.request(method, path, params=parameters, content=content)
             except httpx.HTTPError as error:
                 raise ServiceUnreachable(
                     f"{self._url} does not answer ({type(error).__name__}): is the service running there? "

@@ -13,19 +13,11 @@ from prometheus_client.registry import Collector
 
 from worker.replica.drill_record import Verdict
 from worker.replica.gate import RULES
+from worker.telemetry.machine import memory, size
 from worker.telemetry.metrics import Histogram, Metrics
 
 _STATES: Final = ("standby", "serving", "draining")
 _FILES: Final = (("database", ""), ("wal", "-wal"))
-_MEMORY: Final = (
-    ("/sys/fs/cgroup", "memory.current", "memory.max", "inactive_file"),
-    ("/sys/fs/cgroup/memory", "memory.usage_in_bytes", "memory.limit_in_bytes", "total_inactive_file"),
-)
-"""Where it stands what the instance uses and may use, and how memory.stat calls what is given back before memory runs out:
-cgroups of version 2, then of version 1. Files in memory are used; the system's copies of what is on a disk are not."""
-_MACHINE: Final = "/proc/meminfo"
-"""The value where no cgroup sets one, as in a virtual machine of its own."""
-_NO_LIMIT: Final = 2**60
 _PASSING: Final = tuple(
     (kind, level) for kind in ("upload", "read", "list", "delete") for level in ("0", "1", "2", "3", "9")
 )
@@ -184,9 +176,9 @@ class Families(Collector):
         states = {state: state == self._intake.state for state in _STATES}
         yield _gauges("solowriter_state", "1 for what this instance does now", "state", states)
         if (file := self._database) is not None:
-            sizes = {name: _size(file.with_name(file.name + end)) for name, end in _FILES}
+            sizes = {name: size(file.with_name(file.name + end)) for name, end in _FILES}
             yield _gauges("solowriter_database_bytes", "The working copy and its write-ahead log", "file", sizes)
-        used, limit = _memory()
+        used, limit = memory()
         yield _maybe("solowriter_memory_bytes", "What the instance uses, files in memory included", used)
         yield _maybe("solowriter_memory_limit_bytes", "What the instance may use", limit)
         yield _counter("solowriter_scrape_failures", "Looks of a scrape that failed", "source", self._metrics.failures)
@@ -229,38 +221,3 @@ def _family(
     for values, number in samples:
         family.add_metric(values, float(number))
     return family
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return 0
-
-
-def _memory() -> tuple[float | None, float | None]:
-    """The used bytes and the limit; None where the system does not say."""
-    machine = _numbers(Path(_MACHINE))
-    total, available = (machine.get(name) for name in ("MemTotal", "MemAvailable"))
-    for folder, used, limit, idle in _MEMORY:
-        if (number := _number(Path(folder, used))) is not None:
-            spare = _numbers(Path(folder, "memory.stat")).get(idle, 0)
-            return max(0, number - spare), _number(Path(folder, limit)) or total
-    return (None if total is None or available is None else total - available), total
-
-
-def _numbers(file: Path) -> dict[str, int]:
-    """Lines of a name, a number, and perhaps the unit kB."""
-    try:
-        lines = [line.replace(":", " ").split() for line in file.read_text().splitlines()]
-    except OSError:
-        return {}
-    return {words[0]: int(words[1]) * (1024 if words[2:] == ["kB"] else 1) for words in lines if len(words) > 1}
-
-
-def _number(file: Path) -> float | None:
-    try:
-        number = int(file.read_text())
-    except (OSError, ValueError):  # "max" is no limit
-        return None
-    return None if number >= _NO_LIMIT else number

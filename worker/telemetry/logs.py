@@ -84,6 +84,7 @@ def configure(
     """
     handler = logging.StreamHandler(stream)
     names = {"service": service, "version": revision}
+    handler.setLevel(level.upper())  # a logger's own may be lower (trouble.py)
     handler.setFormatter(_Readable() if stream.isatty() else _Json(project, names))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("httpx", "httpcore", "urllib3", "google", "asyncio", "uvicorn", "peewee", "opentelemetry"):

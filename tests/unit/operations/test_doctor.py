@@ -20,7 +20,6 @@ import pytest
 
 from tests.fakes import MemoryStore
 from worker import config
-from worker.cli import doctor as doctor_cli
 from worker.cli import main
 from worker.config import Settings
 from worker.errors import (
@@ -34,6 +33,7 @@ from worker.errors import (
     Unfit,
 )
 from worker.lease.record import RECORD, Record, encode, initialize
+from worker.operations.doctor import examine as examination
 from worker.operations.doctor import litestream, machine, queue, quick
 from worker.operations.doctor import store as doctor_store
 from worker.operations.doctor.findings import Finding, note, ok, refused, report, warning
@@ -61,7 +61,6 @@ def documented() -> set[str]:
 def test_every_documented_check_exists() -> None:
     """A row's name stands in the code; that each line has its row, the integration tests see."""
     source = "\n".join(file.read_text() for file in (ROOT / "worker" / "operations" / "doctor").glob("*.py"))
-    source += (ROOT / "worker/cli/doctor.py").read_text()
     assert len(documented()) > 30
     assert not [name for name in documented() if f'"{name.removeprefix("preconditions: ")}"' not in source]
 
@@ -759,5 +758,5 @@ def test_who_verifies_tokens_is_judged_by_where_it_runs(
         "PUSH_SERVICE_ACCOUNT": "p@acme.example",
         "TOKENS_VERIFIED_BY": verified_by,
     }
-    finding = doctor_cli._senders(config.load({**variables, **environ}), environ)
+    finding = examination.senders(config.load({**variables, **environ}), environ)
     assert (finding.verdict, said in finding.found) == (verdict, True)

@@ -36,7 +36,7 @@ from worker.ingest.intake import Intake, State
 from worker.ingest.messages import Change, Group, Observer
 from worker.ingest.writer import Writer
 from worker.replica.drill_record import RECORD, Drill
-from worker.telemetry import families
+from worker.telemetry import families, machine
 from worker.telemetry.families import Families
 from worker.telemetry.metrics import Histogram, Metrics, TimedConfirmation
 from worker.telemetry.scrape import Scrape, only_litestream
@@ -374,11 +374,11 @@ def test_memory_is_the_instances(
         if text is not None:
             (tmp_path / name).write_text(text + "\n")
     places = ((str(tmp_path / "none"), "used", "limit", "-"), (str(tmp_path), "used", "limit", "inactive_file"))
-    monkeypatch.setattr(families, "_MEMORY", places)
-    monkeypatch.setattr(families, "_MACHINE", str(tmp_path / "meminfo"))
-    assert families._memory() == expected
-    monkeypatch.setattr(families, "_MACHINE", str(tmp_path / "none"))
-    assert families._memory() == (expected[0] if used else None, 200 if used and limit == "200" else None)
+    monkeypatch.setattr(machine, "_MEMORY", places)
+    monkeypatch.setattr(machine, "_MACHINE", str(tmp_path / "meminfo"))
+    assert machine.memory() == expected
+    monkeypatch.setattr(machine, "_MACHINE", str(tmp_path / "none"))
+    assert machine.memory() == (expected[0] if used else None, 200 if used and limit == "200" else None)
 
 
 # What a scrape looks up.

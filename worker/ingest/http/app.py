@@ -6,6 +6,7 @@ GET /users/<id>            the same as /tables/users/<id>
 GET /healthz: this process lives; GET /readyz: it can take requests
 GET /metrics: for Prometheus; it holds no user data, so it has no check of its own
 POST /users/<id>/erase: for operators, erases a person for good, by the subject that events name
+GET /status: for operators, what this instance does now
 /rejections, /counts, /receipts, /outcomes: for operators, see operator_api.py
 
 The function is at module level because functions-framework looks it up there; what it needs travels with the
@@ -73,6 +74,8 @@ class Service:
     """Makes the page of metrics."""
     ready_at_once: bool = True
     """Whether an instance that does not serve yet is ready for requests, which it holds."""
+    status: Callable[[], Awaitable[bytes]] | None = None
+    """Makes the operators' status, as JSON."""
 
 
 @functions_framework.aio.http
@@ -135,6 +138,8 @@ async def _route(service: Service, request: Request) -> Response:
             raise WrongMethod("POST")
         return await _push(service, request)
     readable = path.startswith(("/users/", tables.ROOT))
+    if path == paths.STATUS:
+        return await _status(service, request)
     if operator_api.takes(path) or readable:
         service.intake.routed()  # not for probes and scrapes, which reach an instance without traffic as well
     if operator_api.takes(path):
@@ -160,6 +165,18 @@ async def _route(service: Service, request: Request) -> Response:
         where = (request.scope.get("raw_path") or path.encode()).decode("ascii", "replace")
         return await tables.answer(where, request.query_params, service.catalog, service.readers)
     return await _read(service, path)
+
+
+async def _status(service: Service, request: Request) -> Response:
+    """The status, in every state. It proves no traffic: the operators' page asks an instance that stands by as well."""
+    await service.access.operator(request.scope["headers"])
+    _check_store(service, request)
+    if service.status is None:
+        raise NoSuchPath
+    if request.method not in ("GET", "HEAD"):
+        raise WrongMethod("GET")
+    headers = {"cache-control": "no-store", paths.STORE_HEADER: service.store}
+    return Response(await service.status(), media_type="application/json", headers=headers)
 
 
 async def _read(service: Service, path: str) -> Response:

@@ -3,7 +3,8 @@ what a drill compares a restore with; and what a replay is followed by.
 
 GET /rejections                 a page: ?reason=&since=&until=&resolved=true&after=&limit=
 GET /rejections/<id>            one, whole
-POST /rejections/<id>/retry     handle it once more: 200 with its outcome; ?overwrite=true: a conflict replaces the row
+POST /rejections/<id>/retry     handle it once more: 200 with its outcome; a body is handled in the place of its data;
+                                ?overwrite=true: a conflict replaces the row
 POST /rejections/<id>/discard   give it up: 200
 GET /counts                     the database's rows, once all that is counted is in the bucket: ?since=
 GET /receipts                   how many there are of messages published since a time, by outcome: ?since=
@@ -28,8 +29,9 @@ from worker.database import counts, receipts, rejections
 from worker.database.counts import ServiceCounts
 from worker.database.models import DISCARDED, REASONS, Connection
 from worker.database.rejections import PAGE_MAX, Filter
-from worker.errors import BadQuery, NotFound, WrongMethod
+from worker.errors import BadQuery, BodyTooLarge, NotFound, WrongMethod
 from worker.events.catalog import Catalog
+from worker.events.declaration import MAX_DATA_BYTES
 from worker.ingest.http.access import Access
 from worker.ingest.http.delivery_counts import Tally
 from worker.ingest.http.paths import COUNTS, OUTCOMES, RECEIPTS, ROOT
@@ -69,7 +71,8 @@ async def answer(
         return _outcomes(request, intake, tally)
     name = path.removeprefix(ROOT).removeprefix("/")
     if request.method == "POST":
-        return await _change(intake, readers, name, who, overwrite=request.query_params.get("overwrite") == "true")
+        overwrite = request.query_params.get("overwrite") == "true"
+        return await _change(intake, readers, name, who, await _corrected(request), overwrite=overwrite)
     if request.method != "GET":
         raise WrongMethod("GET, POST")
     if not name:
@@ -82,6 +85,17 @@ async def answer(
     if found["body"] is not None:
         found["data"] = base64.b64encode(await _body(intake, found["body"])).decode()
     return JSONResponse(found)
+
+
+async def _corrected(request: Request) -> bytes | None:
+    """The body of a request, counted as it arrives: the data that an operator has corrected; None if it is empty."""
+    pieces, size = [], 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > MAX_DATA_BYTES:
+            raise BodyTooLarge(f"the data is over {MAX_DATA_BYTES:,} bytes; Pub/Sub takes no larger message")
+        pieces.append(piece)
+    return b"".join(pieces) or None
 
 
 async def _body(intake: Intake, name: str) -> bytes:
@@ -125,15 +139,18 @@ def _outcomes(request: Request, intake: Intake, tally: Tally) -> Response:
     return Response(msgspec.json.encode(found), media_type="application/json")
 
 
-async def _change(intake: Intake, readers: Readers, name: str, who: str, *, overwrite: bool) -> Response:
+async def _change(
+    intake: Intake, readers: Readers, name: str, who: str, corrected: bytes | None, *, overwrite: bool
+) -> Response:
     message_id, _, verb = name.rpartition("/")
     if verb == "retry":
         at = await readers.read(partial(rejections.body_of, message_id=message_id))
-        body = None if at is None else await _body(intake, at)
+        body = corrected if corrected is not None or at is None else await _body(intake, at)
         outcome: str = await intake.change(
             lambda transaction: transaction.retry(message_id, body, overwrite=overwrite), alone=True
         )
-        log.info("message %s: retried by %s: %s", message_id, who, outcome, extra={"action": "rejection.retried"})
+        how = "retried" if corrected is None else "corrected and retried"
+        log.info("message %s: %s by %s: %s", message_id, how, who, outcome, extra={"action": "rejection.retried"})
     elif verb == "discard":
         await intake.change(lambda transaction: transaction.discard(message_id), alone=True)
         outcome = DISCARDED

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -120,6 +120,7 @@ class Site:
     eraser: Erasing = field(default_factory=Erasing)
     unwrapped: bool = False
     refused: list[tuple[int, str]] = field(default_factory=list)
+    status: Callable[[], Awaitable[bytes]] | None = None
 
     def ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         """One request."""
@@ -128,9 +129,8 @@ class Site:
             if self.serving:
                 self.intake.serve(cast("Writer", self.writer))
             noting = Noting(self.refused)
-            service = app.Service(
-                self.intake, CATALOG, self.users, self.access, self.eraser, self.unwrapped, LIMIT, observer=noting
-            )
+            parts = (self.intake, CATALOG, self.users, self.access, self.eraser, self.unwrapped, LIMIT)
+            service = app.Service(*parts, observer=noting, status=self.status)
             built = app.build(service)
             transport = httpx.ASGITransport(built, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:

@@ -226,3 +226,32 @@ def test_the_header_that_the_platform_checks_says_who_is_asking() -> None:
     for twice in ([usual, usual], [platform, platform, usual]):
         with pytest.raises(Unauthenticated, match="more than once"):
             authorization(twice)
+
+
+def test_a_mended_message_has_its_effect_and_what_was_published_is_kept(site: Site) -> None:
+    """The body of a retry is handled in the place of the data, under the message's id; the rejection keeps its own."""
+    before = site.ask("GET", "/rejections/m1").json()
+    still = site.ask("POST", "/rejections/m1/retry", content=b'{"user_id": 0}').json()
+    assert still["outcome"] == "rejected"
+    done = site.ask("POST", "/rejections/m1/retry", content=b'{"user_id": 77}').json()
+    assert done == {"message_id": "m1", "outcome": "created"}
+    after = site.ask("GET", "/rejections/m1").json()
+    assert after["data"] == before["data"]
+    assert after["resolution"] == "created"
+    assert site.ask("POST", "/rejections/m2/retry", content=b"x" * 10_000_001).status_code == 413
+
+
+def test_the_status_is_for_operators_alone(site: Site) -> None:
+    """Verified senders that are no operators are refused, in every state; what is meant for another store likewise."""
+
+    async def page() -> bytes:
+        return b'{"state": "standby"}'
+
+    verified(site, ANN)
+    site.status, site.serving = page, False
+    assert site.ask("GET", "/status").status_code == 401
+    assert site.ask("GET", "/status", headers=bearer(PUSHER)).status_code == 403
+    found = site.ask("GET", "/status", headers=bearer(ANN))
+    assert (found.status_code, found.json(), found.headers["cache-control"]) == (200, {"state": "standby"}, "no-store")
+    assert site.ask("POST", "/status", headers=bearer(ANN)).status_code == 405
+    assert site.ask("GET", "/status", headers={**bearer(ANN), "solowriter-store": "gs://b/another"}).status_code == 409
