@@ -28,7 +28,7 @@ SEAMS: dict[str, set[str]] = {
         "worker.database.bulk",
         "worker.ingest.writer",
     },
-    "google.auth.jwt": {"worker.ingest.http.tokens"},
+    "google.auth.jwt": {"worker.console.iap", "worker.ingest.http.tokens"},
     "google.auth.crypt": {"worker.ingest.http.tokens"},
     "playhouse": {"worker.database.connections"},
     "opentelemetry": {"worker.telemetry.tracing", "publisher.tracing"},

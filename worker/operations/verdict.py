@@ -160,7 +160,7 @@ def _of_status(status: Status, now: datetime) -> Verdict:
             command=_DOCTOR,
         )
     if status.state == "serving":
-        return Verdict(kind="serving", title="Serving, and nothing is stuck", since=status.state_since, cause=_rate(status))
+        return Verdict(kind="serving", title="Serving", since=status.state_since, cause=_rate(status))
     return _waiting(status)
 
 
@@ -238,7 +238,7 @@ def explain(stall: Stall, store: str) -> _Explained:
     if _DENIED.search(stall.text) and stall.action.startswith(("replication.", "generation.", "lease.", "body.")):
         bucket = "gs://" + store.removeprefix("gs://").partition("/")[0]
         return _Explained(
-            found.title + " of this account" if found.title.endswith("upload") else found.title,
+            found.title.replace("the bucket takes no upload", "the bucket refuses the service's account"),
             f"Give the service's account {_ROLE} on the bucket.",
             f"gcloud storage buckets add-iam-policy-binding {shlex.quote(bucket)} "
             f"--member=serviceAccount:ACCOUNT --role={_ROLE}",
