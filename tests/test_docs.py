@@ -128,7 +128,9 @@ def test_every_worker_setting_is_documented_with_its_default() -> None:
     """docs/configuration.md has one row for each setting, and no row for anything else."""
     documented = rows("configuration.md", "## Worker")
     described = {name: default for name, default, _ in config.described()}
-    commands_only = set(worker.cli.rejections.ENVIRONMENT) | set(worker.console.serving.ENVIRONMENT) | {"PUBSUB_EMULATOR_HOST"}
+    commands_only = (
+        set(worker.cli.rejections.ENVIRONMENT) | set(worker.console.serving.ENVIRONMENT) | {"PUBSUB_EMULATOR_HOST"}
+    )
     assert set(documented) - FOREIGN_VARIABLES == set(described) | commands_only
     wrong = {name: documented[name][0] for name in described if not same_value(documented[name][0], described[name])}
     assert not wrong, {name: (shown, described[name]) for name, shown in wrong.items()}

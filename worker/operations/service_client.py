@@ -20,7 +20,7 @@ from publisher.message import MAX_DATA_BYTES
 from worker.errors import ServiceRefused, ServiceUnreachable
 from worker.ingest.http.paths import COUNTS, ROOT, STATUS, STORE_HEADER
 from worker.operations.identity import Identity
-from worker.telemetry.status import Status
+from worker.telemetry.status_format import Status
 
 _REQUEST_SECONDS: Final = 60.0
 """Longest wait for one answer: the service holds a change until it is in the bucket."""

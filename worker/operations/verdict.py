@@ -16,7 +16,7 @@ import msgspec
 
 from worker.operations.lease import Status as Lease
 from worker.operations.wording import duration
-from worker.telemetry.status import Status
+from worker.telemetry.status_format import Status
 from worker.telemetry.trouble import ENDED_BY_CONFIRMATION, Stall
 
 UNCONFIRMED_SECONDS: Final = 10.0
