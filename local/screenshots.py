@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -16,10 +18,23 @@ import httpx
 
 from local.browser import DESKTOP, MISSING, PHONE, Browser, browser, installed
 from local.stack import SUBSCRIPTION, ConsoleProcess, Stack, stack
-from local.worker_process import WorkerProcess, wait_until
+from local.worker_process import ROOT, WorkerProcess, wait_until
 from publisher import message
 
 FOLDER: Final = Path("docs/images")
+SHOWN: Final = frozenset(
+    {
+        "serving-wide-light",
+        "stuck-wide-light",
+        "stuck-phone-dark",
+        "no-writer-wide-dark",
+        "standing-by-wide-light",
+        "not-known-wide-dark",
+        "message-wide-light",
+        "restore-points-wide-dark",
+    }
+)
+"""The pictures of docs/: each state, page and width, in one of the themes."""
 WARM_MINUTES: Final = 15.0
 _PAUSE_SECONDS: Final = 0.1
 _STALLED_SECONDS: Final = 12.0
@@ -35,6 +50,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--dir", type=Path, default=FOLDER, help="where the pictures go (default: %(default)s)")
     help_ = "how long messages come in before, so that there is a half hour to show (default: %(default)g)"
     parser.add_argument("--minutes", type=float, default=WARM_MINUTES, help=help_)
+    parser.add_argument("--all", action="store_true", help="also the widths and themes that docs/ does not show")
     parser.set_defaults(run=_run)
 
 
@@ -51,19 +67,21 @@ def _run(arguments: argparse.Namespace) -> int:
                 _fill(running.worker)
                 chromium.open(page.url)
                 time.sleep(60 * arguments.minutes)
-                _photograph(Camera(chromium, arguments.dir), running, page.url)
+                _photograph(Camera(chromium, arguments.dir, every=arguments.all), running, page.url)
     return 0
 
 
 class Camera:
-    """Takes a picture for each width and theme."""
+    """Takes a picture for each width and theme, or those that docs/ shows."""
 
-    def __init__(self, chromium: Browser, folder: Path) -> None:
-        self._browser, self._folder = chromium, folder
+    def __init__(self, chromium: Browser, folder: Path, *, every: bool) -> None:
+        self._browser, self._folder, self._every = chromium, folder, every
 
     def take(self, name: str, url: str, shows: str, *, whole: bool = False) -> None:
         """Photograph a page once it shows some words."""
         for theme, (width, size) in itertools.product(("light", "dark"), (("wide", DESKTOP), ("phone", PHONE))):
+            if not self._every and f"{name}-{width}-{theme}" not in SHOWN:
+                continue
             self._browser.look_like(size=size, theme=theme)
             self._browser.open(url)
             self._browser.until_shows(shows, seconds=60)
@@ -76,6 +94,16 @@ def _photograph(camera: Camera, running: Stack, url: str) -> None:
     camera.take("serving", url, "serving", whole=True)
     camera.take("rejections", f"{url}/rejections?reason=conflict", "All of this reason", whole=True)
     camera.take("message", f"{url}/rejection?id=conflict-1", "differs", whole=True)
+    worker.stop()
+    worker.start().wait_serving()
+    operate = {
+        **worker.environment,
+        **running.publisher_environment(),
+        "SUBSCRIPTION": SUBSCRIPTION,
+        "SERVICE_URL": worker.url,
+    }
+    for verb in (("checkpoint", "--name", "before-deploy"), ("drill",)):
+        subprocess.run([sys.executable, "-m", "worker", *verb], env=operate, cwd=ROOT, check=True, capture_output=True)
     camera.take("restore-points", f"{url}/bucket", "The last drill", whole=True)
     faults.add(action="error", verb="insert", name="store/generations", status=403)
     time.sleep(_STALLED_SECONDS)

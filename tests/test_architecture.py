@@ -39,7 +39,7 @@ SEAMS: dict[str, set[str]] = {
         "worker.events.users",
         "worker.ingest.writer",
     },
-    "google.auth.jwt": {"worker.ingest.http.tokens"},
+    "google.auth.jwt": {"worker.console.iap", "worker.ingest.http.tokens"},
     "google.auth.crypt": {"worker.ingest.http.tokens"},
     "playhouse": {"worker.database.schema"},
     "opentelemetry": {"worker.telemetry.tracing", "publisher.tracing"},

@@ -23,6 +23,7 @@ import publisher.settings
 import worker.cli.main
 import worker.cli.service_options
 import worker.cli.subscription_options
+import worker.console.serving
 import worker.errors
 from local import docs
 from worker import config
@@ -150,7 +151,9 @@ def test_every_worker_setting_is_documented_with_its_default() -> None:
     """docs/configuration.md has one row for each setting, and no row for anything else."""
     documented = rows("configuration.md", "## Worker")
     described = {name: default for name, default, _ in config.described()}
-    commands_only = set(worker.cli.service_options.ENVIRONMENT) | {"PUBSUB_EMULATOR_HOST"}
+    commands_only = (
+        set(worker.cli.service_options.ENVIRONMENT) | set(worker.console.serving.ENVIRONMENT) | {"PUBSUB_EMULATOR_HOST"}
+    )
     assert set(documented) - FOREIGN_VARIABLES == set(described) | commands_only
     wrong = {name: documented[name][0] for name in described if not same_value(documented[name][0], described[name])}
     assert not wrong, {name: (shown, described[name]) for name, shown in wrong.items()}
@@ -417,6 +420,7 @@ def test_every_documented_make_target_exists() -> None:
 def test_every_documented_setting_exists() -> None:
     """A variable in backticks, with an underscore, is one that something reads; so is what an example sets."""
     known = {name for name, _, _ in config.described()} | set(publisher.settings.ENVIRONMENT) | FOREIGN_VARIABLES
+    known |= set(worker.console.serving.ENVIRONMENT)
     known |= set(worker.cli.service_options.ENVIRONMENT) | set(worker.cli.subscription_options.ENVIRONMENT)
     known |= {name for name in vars(publisher.settings) if name.isupper()}  # its fixed limits
     for file in (ROOT / "deploy").glob("*.sh"):

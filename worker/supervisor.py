@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import uvicorn
+from starlette.applications import Starlette
 
 from publisher.connections import SPARE_CONNECTIONS, Bounds, Connections
 from publisher.listening import listen, spare_files
@@ -243,25 +244,9 @@ async def _listening(settings: Settings, parts: Common) -> AsyncIterator[tuple[i
         _BODY_SECONDS,
     )
     doors = Connections(bounds, parts.metrics.turned_away)
-    application = app.build(
-        app.Service(
-            parts.intake,
-            parts.catalog,
-            parts.tables,
-            parts.access,
-            parts.erasure,
-            settings.push_unwrapped,
-            tally=parts.tally,
-            observer=parts.metrics,
-            store=settings.store_name,
-            ready_at_once=parts.home.ready_at_once,
-            scrape=parts.scrape.page,
-            status=parts.status.page,
-        )
-    )
     server = _Server(
         uvicorn.Config(
-            application,
+            _application(settings, parts),
             http=doors,  # type: ignore[arg-type]  # uvicorn only calls it
             ws="none",
             lifespan="off",
@@ -283,6 +268,25 @@ async def _listening(settings: Settings, parts: Common) -> AsyncIterator[tuple[i
         history.cancel()
         server.should_exit = True
         await asyncio.wait({task, certificates, history})
+
+
+def _application(settings: Settings, parts: Common) -> Starlette:
+    return app.build(
+        app.Service(
+            parts.intake,
+            parts.catalog,
+            parts.tables,
+            parts.access,
+            parts.erasure,
+            settings.push_unwrapped,
+            tally=parts.tally,
+            observer=parts.metrics,
+            store=settings.store_name,
+            ready_at_once=parts.home.ready_at_once,
+            scrape=parts.scrape.page,
+            status=parts.status.page,
+        )
+    )
 
 
 async def _fresh_certificates(parts: Common, server: uvicorn.Server) -> None:

@@ -25,7 +25,7 @@ from local.stack import QUICK_LEASE, ConsoleProcess
 from local.worker_process import ROOT, WorkerProcess
 from tests.processes import URL, Objects
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PAGE_MAX_BYTES = 150_000
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\x1b[2J\u202egnp.exe\x00{{7*7}}"
@@ -297,8 +297,8 @@ def what_a_page_costs(site: Site) -> None:
     )
     assert time.monotonic() - began > 5  # the second comes five seconds after the first
     names = site.browser.driver.execute_script("return performance.getEntriesByType('resource').map(each => each.name)")
-    assert set(names) == {f"{site.console.url}/live"}
-    print(f"{weight:,} bytes")
+    assert {name for name in names if "/static/" not in name} == {f"{site.console.url}/live"}
+    print(f"a page with nothing cached: {weight:,} bytes")
 
 
 def the_terminal_shows_the_same(site: Site) -> None:
@@ -318,9 +318,9 @@ def a_bucket_that_refuses_is_named(site: Site) -> None:
     waiting = threading.Thread(target=push, args=(site.worker.url, "stuck-1", b'{"user_id": 9}'))
     waiting.start()
     try:
-        site.browser.until_shows("stuck", "#banner", seconds=20)
+        site.browser.until_shows("stuck", ".banner.stuck", seconds=20)
         banner = site.browser.text("#banner")
-        assert "the bucket takes no upload" in banner
+        assert "the bucket refuses the service's account" in banner
         assert "403" in banner
         assert "roles/storage.objectUser" in site.browser.text("#command-next")
         assert "since" in banner
@@ -336,7 +336,7 @@ def a_dead_worker_is_named(site: Site) -> None:
     site.open()
     site.browser.until_shows("serving", "#banner")
     site.worker.kill()
-    site.browser.until_shows("stuck", "#banner", seconds=20)
+    site.browser.until_shows("stuck", ".banner.stuck", seconds=20)
     assert "does not answer" in site.browser.text("#banner")
     tiles = site.browser.text(".tiles")
     assert "not known" in tiles

@@ -20,7 +20,7 @@ from worker.errors import ServiceUnreachable
 from worker.operations.service_client import Service
 from worker.operations.verdict import Facts, judge
 from worker.operations.wording import NOT_KNOWN, ago, duration, rate, size
-from worker.telemetry.status import Status
+from worker.telemetry.status_format import Status
 
 _WATCH_SECONDS: Final = 2.0
 """Pause between two looks of --watch."""

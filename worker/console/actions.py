@@ -210,18 +210,15 @@ class Actions:
         return self._shown("Break the lease", rows, "python -m worker lease break --yes")
 
     async def _erase(self, form: dict[str, str]) -> Response:
-        subject = form.get("subject", "").strip()
         try:
-            user_id = values.user_id(subject)
+            subject = values.subject(form.get("subject", "").strip())
         except ValueError as error:
             raise WrongFormError(f"this {error}") from None
-        there = await self._context.service.user(user_id) is not None
         rows = [
-            ("user", str(user_id)),
-            ("is stored", "yes" if there else "no; it would not come back either"),
-            ("would", "erase the user for good, also from every later restore and replay"),
+            ("subject", subject),
+            ("would", "erase the person's rows in every table for good, also from every later restore and replay"),
         ]
-        return self._shown("Erase", rows, f"python -m worker erase {user_id} --yes")
+        return self._shown("Erase", rows, f"python -m worker erase {shlex.quote(subject)} --yes")
 
     def _shown(self, title: str, rows: list[tuple[str, str]], command: str) -> Response:
         return self._pages.page("shown.html", title=title, rows=rows, command_line=command)

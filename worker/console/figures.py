@@ -7,7 +7,7 @@ from typing import Final
 
 from worker.operations.checkpoints import Listed
 from worker.replica.survey import Generation, Survey
-from worker.telemetry.history import Point
+from worker.telemetry.status_format import Point
 
 SPARK_SECONDS: Final = 1800
 SPARK_WIDTH: Final = 120

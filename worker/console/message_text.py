@@ -77,8 +77,9 @@ def shown(data: bytes, stored: Mapping[str, Any] | None, detail: str) -> Shown:
     """
     text = data.decode(errors="backslashreplace")
     found = _object(data)
+    differing = detail.partition(" another ")[2]  # before it the detail names the table and its key
     names = [*(stored or {}), *(name for name in found or {} if name not in (stored or {}))]
-    fields = [_field(name, found or {}, stored or {}, detail) for name in names[:FIELDS_MAX]]
+    fields = [_field(name, found or {}, stored or {}, differing) for name in names[:FIELDS_MAX]]
     return Shown(
         text=cut(text),
         cut=len(text) > SHOWN_MAX,
@@ -88,10 +89,10 @@ def shown(data: bytes, stored: Mapping[str, Any] | None, detail: str) -> Shown:
     )
 
 
-def _field(name: str, message: Mapping[str, Any], stored: Mapping[str, Any], detail: str) -> Field:
+def _field(name: str, message: Mapping[str, Any], stored: Mapping[str, Any], differing: str) -> Field:
     said, kept = message.get(name), stored.get(name)
     both = name in message and name in stored
-    named = bool(stored) and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", detail) is not None
+    named = bool(stored) and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", differing) is not None
     return Field(
         name=cut(name, 200),
         message=_value(said) if name in message else None,

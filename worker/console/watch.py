@@ -16,8 +16,7 @@ from worker.errors import ServiceRefused, ServiceUnreachable, WorkerError
 from worker.operations.lease import Bucket, show
 from worker.operations.lease import Status as Lease
 from worker.operations.verdict import Facts, Verdict, judge
-from worker.telemetry.history import Point
-from worker.telemetry.status import Status
+from worker.telemetry.status_format import Point, Status
 
 _FRESH_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 5.0

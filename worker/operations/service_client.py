@@ -21,7 +21,7 @@ from worker.events.catalog import DEFAULT_EVENT
 from worker.events.declaration import EVENT_TYPE_ATTRIBUTE, MAX_DATA_BYTES
 from worker.ingest.http.paths import COUNTS, ROOT, STATUS, STORE_HEADER
 from worker.operations.identity import Identity
-from worker.telemetry.status import Status
+from worker.telemetry.status_format import Status
 
 _REQUEST_SECONDS: Final = 60.0
 """Longest wait for one answer: the service holds a change until it is in the bucket."""

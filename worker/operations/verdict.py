@@ -16,7 +16,7 @@ import msgspec
 
 from worker.operations.lease import Status as Lease
 from worker.operations.wording import duration
-from worker.telemetry.status import Status
+from worker.telemetry.status_format import Status
 from worker.telemetry.trouble import ENDED_BY_CONFIRMATION, Stall
 
 UNCONFIRMED_SECONDS: Final = 10.0
@@ -160,7 +160,7 @@ def _of_status(status: Status, now: datetime) -> Verdict:
             command=_DOCTOR,
         )
     if status.state == "serving":
-        return Verdict(kind="serving", title="Serving, and nothing is stuck", since=status.state_since, cause=_rate(status))
+        return Verdict(kind="serving", title="Serving", since=status.state_since, cause=_rate(status))
     return _waiting(status)
 
 
@@ -238,7 +238,7 @@ def explain(stall: Stall, store: str) -> _Explained:
     if _DENIED.search(stall.text) and stall.action.startswith(("replication.", "generation.", "lease.", "body.")):
         bucket = "gs://" + store.removeprefix("gs://").partition("/")[0]
         return _Explained(
-            found.title + " of this account" if found.title.endswith("upload") else found.title,
+            found.title.replace("the bucket takes no upload", "the bucket refuses the service's account"),
             f"Give the service's account {_ROLE} on the bucket.",
             f"gcloud storage buckets add-iam-policy-binding {shlex.quote(bucket)} "
             f"--member=serviceAccount:ACCOUNT --role={_ROLE}",

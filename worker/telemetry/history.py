@@ -11,10 +11,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
-
 from worker.telemetry.machine import memory
 from worker.telemetry.metrics import Metrics
+from worker.telemetry.status_format import Point, Window
 
 LOOK_SECONDS: Final = 5.0
 POINT_LOOKS: Final = 6
@@ -23,32 +22,6 @@ POINTS_MAX: Final = 60
 """Half an hour."""
 WINDOWS: Final[Mapping[str, float]] = {"1m": 60.0, "5m": 300.0}
 _LOOKS_MAX: Final = round(max(WINDOWS.values()) / LOOK_SECONDS) + 1
-
-
-class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """What was acknowledged in the last `seconds`, which are fewer than asked for after a start.
-
-    `outcomes` counts messages, `refused` requests that were answered with an error. The times are from a message's receipt
-    to its acknowledgement, as exact as the histogram's buckets are; None while nothing was acknowledged.
-    """
-
-    seconds: float
-    outcomes: dict[str, int]
-    per_second: float
-    refused: int
-    p50_seconds: float | None
-    p99_seconds: float | None
-
-
-class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """One half minute, by its end in seconds since the epoch. What is not known is None."""
-
-    at: int
-    per_second: float
-    p99_seconds: float | None
-    unconfirmed_seconds: float
-    held: int
-    memory_bytes: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,82 +20,16 @@ from worker.database.models import Connection
 from worker.errors import WorkerError
 from worker.lease.record import Successor
 from worker.telemetry import machine
-from worker.telemetry.history import History, Point, Window
+from worker.telemetry.history import History
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.trouble import Stall, Trouble
+from worker.telemetry.status_format import Database, Held, Memory, Open, Status, Waiting
+from worker.telemetry.trouble import Trouble
 
 CACHED_SECONDS: Final = 1.0
 _TIMEOUT_SECONDS: Final = 5.0
 """Longest that counting the open rejections may take."""
 
 T = TypeVar("T")
-
-
-class Waiting(msgspec.Struct, frozen=True, kw_only=True):
-    """An instance that has asked for the lease."""
-
-    holder: str
-    revision: str
-
-
-class Held(msgspec.Struct, frozen=True, kw_only=True):
-    """What is held now, and what may be; `queued` of these wait for the writer, and None is not known."""
-
-    messages: int
-    messages_max: int
-    bytes: int
-    bytes_max: int
-    queued: int | None
-
-
-class Open(msgspec.Struct, frozen=True, kw_only=True):
-    """The open rejections of one reason; `oldest` is when the oldest of them was received."""
-
-    count: int
-    oldest: datetime | None
-
-
-class Database(msgspec.Struct, frozen=True, kw_only=True):
-    """The working copy, and the room on its disk."""
-
-    bytes: int | None = None
-    wal_bytes: int | None = None
-    disk_free_bytes: int | None = None
-    disk_bytes: int | None = None
-
-
-class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """What the instance uses, and may use."""
-
-    bytes: float | None = None
-    limit_bytes: float | None = None
-
-
-class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of `GET /status`. Times are the instance's own. None is not known."""
-
-    state: str
-    version: str
-    revision: str
-    instance: str
-    engine: str
-    store: str
-    started_at: datetime
-    now: datetime
-    state_since: datetime
-    epoch: int | None = None
-    generation: str | None = None
-    lease_age_seconds: float | None = None
-    successor: Waiting | None = None
-    held: Held
-    oldest_unconfirmed_seconds: float | None = None
-    confirmed_seconds_ago: float | None = None
-    acknowledged: dict[str, Window]
-    rejections: dict[str, Open] | None = None
-    database: Database = Database()
-    memory: Memory = Memory()
-    trouble: list[Stall]
-    history: list[Point] = []
 
 
 class Intake(Protocol):

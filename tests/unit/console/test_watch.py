@@ -10,8 +10,7 @@ from tests.unit.operations.test_verdict import status
 from worker.console.figures import spark
 from worker.console.watch import Watch
 from worker.errors import ServiceUnreachable
-from worker.telemetry.history import Point
-from worker.telemetry.status import Status
+from worker.telemetry.status_format import Point, Status
 
 BEGAN = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

@@ -8,7 +8,7 @@ import pytest
 from worker.operations import verdict
 from worker.operations.lease import Status as Lease
 from worker.operations.verdict import Facts, judge, logs_command
-from worker.telemetry.status import Held, Status
+from worker.telemetry.status_format import Held, Status
 from worker.telemetry.trouble import STALLS, Stall
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)

@@ -13,7 +13,8 @@ from tests.fakes import Clock
 from worker.telemetry import history
 from worker.telemetry.history import History, quantile
 from worker.telemetry.metrics import Metrics
-from worker.telemetry.status import About, Status, StatusPage
+from worker.telemetry.status import About, StatusPage
+from worker.telemetry.status_format import Status
 from worker.telemetry.trouble import STALLS, Trouble
 
 
