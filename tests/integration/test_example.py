@@ -64,7 +64,7 @@ def test_a_module_of_another_folder_is_found_by_pythonpath() -> None:
 
 def test_a_column_is_added_to_users_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/events.md: the module and its migration as they stand there, on a database that has users already."""
-    page = (ROOT / "docs" / "events.md").read_text().partition("\n## Adding a column to users\n")[2]
+    page = (ROOT / "docs" / "events.md").read_text().partition("\n### To users\n")[2]
     module, migration = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:2]
     folder = tmp_path / "acme" / "migrations"
     folder.mkdir(parents=True)
