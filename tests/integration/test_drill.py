@@ -162,7 +162,7 @@ def test_a_message_that_was_confirmed_and_is_gone_has_failed(place: Place) -> No
     assert (code, drill["verdict"]) == (1, "failed")
     users, last = drill["before"]["rows"]["users"], drill["before"]["last_message"]
     assert drill["restored"]["rows"]["users"] == users - 1
-    assert f"it has {users - 1} users, and the service had confirmed {users}" in drill["reason"]
+    assert f"it has {users - 1} rows of users, and the service had confirmed {users}" in drill["reason"]
     assert f"message {last}, which the service had confirmed, is not in it" in drill["reason"]
     place.untouched(record)
 
