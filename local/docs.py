@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import argparse
 import ast
+import inspect
 import itertools
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Final
 
 import publisher.settings
 from local import cost
 from worker import config
+from worker.events.declaration import Event
 
 ROOT: Final = Path(__file__).parent.parent
 DOCS: Final = ROOT / "docs"
@@ -78,6 +81,9 @@ def parts() -> dict[str, Callable[[], str]]:
     worker = {f"worker settings, {heading}": _worker_part(heading) for heading in WORKER}
     return {
         **worker,
+        "the example's module": lambda: _code("examples/orders/__init__.py"),
+        "the example's migration": lambda: _code("examples/orders/migrations/0001_orders.py"),
+        "attributes of an event": event_attributes,
         "publisher settings": publisher_environment,
         "publisher limits": publisher_limits,
         "prices": cost.prices_table,
@@ -135,6 +141,28 @@ def publisher_environment() -> str:
         raise StaleTextError("local/docs.py and publisher/settings.py name different variables; mend _PUBLISHER_DEFAULTS")
     rows = [(f"`{name}`", _PUBLISHER_DEFAULTS[name], _sentence(about)) for name, about in known.items()]
     return table(("Variable", "Default", "Meaning"), rows)
+
+
+def event_attributes() -> str:
+    """The table of what an event declares, from the docstring of the class."""
+    text = inspect.getdoc(Event) or ""
+    attributes = text.partition("Attributes:\n")[2].partition("\nRaises:")[0]
+    rows = []
+    for each in re.split(r"\n(?= {4}\w)", attributes.rstrip()):
+        name, _, meaning = each.strip().partition(": ")
+        rows.append((f"`{name}`", _event_default(name), " ".join(meaning.split())))
+    return table(("Attribute", "Default", "Meaning"), rows)
+
+
+def _event_default(name: str) -> str:
+    (field,) = [each for each in fields(Event) if each.name == name]
+    if field.default is not MISSING:
+        return f"`{field.default}`"
+    return "required" if field.default_factory is MISSING else "none"
+
+
+def _code(path: str) -> str:
+    return f"```python\n{(ROOT / path).read_text()}```"
 
 
 def publisher_limits() -> str:

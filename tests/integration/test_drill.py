@@ -106,7 +106,7 @@ def test_it_is_proved_while_messages_flow(place: Place) -> None:
             code, drill, said = place.drill()
             assert (code, drill["verdict"]) == (0, "proved"), drill
             assert drill["generation"] == record["live"]
-            users = [drill[side]["users"] for side in ("before", "restored", "after")]
+            users = [drill[side]["rows"]["users"] for side in ("before", "restored", "after")]
             assert acknowledged <= users[0] <= users[1] <= users[2]
             assert 0 < drill["age_seconds"] < 60
             assert '"action": "drill.proved"' in said
@@ -127,7 +127,7 @@ def test_people_get_a_table(place: Place) -> None:
     assert lines[0].split() == ["verdict", "proved"]
     assert lines[-5].split() == ["service", "before", "restored", "service", "after"]
     assert [line.split() for line in lines[-4:]] == [
-        ["users", "10", "10", "10"],
+        ["rows", "of", "users", "10", "10", "10"],
         ["erased", "0", "0", "0"],
         ["receipts", "10", "10", "10"],
         ["rejections", "0", "0", "0"],
@@ -140,7 +140,7 @@ def test_an_erased_user_is_no_loss(place: Place) -> None:
     erased = place.worker.run("erase", "3", "--yes")
     assert erased.returncode == 0, erased.stderr
     code, drill, _ = place.drill()
-    assert (code, drill["restored"]["users"], drill["restored"]["erased"]) == (0, 10, 1)
+    assert (code, drill["restored"]["rows"], drill["restored"]["erased"]) == (0, {"users": 9}, 1)
 
 
 def test_a_hole_in_the_replica_has_failed(place: Place) -> None:
@@ -160,9 +160,9 @@ def test_a_message_that_was_confirmed_and_is_gone_has_failed(place: Place) -> No
     place.objects.delete(place.needed()[-1])
     code, drill, _ = place.drill()
     assert (code, drill["verdict"]) == (1, "failed")
-    users, last = drill["before"]["users"], drill["before"]["last_message"]
-    assert drill["restored"]["users"] == users - 1
-    assert f"it has {users - 1} users, and the service had confirmed {users}" in drill["reason"]
+    users, last = drill["before"]["rows"]["users"], drill["before"]["last_message"]
+    assert drill["restored"]["rows"]["users"] == users - 1
+    assert f"it has {users - 1} rows of users, and the service had confirmed {users}" in drill["reason"]
     assert f"message {last}, which the service had confirmed, is not in it" in drill["reason"]
     place.untouched(record)
 
@@ -188,7 +188,7 @@ def test_without_the_service_it_is_inconclusive(place: Place) -> None:
     assert place.worker.stop() == 0
     code, drill, said = place.drill()
     assert (code, drill["verdict"], drill["before"], drill["after"]) == (3, "inconclusive", None, None)
-    assert drill["restored"]["users"] == 10
+    assert drill["restored"]["rows"] == {"users": 10}
     assert "does not answer" in drill["reason"]
     assert '"action": "drill.inconclusive"' in said
 
@@ -199,7 +199,7 @@ def test_a_bucket_that_gives_no_answer_is_inconclusive(place: Place) -> None:
     place.gcs.faults.add(verb="download", action="error", name="*/ltx/*")
     code, drill, _ = place.drill()
     assert (code, drill["verdict"], drill["restored"]) == (3, "inconclusive", None)
-    assert drill["before"]["users"] == 10
+    assert drill["before"]["rows"] == {"users": 10}
 
 
 def test_a_record_that_cannot_be_written_takes_nothing_from_the_verdict(place: Place) -> None:

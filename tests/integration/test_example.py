@@ -3,8 +3,12 @@
 import argparse
 import json
 import os
+import re
+import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,12 @@ from rich.console import Console
 
 from local import example
 from local.worker_process import ROOT
+from tests.entries import CATALOG
+from worker.database.connections import connect
+from worker.database.schema import migrate
+from worker.events.catalog import Catalog
+from worker.ingest.messages import Delivery, Entry
+from worker.ingest.transaction import Transaction
 
 
 @pytest.mark.slow
@@ -50,3 +60,44 @@ def test_a_module_of_another_folder_is_found_by_pythonpath() -> None:
         ("order.placed", "orders"),
         ("order.changed", "orders"),
     ]
+
+
+def test_a_column_is_added_to_users_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/events.md: the module and its migration as they stand there, on a database that has users already."""
+    page = (ROOT / "docs" / "events.md").read_text().partition("\n### To users\n")[2]
+    module, migration = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:2]
+    folder = tmp_path / "acme" / "migrations"
+    folder.mkdir(parents=True)
+    (tmp_path / "acme" / "__init__.py").write_text(module)
+    shutil.copy(ROOT / "worker" / "events" / "migrations" / "0001_users.py", folder)
+    (folder / "0002_plan.py").write_text(migration)
+    monkeypatch.syspath_prepend(tmp_path)
+    acme, file = Catalog.load("acme"), tmp_path / "users.db"
+
+    assert handled(file, CATALOG, "m1", "user.created", user_id=5, email_address="a") == "created"
+    assert handled(file, acme, "m2", "user.created", user_id=5, email_address="a") == "exists"
+    assert handled(file, acme, "m3", "user.updated", user_id=5, email_address="a", plan="gold") == "updated"
+    assert handled(file, acme, "m4", "user.created", user_id=6, plan="free") == "created"
+    assert handled(file, acme, "m5", "user.created", user_id=6) == "exists"
+    assert handled(file, acme, "m6", "user.created", user_id=6, plan="gold") == "conflict"
+    assert handled(file, acme, "m7", "user.deleted", user_id=5) == "updated"
+    with closing(sqlite3.connect(file)) as database:
+        rows = database.execute("SELECT user_id, plan, deleted FROM users ORDER BY user_id").fetchall()
+    assert rows == [(5, None, 1), (6, "free", 0)]
+
+
+def handled(file: Path, catalog: Catalog, message_id: str, event: str, **fields: object) -> str:
+    """Bring a database up to date and give it one message, as a worker does; the outcome."""
+    migrate(file, catalog, busy_timeout_seconds=1)
+    sent = Delivery(
+        message_id=message_id,
+        publish_time=int(message_id[1:]),
+        data=json.dumps(fields).encode(),
+        attributes={"event_type": event},
+    )
+    content = catalog.read(sent.data, sent.attributes, sent.publish_time)
+    database = connect(file, busy_timeout_seconds=1)
+    with database.connection_context(), database.atomic():
+        entry = Entry(sent, content, 0.0, None)  # type: ignore[arg-type]  # no sender
+        (outcome,) = Transaction(database, catalog, 1, 0).handle([entry])
+    return outcome

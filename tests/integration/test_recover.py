@@ -159,7 +159,7 @@ def test_a_recovery_beside_a_running_service(platform: Platform, tmp_path: Path)
     plan = platform.run("recover", "--at", then.isoformat(), "--dry-run")
     assert platform.states() == before
     assert plan["undone"]["outcomes"] == {"created": 10, "conflict": 1}
-    assert (plan["newest"]["users"], plan["wanted"]["users"], plan["generation"]) == (30, 20, None)
+    assert (plan["newest"]["rows"], plan["wanted"]["rows"], plan["generation"]) == ({"users": 30}, {"users": 20}, None)
 
     found = platform.run("recover", "--at", then.isoformat(), "--yes", "--undone", str(undone))
     gone = {f"m{user}" for user in range(21, 31)} | {"m5-bad@example.com"}
@@ -177,7 +177,7 @@ def test_a_recovery_beside_a_running_service(platform: Platform, tmp_path: Path)
     assert platform.run("restore", "-o", str(tmp_path / "now.db"))["receipts"] == 30
     # The history that was left is still there.
     left = platform.run("restore", "-o", str(tmp_path / "left.db"), "--at", last.isoformat())
-    assert (left["users"], left["rejections"]) == (30, 1)
+    assert (left["rows"], left["rejections"]) == ({"users": 30}, 1)
 
 
 def test_what_a_recovery_has_replaced_can_be_restored_to_its_seal(platform: Platform, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_what_a_recovery_has_replaced_can_be_restored_to_its_seal(platform: Plat
     platform.run("recover", "--at", then.isoformat(), "--yes", "--undone", str(tmp_path / "undone.txt"))
     assert platform.users(1, 41) == [1]
     left = platform.run("restore", "-o", str(tmp_path / "left.db"), "--epoch", str(replaced))
-    assert left["users"] == 41
+    assert left["rows"] == {"users": 41}
 
 
 def test_a_recovery_can_be_undone(platform: Platform, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_recovery_can_be_undone(platform: Platform, tmp_path: Path) -> None:
     found = platform.run("recover", "--at", last.isoformat(), "--yes", "--undone", str(tmp_path / "b.txt"))
     assert platform.users(1, 3, 4, 5, 6) == [1, 3, 4, 5]
     assert found["undone"]["messages"] == ["m6"]
-    assert (found["newest"]["users"], found["wanted"]["users"]) == (4, 5)
+    assert (found["newest"]["rows"], found["wanted"]["rows"]) == ({"users": 4}, {"users": 5})
 
 
 def test_an_erased_user_does_not_come_back(platform: Platform, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_an_erased_user_does_not_come_back(platform: Platform, tmp_path: Path) -
     platform.push(4)
     asked = platform.worker.run("erase", "2")
     assert (asked.returncode, "--yes" in asked.stdout + asked.stderr) == (1, True)
-    assert platform.run("erase", "2", "--yes") == {"existed": True, "receipts": 2, "rejections": 1}
+    assert platform.run("erase", "2", "--yes") == {"existed": True, "rows": 1, "receipts": 2, "rejections": 1}
     platform.push(2)
     platform.push(2, email="again@example.com")
     assert platform.users(1, 2, 3, 4) == [1, 3, 4]
@@ -226,7 +226,8 @@ def test_an_erased_user_does_not_come_back(platform: Platform, tmp_path: Path) -
     older = tmp_path / "older.db"
     platform.run("restore", "-o", str(older), "--at", then.isoformat())
     with closing(sqlite3.connect(older)) as database:
-        assert database.execute("SELECT * FROM users WHERE user_id = 2").fetchall() == [(2, None, None, 1, None)]
+        assert database.execute("SELECT * FROM users WHERE user_id = 2").fetchall() == []
+        assert database.execute("SELECT subject FROM erased").fetchall() == [("2",)]
         assert database.execute("SELECT count(*) FROM rejections").fetchone() == (0,)
     platform.run("recover", "--at", then.isoformat(), "--yes", "--undone", str(tmp_path / "undone.txt"))
     platform.push(2, email="once more@example.com")

@@ -105,7 +105,7 @@ def test_a_checkpoint_is_replayed_and_nothing_is_there_twice(site: Site, tmp_pat
     assert made["snapshot"] == f"projects/{PROJECT}/snapshots/solowriter.{SUBSCRIPTION}.before"
     site.publish(*range(21, 51))
     at = ("--epoch", str(made["epoch"]), "--txid", str(made["txid"]))
-    assert site.run("restore", "-o", str(tmp_path / "then.db"), *at)["users"] == 20
+    assert site.run("restore", "-o", str(tmp_path / "then.db"), *at)["rows"] == {"users": 20}
 
     before = site.recorder.deliveries
     planned = site.run("replay", "--snapshot", "before", "--dry-run")["plan"]

@@ -57,9 +57,8 @@ READ: dict[str, tuple[str, str, object]] = {
 
 _TOKENS = {"PUSH_AUDIENCE": "https://users.example", "PUSH_SERVICE_ACCOUNT": "push@acme.example"}
 COMPANIONS = dict.fromkeys(("PUSH_AUDIENCE", "PUSH_SERVICE_ACCOUNT", "TOKENS_VERIFIED_BY", "OPERATORS"), _TOKENS)
-COMPANIONS |= dict.fromkeys(  # noqa: RUF024  # read alone
-    ("CHECKPOINT_HOURS", "DELIVERY"), {"SUBSCRIPTION": "users-worker", "GOOGLE_CLOUD_PROJECT": "acme"}
-)
+_QUEUE = {"SUBSCRIPTION": "users-worker", "GOOGLE_CLOUD_PROJECT": "acme"}
+COMPANIONS |= dict.fromkeys(("CHECKPOINT_HOURS", "DELIVERY"), _QUEUE)
 _POSTGRESQL = {"REPLICA_URL": "", "DATABASE_URL": READ["DATABASE_URL"][0]}
 COMPANIONS |= dict.fromkeys(("DATABASE_URL", "DATABASE_PASSWORD_FILE", "ERASED_URL"), _POSTGRESQL)
 """Settings that load only together with others."""
