@@ -18,6 +18,7 @@ _COMMANDS = {
     "example": "example",
     "cost": "cost",
     "docs": "docs",
+    "record": "record",
 }
 
 
