@@ -62,7 +62,7 @@ docs: $(READY)  ## Write the generated parts of docs/ again: settings, costs
 	@$(BIN)/python -m local docs
 
 site: $(READY)  ## The guide as a site, in site/: each link and anchor must lead somewhere
-	NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --quiet --site-dir site
+	NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --site-dir site
 	@echo 'written: site/index.html'
 
 lock: $(READY)  ## Resolve pyproject.toml into the two lock files again

@@ -5,7 +5,7 @@ A Markdown file that a page links to, such as bench/README.md, becomes a page as
 
 from __future__ import annotations
 
-import os
+import posixpath
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -30,16 +30,16 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Point each link at the page that its target has become."""
     source = next((name for name in PAGES if _address(name) == page.file.src_uri), f"docs/{page.file.src_uri}")
-    here = os.path.dirname(page.file.src_uri)
+    here = posixpath.dirname(page.file.src_uri)
 
     def pointed(link: re.Match[str]) -> str:
-        text, target, anchor = link[1], os.path.normpath(os.path.join(os.path.dirname(source), link[2])), link[3] or ""
+        text, target, anchor = link[1], posixpath.normpath(posixpath.join(posixpath.dirname(source), link[2])), link[3] or ""
         if target == "README.md":
             target, anchor = "docs/index.md", ""
         if target.startswith("docs/"):
-            return f"[{text}]({os.path.relpath(target.removeprefix('docs/'), here or '.')}{anchor})"
+            return f"[{text}]({posixpath.relpath(target.removeprefix('docs/'), here or '.')}{anchor})"
         if target in PAGES:
-            return f"[{text}]({os.path.relpath(_address(target), here or '.')}{anchor})"
+            return f"[{text}]({posixpath.relpath(_address(target), here or '.')}{anchor})"
         return text if target in text else f"{text} (`{target}`)"
 
     return _LINK.sub(pointed, markdown)
