@@ -7,7 +7,7 @@ MINUTES ?= 480
 SOAK_MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-recover example run test test-fast torture check format bench soak docs lock deploy smoke destroy clean
+.PHONY: help setup site demo demo-recover example run test test-fast torture check format bench soak docs lock deploy smoke destroy clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,10 @@ soak: $(READY)  ## Memory over ten minutes of steady load and in a flood; rewrit
 docs: $(READY)  ## Write the generated parts of docs/ again: settings, costs
 	@$(BIN)/python -m local docs
 
+site: $(READY)  ## The guide as a site, in site/: each link and anchor must lead somewhere
+	NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --site-dir site
+	@echo 'written: site/index.html'
+
 lock: $(READY)  ## Resolve pyproject.toml into the two lock files again
 	$(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header -o requirements.lock pyproject.toml
 	$(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --allow-unsafe --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
@@ -81,5 +85,5 @@ destroy:  ## Delete it again, but for the bucket with the data (PROJECT=... REGI
 	@deploy/destroy.sh $${PROJECT:+"$$PROJECT"} $${REGION:+"$$REGION"}
 
 clean:  ## Remove .venv, caches and the local stack's data
-	rm -rf .venv .run .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .run site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,6 +19,7 @@ _COMMANDS = {
     "cost": "cost",
     "docs": "docs",
     "screenshots": "screenshots",
+    "record": "record",
 }
 
 

@@ -117,6 +117,16 @@ def test_an_average_rate_fills_the_database_with_receipts(rate: str) -> None:
     assert kept == pytest.approx(8 * (1 + 4 * 2 / 7) * size / 1e9, abs=0.06)
 
 
+def test_the_short_answers_are_those_of_the_table() -> None:
+    """The first lines of docs/cost.md, and README.md's comparison, state the sums of the month's table."""
+    one, hundred, _ = (f"${sum_:.0f}" for sum_ in row("**a month**"))
+    assert cells(PAGE, "with one message a second, all month") == [one]
+    assert cells(PAGE, "with 100 a second, all month") == [hundred]
+    assert cells((ROOT / "README.md").read_text(), "a month, 1 message a second")[0] == f"[{one}](docs/cost.md)"
+    assert cells(PAGE, "that is idle") == [f"${round(row('**instance**')[0]) + 4}"]
+    assert re.search(r"a month, about \$4\.", PAGE)
+
+
 def test_the_page_states_what_fills_an_instance() -> None:
     """The two rates in its text are 32 GiB, a quarter of it the database, divided by what one message a second leaves."""
     stated = re.search(r"an average of (\d+) messages a second fills it, and receipts alone at (\d+)", PAGE)
