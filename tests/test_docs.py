@@ -459,6 +459,17 @@ def test_links_resolve(file: Path) -> None:
             assert anchor in [anchor_of(heading) for heading in headings], f"{target}: no such heading"
 
 
+def test_every_picture_is_there_and_small() -> None:
+    """Each picture that a page shows is a file of at most 100 KB, with a text for who cannot see it; and each is shown."""
+    shown = set()
+    for file in TEXTS:
+        for text, target in re.findall(r"!\[([^\]]*)\]\((?!https?:)([^)\s]+)\)", file.read_text()):
+            assert text, target
+            assert (file.parent / target).stat().st_size <= 100_000, target
+            shown.add((file.parent / target).resolve())
+    assert shown == set((DOCS / "images").iterdir())
+
+
 @pytest.mark.parametrize("file", TEXTS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_code_in_backticks_that_looks_like_a_file_is_one(file: Path) -> None:
     """`worker/ingest/http/app.py` and the like are files or folders that there are."""
