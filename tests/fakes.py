@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Self
+from typing import Self, cast
 
+from worker.bucket import Objects, StoredObject
 from worker.errors import Mismatch, StoreError, StoreThrottled, StoreUnavailable
 from worker.ingest.bodies import Bodies
-from worker.replica.layout import StoredObject
+from worker.lease.lease import Lease
 
 
 @dataclass
@@ -31,14 +32,14 @@ class Clock:
 
 
 @dataclass
-class MemoryStore:
+class MemoryStore(Objects):
     """Objects with generations and compare-and-swap, as the bucket has them.
 
     `faults` maps an operation ("read", "write") to what happens to its next calls: "refuse" (not done, no answer), "lose"
     (done, no answer), "throttle" (429, not done) or "ok".
     """
 
-    objects: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    held: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     faults: dict[str, list[str]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     generation: int = 100
@@ -47,19 +48,19 @@ class MemoryStore:
         return "gs://bucket/prefix"
 
     async def read(self, name: str, *, timeout: float) -> tuple[bytes, int] | None:
-        """See `worker.lease.lease.Store`."""
+        """See `worker.bucket.Objects`."""
         if self._fault("read") != "ok":
             raise StoreUnavailable("read: no answer")
-        return self.objects.get(name)
+        return self.held.get(name)
 
     async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
-        """See `worker.lease.lease.Store`."""
+        """See `worker.bucket.Objects`."""
         fault = self._fault("write")
         if fault == "refuse":
             raise StoreUnavailable("write: no answer")
         if fault == "throttle":
             raise StoreThrottled("write: 429")
-        if self.objects.get(name, (b"", 0))[1] != if_generation:
+        if self.held.get(name, (b"", 0))[1] != if_generation:
             raise Mismatch("412")
         self.put(name, data)
         if fault == "lose":
@@ -67,24 +68,24 @@ class MemoryStore:
         return self.generation
 
     async def names(self, name_prefix: str, *, timeout: float) -> list[str]:
-        """See `worker.replica.bucket.Bucket`."""
+        """See `worker.bucket.Objects`."""
         if self._fault("names") != "ok":
             raise StoreUnavailable("names: no answer")
-        return sorted(name for name in self.objects if name.startswith(name_prefix))
+        return sorted(name for name in self.held if name.startswith(name_prefix))
 
     async def folders(self, name_prefix: str, *, timeout: float) -> list[str]:
-        """See `worker.replica.bucket.Bucket`."""
-        below = [name.removeprefix(name_prefix) for name in self.objects if name.startswith(name_prefix)]
+        """See `worker.bucket.Objects`."""
+        below = [name.removeprefix(name_prefix) for name in self.held if name.startswith(name_prefix)]
         return sorted({name.split("/")[0] for name in below if "/" in name})
 
     def patient(self, seconds: float) -> Self:
-        """See `worker.replica.bucket.Bucket`."""
+        """See `worker.bucket.Objects`."""
         return self
 
     def put(self, name: str, data: bytes) -> None:
         """Write as somebody else, unconditionally."""
         self.generation += 1
-        self.objects[name] = (data, self.generation)
+        self.held[name] = (data, self.generation)
 
     def _fault(self, operation: str) -> str:
         self.calls.append(operation)
@@ -93,7 +94,7 @@ class MemoryStore:
 
 
 @dataclass
-class BodyStore:
+class BodyStore(Objects):
     """Objects with the time of their creation. While `error` is set, each call raises it."""
 
     bodies: dict[str, bytes] = field(default_factory=dict)
@@ -101,24 +102,24 @@ class BodyStore:
     error: StoreError | None = None
 
     async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
-        """See `worker.ingest.bodies.Store`."""
+        """See `worker.bucket.Objects`."""
         self._fail()
         assert name not in self.bodies, "a name is used once"
         self.bodies[name], self.created[name] = data, datetime.now(UTC)
         return 1
 
     async def read(self, name: str, *, timeout: float) -> tuple[bytes, int] | None:
-        """See `worker.ingest.bodies.Store`."""
+        """See `worker.bucket.Objects`."""
         self._fail()
         return (self.bodies[name], 1) if name in self.bodies else None
 
     async def objects(self, name_prefix: str, *, timeout: float) -> list[StoredObject]:
-        """See `worker.ingest.bodies.Store`."""
+        """See `worker.bucket.Objects`."""
         self._fail()
         return [StoredObject(name, len(data), self.created[name], {}) for name, data in self.bodies.items()]
 
     async def delete(self, name: str, *, timeout: float) -> None:
-        """See `worker.ingest.bodies.Store`."""
+        """See `worker.bucket.Objects`."""
         self._fail()
         del self.bodies[name]
 
@@ -135,11 +136,11 @@ class Epoch:
     lost: Exception | None = None
 
     async def verify(self) -> None:
-        """See `worker.ingest.bodies.Holder`."""
+        """See `Lease`."""
         if self.lost is not None:
             raise self.lost
 
 
 def bodies(store: BodyStore | None = None, lease: Epoch | None = None) -> Bodies:
     """The bytes of large messages, in memory."""
-    return Bodies(store or BodyStore(), lease or Epoch())
+    return Bodies(store or BodyStore(), cast(Lease, lease or Epoch()))

@@ -1,11 +1,9 @@
 """The parts that exist once per process, made from the settings; supervisor.py gives them their life."""
 
-import asyncio
 import functools
 import logging
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,8 +12,6 @@ from worker.config import Settings
 from worker.config.addresses import store_place
 from worker.database import connections
 from worker.database.engine import Reader
-from worker.database.models import Connection
-from worker.errors import Refused
 from worker.events.configured import catalog_of
 from worker.ingest import erasure
 from worker.ingest.bodies import Bodies, BodyStore, InRows
@@ -25,7 +21,7 @@ from worker.ingest.http.delivery_counts import Tally
 from worker.ingest.http.tokens import TokenVerifier
 from worker.ingest.intake import Intake
 from worker.ingest.pull import PubSub, Pull
-from worker.ingest.transaction import Transaction
+from worker.ingest.tables import Tables
 from worker.lease.handover import Succession
 from worker.lease.lease import Lease
 from worker.replica import litestream
@@ -149,7 +145,7 @@ class Parts(Common):
             lease=self.lease,
             succession=self.succession,
             bodies=self.bodies,
-            rows=self.tables,
+            tables=self.tables,
             prepare=self.prepare,
             metrics=self.metrics,
         )
@@ -227,32 +223,6 @@ class PostgresqlParts(Common):
 def parts_of(settings: Settings) -> Parts | PostgresqlParts:
     """The parts of a process, as the settings say where its data lives."""
     return PostgresqlParts(settings) if settings.many_writers else Parts(settings)
-
-
-@dataclass(slots=True)
-class Tables:
-    """Reads and changes the database while there is one."""
-
-    reader: Reader
-    intake: Intake
-    open: bool = False
-
-    async def read(self, query: Callable[[Connection], T]) -> T:
-        """Run a query on a reading connection.
-
-        Raises:
-            Refused: This instance has no database: it stands by, or stops.
-        """
-        return await asyncio.to_thread(self._opened().read, query)
-
-    async def change(self, apply: Callable[[Transaction], T]) -> T:
-        """Make a change, and return its result once it is confirmed; see `Intake.change`."""
-        return await self.intake.change(apply)
-
-    def _opened(self) -> Reader:
-        if not self.open:
-            raise Refused("this instance is not serving yet; ask again", reason="standby")
-        return self.reader
 
 
 def _verifier(settings: Settings) -> TokenVerifier | None:

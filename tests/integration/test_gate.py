@@ -29,13 +29,13 @@ from local.gcs_process import FakeGcs
 from local.worker_process import wait_until
 from tests.ltx_files import pieces, whole_file
 from tests.processes import BUCKET, Objects
+from worker.bucket import Place, StoredObject
 from worker.config import Settings
 from worker.errors import SyncUnavailable
 from worker.replica import ltx, place, slots
 from worker.replica.gate import Gate
-from worker.replica.layout import StoredObject, files
+from worker.replica.layout import files
 from worker.replica.litestream import Litestream, find_binary
-from worker.replica.place import Place
 from worker.replica.restoring import cover
 
 pytestmark = pytest.mark.slow

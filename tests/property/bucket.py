@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 from fastcrc import crc64
 
+from worker.bucket import StoredObject
 from worker.errors import Mismatch, NotInReplica, RestoreFailed
 from worker.lease.record import RECORD, Record, encode
 from worker.replica import layout, ltx
@@ -240,6 +241,6 @@ class Bucket:
         return self._generation
 
 
-def stored(name: str, data: bytes) -> layout.StoredObject:
+def stored(name: str, data: bytes) -> StoredObject:
     """An object as a listing shows it."""
-    return layout.StoredObject(name, len(data), _CREATED, {})
+    return StoredObject(name, len(data), _CREATED, {})

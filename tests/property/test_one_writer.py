@@ -512,7 +512,7 @@ def test_litestream_that_counts_from_the_start_again_confirms_nothing() -> None:
 
 def test_what_is_committed_when_the_service_drains_is_uploaded_at_once() -> None:
     """INV-8: an upload that waits for senders to come back waits no longer when they are refused."""
-    with world.installed():
+    with world.installed(prune_seconds=3600):
         process = Process(Bucket(), "p1", Settings(replica_url="gs://bucket/prefix"))
         while process.intake.state is not State.SERVING or process.pending:
             process.step()

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from unittest import mock
 
 import msgspec
@@ -42,6 +42,7 @@ from worker.ingest import outcomes, transaction
 from worker.ingest.expiry import Expiry
 from worker.ingest.http import envelope
 from worker.ingest.messages import Change, Delivery, Entry, Group
+from worker.ingest.tables import Tables
 from worker.ingest.transaction import Transaction
 from worker.ingest.writer import Writer
 
@@ -491,7 +492,7 @@ class Both:
         elif isinstance(step, Wait):
             self.service.now += step.days * DAY
             expiry = Expiry(RECEIPT_DAYS, REJECTION_DAYS, step_rows=2, wall_clock=lambda: self.service.now)
-            assert await expiry.once(self.service) == self.model.expire(self.service.now), "what expired"
+            assert await expiry.once(cast(Tables, self.service)) == self.model.expire(self.service.now), "what expired"
         else:
             await self.service.end()
             await self.service.begin()

@@ -39,6 +39,7 @@ from tests.fakes import bodies
 from tests.property.bucket import Ack, Ask, Bucket, Rows, applied, ltx_file, stored
 from tests.property.loop import Loop
 from worker import supervisor
+from worker.bucket import Objects, StoredObject
 from worker.config import Settings
 from worker.errors import StoreMissing, StoreUnavailable, SyncUnavailable
 from worker.ingest.http import app
@@ -346,7 +347,7 @@ class DiskWriter(Writer):
         return Group(entries, outcomes)
 
 
-class Process:
+class Process(Objects):
     """One instance, from its start to its end or its crash. It moves only inside the methods below.
 
     With `recover_to` it is an operator's `worker recover`, to so many transactions before the newest state.
@@ -450,7 +451,7 @@ class Process:
         return await request.answer
 
     def patient(self, seconds: float) -> "Process":
-        """See `worker.replica.bucket.Bucket`; likewise the rest. A read without an answer ends the restore here."""
+        """See `worker.bucket.Objects`; likewise the rest. A read without an answer ends the restore here."""
         return self
 
     def place(self, path: str) -> Any:  # noqa: D102  # said above
@@ -474,7 +475,7 @@ class Process:
             if len(page) < _PAGE_OBJECTS:
                 return found
 
-    async def objects(self, name_prefix: str, *, timeout: float) -> list[layout.StoredObject]:  # noqa: D102
+    async def objects(self, name_prefix: str, *, timeout: float) -> list[StoredObject]:  # noqa: D102
         return [stored(name, b"") for name in await self.names(name_prefix, timeout=timeout)]
 
     async def folders(self, name_prefix: str, *, timeout: float) -> Any:  # noqa: D102
@@ -576,7 +577,7 @@ class Process:
             lease=made.lease,
             succession=succession,
             bodies=made.bodies,
-            rows=made.tables,
+            tables=made.tables,
             prepare=made.prepare,
             metrics=made.metrics,
         )
@@ -626,14 +627,14 @@ class SimulatedRecovery(Recovery):
 
 
 def settings() -> Settings:
-    """The defaults, but generations are pruned soon, without any retention."""
+    """The defaults, but generations are pruned without any retention."""
     made = Settings(replica_url="gs://bucket/prefix")
     object.__setattr__(made, "retention_days", -1.0)  # below what an operator may ask for
     return made
 
 
 @contextlib.contextmanager
-def installed() -> Iterator[None]:
+def installed(*, prune_seconds: float = 7) -> Iterator[None]:
     """The worker's modules, with Litestream, SQLite and the gate's HTTP replaced by the ones above."""
     gated = functools.partial(Generation, gate_of=cast(Any, SimulatedGate))
     with (
@@ -649,7 +650,7 @@ def installed() -> Iterator[None]:
         ),
         mock.patch.object(sqlite, "SqliteEngine", lambda disk: disk),
         mock.patch.object(supervisor, "Writer", DiskWriter),
-        mock.patch.object(supervisor, "PRUNE_INTERVAL_SECONDS", 7),
-        mock.patch.object(sqlite, "PRUNE_INTERVAL_SECONDS", 7),
+        mock.patch.object(supervisor, "PRUNE_INTERVAL_SECONDS", prune_seconds),
+        mock.patch.object(sqlite, "PRUNE_INTERVAL_SECONDS", prune_seconds),
     ):
         yield

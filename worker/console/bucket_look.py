@@ -7,7 +7,8 @@ from typing import Final
 from worker.console.figures import Timeline, timeline
 from worker.errors import NotInReplica, StoreMissing, WorkerError
 from worker.operations import checkpoints
-from worker.operations.checkpoints import Listed, Queue
+from worker.operations.checkpoints import Listed
+from worker.operations.pubsub import Queue
 from worker.replica import drill_record
 from worker.replica.bucket import Bucket
 from worker.replica.drill_record import Drill

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final
 
+from worker.bucket import Objects
 from worker.console.figures import SPARK_SECONDS
 from worker.errors import ServiceRefused, ServiceUnreachable, WorkerError
-from worker.operations.lease import Bucket, show
 from worker.operations.lease import Status as Lease
+from worker.operations.lease import show
+from worker.operations.service_client import Service
 from worker.operations.verdict import Facts, Verdict, judge
 from worker.telemetry.status_format import Point, Status
 
@@ -23,13 +25,6 @@ _ANSWER_SECONDS: Final = 5.0
 """Longest wait for the service's status: it is made in milliseconds, and counting rejections takes two seconds at most."""
 _LEASE_SECONDS: Final = 15.0
 _LEASE_REQUEST_SECONDS: Final = 3.0
-
-
-class Asked(Protocol):
-    """The service, as it is looked at."""
-
-    async def status(self) -> Status:
-        """See `worker.operations.service_client.Service.status`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +51,9 @@ class Watch:
 
     def __init__(
         self,
-        service: Asked,
+        service: Service,
         url: str,
-        store: Bucket | None,
+        store: Objects | None,
         *,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),

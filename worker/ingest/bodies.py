@@ -15,12 +15,15 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
+from worker.bucket import Objects
 from worker.database.models import Connection, Rejection
 from worker.errors import Refused, RequestError, StoreError
+from worker.lease.lease import Lease
 
-T = TypeVar("T")
+Read = Callable[[Callable[[Connection], set[str]]], Awaitable[set[str]]]
+"""Runs a query on a reading connection. `Refused` while there is no database."""
 
 ROOT: Final = "rejected/"
 ROW_BYTES_MAX: Final = 262_144
@@ -31,52 +34,6 @@ _KEPT: Final = timedelta(days=1)
 """Age below which an object is not deleted: its transaction may be under way, for ACK_DEADLINE_SECONDS at most."""
 
 log = logging.getLogger(__name__)
-
-
-class Object(Protocol):
-    """An object as a listing shows it."""
-
-    @property
-    def name(self) -> str:
-        """Its name below the store's prefix."""
-
-    @property
-    def created(self) -> datetime:
-        """When it was written, by the bucket's clock."""
-
-
-class Store(Protocol):
-    """The bucket; each call may raise `StoreError`."""
-
-    async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
-        """Write an object that is at `if_generation`."""
-
-    async def read(self, name: str, *, timeout: float) -> tuple[bytes, int] | None:
-        """An object's bytes and generation, or None."""
-
-    async def objects(self, name_prefix: str, *, timeout: float) -> Sequence[Object]:
-        """The objects below a prefix."""
-
-    async def delete(self, name: str, *, timeout: float) -> None:
-        """Delete an object."""
-
-
-class Rows(Protocol):
-    """Where the database is read."""
-
-    async def read(self, query: Callable[[Connection], T]) -> T:
-        """Run a query on a reading connection. `Refused` while there is no database."""
-
-
-class Holder(Protocol):
-    """The lease."""
-
-    @property
-    def held_epoch(self) -> int | None:
-        """This writer life, or None while the lease is not held."""
-
-    async def verify(self) -> None:
-        """Read the lease. `LeaseLost` if another instance holds it."""
 
 
 class BodyStore(Protocol):
@@ -117,7 +74,7 @@ class Bodies:
 
     row_bytes_max: float = ROW_BYTES_MAX
 
-    def __init__(self, store: Store, lease: Holder) -> None:
+    def __init__(self, store: Objects, lease: Lease) -> None:
         self._store, self._lease = store, lease
         self._under_way: set[str] = set()
 
@@ -164,7 +121,7 @@ class Bodies:
             except StoreError as error:
                 log.warning("%s is deleted later: %s", name, error, extra={"action": "body.retry"})
 
-    async def collect(self, rows: Rows) -> int:
+    async def collect(self, read: Read) -> int:
         """Delete the objects that no rejection names; how many.
 
         Raises:
@@ -177,19 +134,19 @@ class Bodies:
         old = {each.name for each in objects if each.created < before} - self._under_way
         if not old:
             return 0
-        unnamed = sorted(old - await rows.read(_named))
+        unnamed = sorted(old - await read(_named))
         if unnamed:
             await self._lease.verify()
             await self.delete(unnamed)
             log.info("deleted %d bodies that no rejection names", len(unnamed), extra={"action": "body.deleted"})
         return len(unnamed)
 
-    async def collect_every(self, interval_seconds: float, rows: Rows, *, may: Callable[[], Awaitable[bool]]) -> None:
+    async def collect_every(self, interval_seconds: float, read: Read, *, may: Callable[[], Awaitable[bool]]) -> None:
         """Collect now and every `interval_seconds`, if `may` then says so, until cancelled."""
         while True:
             try:
                 if await may():
-                    await self.collect(rows)
+                    await self.collect(read)
             except (StoreError, RequestError) as error:
                 log.warning("collecting bodies is put off: %s", error, extra={"action": "body.retry"})
             await asyncio.sleep(interval_seconds)

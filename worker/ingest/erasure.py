@@ -11,30 +11,23 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import quote, unquote
 
 import msgspec
 
+from worker.bucket import Objects
 from worker.database.connections import connect
 from worker.database.schema import migrate
 from worker.errors import Mismatch, Refused, StoreUnavailable
 from worker.events.catalog import Catalog
 from worker.ingest.bodies import BodyStore
 from worker.ingest.transaction import Removed, Transaction
-from worker.lease.record import Store
 
 ROOT: Final = "erased/"
 _SUFFIX: Final = ".json"
 
 log = logging.getLogger(__name__)
-
-
-class Names(Store, Protocol):
-    """The bucket, as the list uses it; each call may raise `StoreError`."""
-
-    async def names(self, name_prefix: str, *, timeout: float) -> list[str]:
-        """The objects below a prefix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +37,7 @@ class Erasure:
     Without `store` the database alone remembers them.
     """
 
-    store: Store | None
+    store: Objects | None
     bodies: BodyStore
     change: Callable[..., Awaitable[Any]]
     timeout: float
@@ -64,7 +57,7 @@ class Erasure:
         await self.bodies.delete(bodies)
         return erased
 
-    async def _remember(self, store: Store, subject: str) -> None:
+    async def _remember(self, store: Objects, subject: str) -> None:
         data = msgspec.json.encode({"format": 1, "subject": subject})
         try:
             await store.write(name_of(subject), data, if_generation=0, timeout=self.timeout)
@@ -79,7 +72,7 @@ def name_of(subject: str) -> str:
     return f"{ROOT}{quote(subject, safe='').replace('.', '%2E')}{_SUFFIX}"
 
 
-async def listed(store: Names, *, timeout: float) -> list[str]:
+async def listed(store: Objects, *, timeout: float) -> list[str]:
     """The erased subjects.
 
     Raises:
@@ -106,7 +99,7 @@ def apply(path: Path, catalog: Catalog, subjects: Sequence[str], *, now: int) ->
         return len(missing)
 
 
-async def prepare(store: Names, catalog: Catalog, path: Path, *, timeout: float) -> None:
+async def prepare(store: Objects, catalog: Catalog, path: Path, *, timeout: float) -> None:
     """Bring a database that was restored, or a new one, up to date: its schema, and what the bucket lists as erased.
 
     Its state may be older than a migration, and older than an erasure.

@@ -10,10 +10,11 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from worker.database.models import Connection, Receipt, Rejection
 from worker.errors import RequestError
+from worker.ingest.tables import Tables
 from worker.ingest.transaction import Transaction
 
 T = TypeVar("T")
@@ -23,16 +24,6 @@ STEP_ROWS: Final = 2000
 _DAY_MILLISECONDS: Final = 86_400_000
 
 log = logging.getLogger(__name__)
-
-
-class Database(Protocol):
-    """Where rows are read, and where they are changed."""
-
-    async def read(self, query: Callable[[Connection], T]) -> T:
-        """Run a query on a reading connection."""
-
-    async def change(self, apply: Callable[[Transaction], T]) -> T:
-        """Make a change, and return its result once it is confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +40,7 @@ class Expiry:
     wall_clock: Callable[[], float] = time.time
 
     async def run(
-        self, database: Database, *, interval_seconds: float, may: Callable[[], Awaitable[bool]] | None = None
+        self, database: Tables, *, interval_seconds: float, may: Callable[[], Awaitable[bool]] | None = None
     ) -> None:
         """Delete what is past its time now and every `interval_seconds`, if `may` then says so, until cancelled."""
         while True:
@@ -60,7 +51,7 @@ class Expiry:
                 log.warning("expiry is put off: %s", error, extra={"action": "expiry.retry"})
             await asyncio.sleep(interval_seconds)
 
-    async def once(self, database: Database) -> dict[str, int]:
+    async def once(self, database: Tables) -> dict[str, int]:
         """Delete what is past its time now; how many rows of each table.
 
         Raises:
@@ -75,7 +66,7 @@ class Expiry:
             log.info("deleted %d receipts and %d rejections", receipts, rejected, extra={"action": "expiry.deleted"})
         return {"receipts": receipts, "rejections": rejected}
 
-    async def _walk(self, database: Database, model: Any, kept_since: Any, before: float) -> int:
+    async def _walk(self, database: Tables, model: Any, kept_since: Any, before: float) -> int:
         deleted, last = 0, ""
         while True:
             rows = await database.read(partial(_rows_after, model, kept_since, last, self.step_rows))
@@ -87,7 +78,7 @@ class Expiry:
                     await self._warn_of_open_ones(database, gone)
                 deleted += await database.change(partial(_delete, model, gone))
 
-    async def _warn_of_open_ones(self, database: Database, message_ids: list[str]) -> None:
+    async def _warn_of_open_ones(self, database: Tables, message_ids: list[str]) -> None:
         condition = Rejection.message_id.in_(message_ids) & Rejection.resolved_at.is_null()
         query = Rejection.select().where(condition)
         unresolved = await database.read(lambda connection: query.bind(connection).count())

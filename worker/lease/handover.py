@@ -16,9 +16,10 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from worker.bucket import Objects
 from worker.config import Settings
 from worker.errors import Mismatch, StoreUnavailable
-from worker.lease.record import SUCCESSOR, Record, Store, Successor
+from worker.lease.record import SUCCESSOR, Record, Successor
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Succession:
 
     def __init__(
         self,
-        store: Store,
+        store: Objects,
         settings: Settings,
         *,
         holder: str,

@@ -18,13 +18,15 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from typing import Final, Literal, NoReturn, Protocol
+from typing import Final, Literal, NoReturn
 
 import msgspec
 
+from worker.bucket import Objects
 from worker.config import Settings
 from worker.errors import LeaseLost, Mismatch, StoreError, StoreMissing, StoreThrottled, StoreUnavailable
-from worker.lease.record import RECORD, Lost, Record, Renew, Seen, Store, Take, Wait, decide, encode, look
+from worker.lease.handover import Succession
+from worker.lease.record import RECORD, Lost, Record, Renew, Seen, Take, Wait, decide, encode, look
 
 _WRITE_PAUSE_SECONDS: Final = 1.0
 """Cloud Storage takes one write a second for each object name, as a rate: a write that is too early is answered 429
@@ -33,26 +35,16 @@ _WRITE_PAUSE_SECONDS: Final = 1.0
 log = logging.getLogger(__name__)
 
 
-class Waiting(Protocol):
-    """The part of the hand-over that a standing-by instance calls (handover.py)."""
-
-    async def reserved(self, record: Record) -> bool:
-        """Whether the record was released for another instance."""
-
-    async def ask(self, record: Record) -> None:
-        """Ask the holder to hand over, if that is due."""
-
-
 class Lease:
     """One process's claim on the store. Only the event loop touches it; `_writing` lets one swap run at a time."""
 
     def __init__(
         self,
-        store: Store,
+        store: Objects,
         settings: Settings,
         *,
         holder: str,
-        waiting: Waiting,
+        waiting: Succession,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:

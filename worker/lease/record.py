@@ -4,10 +4,11 @@ Both objects here are formats other versions read: a field may be added, none ma
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 import msgspec
 
+from worker.bucket import Objects
 from worker.errors import Mismatch, RecordInvalid, StoreMissing
 
 RECORD: Final = "lease.json"
@@ -33,16 +34,6 @@ class Successor(msgspec.Struct, frozen=True, kw_only=True):
     holder: str
     revision: str
     epoch: int
-
-
-class Store(Protocol):
-    """The two requests the lease needs of the bucket. Both raise `StoreUnavailable` when the outcome is not known."""
-
-    async def read(self, name: str, *, timeout: float) -> tuple[bytes, int] | None:
-        """The object's bytes and generation, or None when there is no such object."""
-
-    async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
-        """Write if the object is at `if_generation` (0: does not exist); its new generation, or `Mismatch`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +91,7 @@ def decide(
     return Take() if silent >= ttl else Wait(ttl - silent)
 
 
-async def initialize(store: Store, *, timeout: float) -> bool:
+async def initialize(store: Objects, *, timeout: float) -> bool:
     """Create the store's lease record, released at epoch 0; False when it is there already (INV-5: never again)."""
     record = Record(state="released", holder="", revision="", epoch=0, live=None)
     try:
@@ -111,7 +102,7 @@ async def initialize(store: Store, *, timeout: float) -> bool:
     return True
 
 
-async def look(store: Store, *, timeout: float) -> tuple[Record, int]:
+async def look(store: Objects, *, timeout: float) -> tuple[Record, int]:
     """The record and its generation as they are in the bucket now.
 
     Raises:

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from worker.bucket import Objects
 from worker.errors import QueueError, StoreError
 from worker.operations import checkpoints
-from worker.operations.pubsub import SNAPSHOT_DAYS
+from worker.operations.pubsub import SNAPSHOT_DAYS, Queue
 
 PREFIX: Final = "auto-"
 """How the names of these checkpoints begin; others are left alone."""
@@ -24,8 +25,8 @@ log = logging.getLogger(__name__)
 
 async def take_every(
     hours: float,
-    queue: checkpoints.Queue,
-    store: checkpoints.Store,
+    queue: Queue,
+    store: Objects,
     *,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> None:
@@ -42,7 +43,7 @@ async def take_every(
         await asyncio.sleep(min(wait, hours * 3600))
 
 
-async def take_when_due(hours: float, queue: checkpoints.Queue, store: checkpoints.Store, *, now: datetime) -> float:
+async def take_when_due(hours: float, queue: Queue, store: Objects, *, now: datetime) -> float:
     """Take a checkpoint if the newest of these is old enough, and prune; the seconds until the next is due.
 
     Raises:

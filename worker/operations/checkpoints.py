@@ -12,10 +12,11 @@ import logging
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 import msgspec
 
+from worker.bucket import Objects
 from worker.errors import (
     Mismatch,
     NotInReplica,
@@ -26,8 +27,8 @@ from worker.errors import (
     StoreUnavailable,
 )
 from worker.lease.record import look
-from worker.operations.pubsub import Snapshot
-from worker.replica.survey import Objects, contents, survey
+from worker.operations.pubsub import Queue, Snapshot
+from worker.replica.survey import contents, survey
 
 ROOT: Final = "checkpoints/"
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -35,37 +36,6 @@ _SNAPSHOT_ID_MAX: Final = 255
 """Longest id of a Pub/Sub resource, in characters (documentation, "Create a topic", section on names)."""
 
 log = logging.getLogger(__name__)
-
-
-class Queue(Protocol):
-    """Pub/Sub, as checkpoints use it; each call may raise `QueueUnavailable` or `QueueDenied`."""
-
-    @property
-    def subscription(self) -> str:
-        """The subscription's full name."""
-
-    @property
-    def project(self) -> str:
-        """Its project's full name."""
-
-    async def create(self, name: str) -> Snapshot:
-        """Make a snapshot; `QueueRefused` when it cannot be made."""
-
-    async def get(self, name: str) -> Snapshot | None:
-        """The snapshot, or None."""
-
-    async def snapshots(self, prefix: str) -> list[Snapshot]:
-        """The snapshots whose names begin so."""
-
-    async def delete(self, name: str) -> None:
-        """Delete a snapshot, if it is there."""
-
-
-class Store(Objects, Protocol):
-    """The bucket, as checkpoints use it; each call may raise `StoreError`."""
-
-    async def delete(self, name: str, *, timeout: float) -> None:
-        """Delete an object, if it is there."""
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,7 +87,7 @@ def _prefix(subscription: str) -> str:
     return f"{project}/snapshots/solowriter.{short}."
 
 
-async def take(queue: Queue, store: Store, name: str, *, timeout: float) -> Checkpoint:
+async def take(queue: Queue, store: Objects, name: str, *, timeout: float) -> Checkpoint:
     """Make a checkpoint.
 
     Args:
@@ -172,7 +142,7 @@ async def _create(queue: Queue, name: str) -> Snapshot:
         return found
 
 
-async def _record(store: Store, made: Checkpoint, *, timeout: float) -> None:
+async def _record(store: Objects, made: Checkpoint, *, timeout: float) -> None:
     path = f"{ROOT}{made.name}.json"
     try:
         await store.write(path, msgspec.json.encode(made), if_generation=0, timeout=timeout)
@@ -218,7 +188,7 @@ async def find(store: Objects, name: str, *, timeout: float) -> Checkpoint:
     return found
 
 
-async def listed(queue: Queue, store: Store, *, timeout: float) -> list[Listed]:
+async def listed(queue: Queue, store: Objects, *, timeout: float) -> list[Listed]:
     """Every checkpoint of the store, newest first, and what is left of broken and expired ones.
 
     Raises:
@@ -284,7 +254,7 @@ def superfluous(
     return [row for row in rows if row.name not in kept and row.state != "no record"]
 
 
-async def prune(queue: Queue, store: Store, row: Listed, *, timeout: float) -> None:
+async def prune(queue: Queue, store: Objects, row: Listed, *, timeout: float) -> None:
     """Delete a checkpoint: its snapshot, then its record. Dying in between leaves a record that says `expired`.
 
     Raises:

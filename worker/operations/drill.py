@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
+from worker.bucket import Objects
 from worker.database import connections, counts
 from worker.database.counts import Counts, ServiceCounts
 from worker.errors import (
@@ -34,8 +35,7 @@ from worker.errors import (
 )
 from worker.events.catalog import Catalog
 from worker.ingest.http.paths import COUNTS
-from worker.lease.record import Store, look
-from worker.operations.restore import Store as Bucket
+from worker.lease.record import look
 from worker.operations.restore import restore
 from worker.operations.service_client import Service
 from worker.replica.drill_record import COUNTED_DAYS, KEEP_RUNNING, RECORD, Copy, Drill, Verdict, judge
@@ -111,7 +111,7 @@ class Driller:
         say: Told about progress, a line at a time.
     """
 
-    store: Bucket
+    store: Objects
     catalog: Catalog
     service: CountedService
     scratch: Path
@@ -228,7 +228,7 @@ def _verdict_on(error: StoreError | RestoreFailed) -> Verdict:
 
 
 async def record(
-    store: Store, drill: Drill, *, timeout: float, sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep
+    store: Objects, drill: Drill, *, timeout: float, sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep
 ) -> None:
     """Write `drill.json`, over the one before.
 

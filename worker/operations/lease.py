@@ -3,23 +3,17 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from publisher.values import rfc3339
+from worker.bucket import Objects
 from worker.errors import LeaseHeld, Mismatch, RecordInvalid
-from worker.lease.record import RECORD, SUCCESSOR, Record, Store, Successor, encode, look
+from worker.lease.record import RECORD, SUCCESSOR, Record, Successor, encode, look
 from worker.replica.layout import MANIFEST, Manifest, path_of
 
 T = TypeVar("T")
-
-
-class Bucket(Store, Protocol):
-    """The bucket, as these commands use it, on top of reading and swapping."""
-
-    async def updated(self, name: str, *, timeout: float) -> datetime | None:
-        """When an object was last written, by the bucket's clock."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +50,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         ]
 
 
-async def show(store: Bucket, *, timeout: float) -> Status:
+async def show(store: Objects, *, timeout: float) -> Status:
     """Look at the record, its generation's manifest, and the request to hand over.
 
     Raises:
@@ -104,7 +98,7 @@ def _decoded(data: bytes, kind: type[T], name: str) -> T:
 
 
 async def break_(
-    store: Store,
+    store: Objects,
     *,
     ttl: float,
     force: bool,

@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgspec
 import peewee
 
+from worker.bucket import Objects
 from worker.config import Settings
 from worker.config.addresses import without_secrets
 from worker.database import connections, copying, instances, postgresql, schema
@@ -27,7 +28,7 @@ from worker.database.models import Connection, Receipt, Rejection, columns
 from worker.database.postgresql import Server
 from worker.errors import MoveFailed
 from worker.events.catalog import Catalog
-from worker.operations.restore import Store, restore
+from worker.operations.restore import restore
 from worker.replica.litestream import find_binary
 from worker.replica.restoring import Wanted
 
@@ -45,7 +46,7 @@ class Moved(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-async def move(settings: Settings, store: Store, catalog: Catalog, server: Server, *, say: Callable[[str], None]) -> Moved:
+async def move(settings: Settings, store: Objects, catalog: Catalog, server: Server, *, say: Callable[[str], None]) -> Moved:
     """Copy the newest state of the bucket into an empty PostgreSQL database, and prove it.
 
     Raises:
@@ -113,7 +114,7 @@ def server_at(settings: Settings, url: str, password_file: str | None) -> Server
     return Server.of(target)
 
 
-async def _bodies(store: Store, file: Path) -> Mapping[str, bytes]:
+async def _bodies(store: Objects, file: Path) -> Mapping[str, bytes]:
     """The bytes of large rejected messages, which are objects of the bucket, by the objects' names."""
     source = connections.connect(file)
     with source.connection_context():

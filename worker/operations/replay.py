@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 
@@ -28,7 +28,7 @@ from publisher.values import rfc3339
 from worker.errors import NotSeekable, QueueError, QueueMissing, QueueUnavailable, ServiceUnreachable
 from worker.ingest.http.paths import OUTCOMES, RECEIPTS
 from worker.operations.checkpoints import snapshot_name
-from worker.operations.pubsub import Snapshot, Subscription
+from worker.operations.pubsub import Queue, Subscription
 from worker.operations.service_client import Service
 
 POLL_SECONDS: Final = 0.5
@@ -38,29 +38,6 @@ _MARGIN: Final = timedelta(minutes=1)
 """How much an expiry may be rounded by."""
 _OUTAGE_SECONDS: Final = 600.0
 """How long a service that does not answer is asked again while its messages wait in the queue."""
-
-
-class Queue(Protocol):
-    """Pub/Sub, as a replay uses it; each call may raise `QueueUnavailable` or `QueueDenied`."""
-
-    @property
-    def subscription(self) -> str:
-        """The subscription's full name."""
-
-    async def look(self) -> Subscription:
-        """Its settings."""
-
-    async def create(self, name: str) -> Snapshot:
-        """Make a snapshot; `QueueRefused` when it cannot be made."""
-
-    async def get(self, name: str) -> Snapshot | None:
-        """The snapshot, or None."""
-
-    async def delete(self, name: str) -> None:
-        """Delete a snapshot, if it is there."""
-
-    async def seek(self, to: datetime | str) -> None:
-        """Seek to a time, or to a snapshot; `NotSeekable` when that cannot be done."""
 
 
 class Receipts(msgspec.Struct, frozen=True):
@@ -101,16 +78,6 @@ class FollowedService(Service):
         return msgspec.convert(await self._ask("GET", OUTCOMES, parameters), Answered)
 
 
-class Counting(Protocol):
-    """The service, as a replay asks it; see `FollowedService`."""
-
-    async def receipts(self, since: datetime) -> Receipts:
-        """The receipts of messages published since then."""
-
-    async def answered(self, before: datetime | None = None) -> Answered:
-        """The counts of handled deliveries."""
-
-
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The effect of a replay. `to` is a time, or a snapshot's full name; messages published before `since` do not
     come again.
@@ -128,7 +95,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     topic_retention: timedelta
 
 
-async def plan(queue: Queue, service: Counting, to: datetime | str, *, now: datetime) -> Plan:
+async def plan(queue: Queue, service: FollowedService, to: datetime | str, *, now: datetime) -> Plan:
     """Look at what a seek would do. Nothing is changed.
 
     Args:
@@ -239,7 +206,7 @@ class Progress:
 
 async def replay(
     queue: Queue,
-    service: Counting,
+    service: FollowedService,
     planned: Plan,
     *,
     patience: Patience,
@@ -308,7 +275,7 @@ def _keeping(oldest: datetime, planned: Plan, say: Callable[[str], None]) -> dat
 
 
 async def _follow(
-    service: Counting,
+    service: FollowedService,
     moment: datetime,
     progress: Progress,
     patience: Patience,

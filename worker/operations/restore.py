@@ -9,21 +9,17 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
 from publisher.values import counted
+from worker.bucket import Objects
 from worker.database import comparison, connections
 from worker.errors import RestoreFailed
 from worker.events.catalog import Catalog
 from worker.ingest import erasure
 from worker.replica import restoring
-from worker.replica.restoring import Bucket, Wanted
-
-
-class Store(Bucket, erasure.Names, Protocol):
-    """The bucket, as a restore uses it."""
+from worker.replica.restoring import Wanted
 
 
 class Restored(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +41,7 @@ class Restored(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def restore(
-    store: Store,
+    store: Objects,
     catalog: Catalog,
     wanted: Wanted,
     output: Path,

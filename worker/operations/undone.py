@@ -5,28 +5,19 @@ undone/<time>.json   message ids, one JSON list; written before the older state 
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
 from publisher.values import rfc3339
+from worker.bucket import Objects
 from worker.errors import Mismatch, StoreUnavailable
 
 _REQUEST_SECONDS: Final = 60.0
 """Longest one request may take: a million ids are 20 MB."""
 
 
-class Store(Protocol):
-    """The bucket's two operations that are used here."""
-
-    async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
-        """See `worker.replica.bucket.Bucket.write`."""
-
-    async def delete(self, name: str, *, timeout: float) -> None:
-        """See `worker.replica.bucket.Bucket.delete`."""
-
-
-async def delete(store: Store, now: datetime) -> None:
+async def delete(store: Objects, now: datetime) -> None:
     """Delete the list of a recovery that was not made.
 
     Raises:
@@ -39,7 +30,7 @@ def _name(now: datetime) -> str:
     return f"undone/{rfc3339(now)}.json"
 
 
-async def write(store: Store, now: datetime, messages: Sequence[str], *, if_generation: int) -> int:
+async def write(store: Objects, now: datetime, messages: Sequence[str], *, if_generation: int) -> int:
     """Write the ids, in the place of those at `if_generation`; the object's new generation.
 
     Args:

@@ -32,9 +32,8 @@ from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
 
+from worker.bucket import Objects, Place, StoredObject
 from worker.errors import Mismatch, StoreDenied, StoreMissing, StoreThrottled, StoreUnavailable
-from worker.replica.layout import StoredObject
-from worker.replica.place import Place
 
 _THREADS: Final = 4
 """Requests at once: a renewal, a lease read, and room for one of each that hangs until its timeout."""
@@ -52,8 +51,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class Bucket:
-    """Objects by name under a prefix. Every method may raise `StoreUnavailable` or `StoreDenied`."""
+class Bucket(Objects):
+    """The objects of gs://BUCKET/PREFIX, by Google's client; see `Objects` for what each request does."""
 
     def __init__(self, bucket: str, prefix: str) -> None:
         self._url = f"gs://{bucket}/{prefix}"
@@ -67,7 +66,7 @@ class Bucket:
         return self._url
 
     async def read(self, name: str, *, timeout: float) -> tuple[bytes, int] | None:
-        """The bytes and generation of an object, or None when there is no such object (or no such bucket)."""
+        """See `Objects.read`."""
 
         def download() -> tuple[bytes, int] | None:
             # Not by the client's own download: each confirmation is one such read, and that takes three times the CPU.
@@ -88,12 +87,7 @@ class Bucket:
         return await self._reading(download, f"read {name}", timeout)
 
     async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
-        """Write an object if it is at `if_generation` (0: does not exist); its new generation.
-
-        Raises:
-            Mismatch: It is at another generation, or it exists.
-            StoreMissing: There is no such bucket.
-        """
+        """See `Objects.write`."""
 
         def upload() -> int:
             blob = self._bucket().blob(f"{self._prefix}/{name}")
@@ -110,24 +104,17 @@ class Bucket:
         return await self._run(upload, f"write {name}", timeout)
 
     def patient(self, seconds: float) -> "Bucket":
-        """The same bucket, whose reads are repeated for `seconds` from now while they get no answer."""
+        """See `Objects.patient`."""
         patient = copy.copy(self)
         patient._until = time.monotonic() + seconds
         return patient
 
     def place(self, path: str) -> Place:
-        """Where the generation at `path` is, with this client's credentials: for its gate."""
+        """See `Objects.place`."""
         return Place(self._name, f"{self._prefix}/{path}", self._access)
 
-    async def names(self, name_prefix: str, *, timeout: float) -> list[str]:
-        """The names of the objects that begin with `name_prefix`, in order."""
-        return [each.name for each in await self.objects(name_prefix, timeout=timeout)]
-
     async def objects(self, name_prefix: str, *, timeout: float) -> list[StoredObject]:
-        """The objects whose names begin with `name_prefix`, in order, with what a listing tells of each.
-
-        `timeout` is for each page of a thousand.
-        """
+        """See `Objects.objects`."""
         found = []
         async for page in self._pages(name_prefix, None, timeout):
             found += [
@@ -137,7 +124,7 @@ class Bucket:
         return found
 
     async def folders(self, name_prefix: str, *, timeout: float) -> list[str]:
-        """The folder names right below `name_prefix`, in order; `timeout` is for each page."""
+        """See `Objects.folders`."""
         found: set[str] = set()
         async for page in self._pages(name_prefix, "/", timeout):
             found |= page[1]
@@ -152,18 +139,7 @@ class Bucket:
         timeout: float,
         check: Callable[[Path], None] = lambda file: None,
     ) -> None:
-        """Copy objects into `directory`, many at a time; each is checked against its checksum.
-
-        Args:
-            names: Which, all below `name_prefix`.
-            name_prefix: How their names begin.
-            directory: Where the rest of each name is its path.
-            timeout: For each request, in seconds.
-            check: Called with each file, on the thread that has fetched it.
-
-        Raises:
-            StoreMissing: One of them vanished while they were copied. Otherwise what `check` raises.
-        """
+        """See `Objects.fetch`."""
 
         def download(name: str) -> None:
             file = directory / name.removeprefix(name_prefix)
@@ -192,7 +168,7 @@ class Bucket:
             threads.shutdown(wait=False, cancel_futures=True)
 
     async def delete(self, name: str, *, timeout: float) -> None:
-        """Delete an object; one that is not there is fine."""
+        """See `Objects.delete`."""
 
         def remove() -> None:
             try:
@@ -203,7 +179,7 @@ class Bucket:
         await self._run(remove, f"delete {name}", timeout)
 
     async def updated(self, name: str, *, timeout: float) -> datetime | None:
-        """When an object was last written, by the bucket's clock; None when there is no such object."""
+        """See `Objects.updated`."""
 
         def stat() -> datetime | None:
             blob = self._bucket().get_blob(f"{self._prefix}/{name}", timeout=timeout, retry=None)

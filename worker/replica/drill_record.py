@@ -14,9 +14,9 @@ from typing import Final, Literal
 
 import msgspec
 
+from worker.bucket import Objects
 from worker.database.counts import Counts, ServiceCounts
 from worker.errors import NotInReplica, RecordInvalid
-from worker.lease.record import Store
 
 RECORD: Final = "drill.json"
 COUNTED_DAYS: Final = 30
@@ -102,7 +102,7 @@ def _second(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-async def latest(store: Store, *, timeout: float) -> Drill:
+async def latest(store: Objects, *, timeout: float) -> Drill:
     """The drill that was recorded last.
 
     Raises:

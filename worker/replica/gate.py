@@ -49,9 +49,10 @@ import google.auth.transport.requests
 from aiohttp import web
 from yarl import URL
 
+from worker.bucket import Place
 from worker.errors import LitestreamError, SyncUnavailable
 from worker.replica import ltx
-from worker.replica.place import BUCKET, PATH, Credentials, Place
+from worker.replica.place import BUCKET, PATH
 from worker.replica.slots import Answer, Digest, Name, Refused, Slots
 
 _FILE: Final = re.compile(rf"{PATH}/(ltx/(\d)/([0-9a-f]{{16}})-([0-9a-f]{{16}})\.ltx)")
@@ -176,7 +177,7 @@ class Gate:
         self._http: aiohttp.ClientSession
         self._one_large: asyncio.Lock
         self._authorizing: asyncio.Lock
-        self._access: tuple[str, Credentials] | None = None
+        self._access: tuple[str, Any] | None = None
 
     def __repr__(self) -> str:
         return f"<Gate to gs://{self._place.bucket}/{self._place.path}, stored {self.stored}>"
@@ -477,9 +478,8 @@ class Gate:
     async def _authorize(self, headers: dict[str, str]) -> str:
         """Put a token into the headers; the bucket's endpoint."""
         async with self._authorizing:
-            if self._access is None:
-                self._access = await asyncio.to_thread(self._place.access)
-            endpoint, credentials = self._access
+            access = await asyncio.to_thread(self._place.access) if self._access is None else self._access
+            endpoint, credentials = self._access = access
             if not credentials.valid:
                 await asyncio.to_thread(credentials.refresh, google.auth.transport.requests.Request())
         credentials.apply(headers)

@@ -22,10 +22,11 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 import msgspec
 
+from worker.bucket import Objects
 from worker.config import Settings
 from worker.database import connections
 from worker.errors import (
@@ -45,8 +46,7 @@ from worker.replica import ltx
 from worker.replica.gate import Counts, Gate
 from worker.replica.layout import MANIFEST, Manifest, path_of, slot_name
 from worker.replica.litestream import Litestream, find_binary
-from worker.replica.place import Place
-from worker.replica.restoring import Bucket, Restored, Wanted, restore
+from worker.replica.restoring import Restored, Wanted, restore
 from worker.tasks import running
 
 _RETRY_PAUSE_SECONDS: Final = 0.25
@@ -71,20 +71,13 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class Store(Bucket, Protocol):
-    """The bucket, as a generation uses it."""
-
-    def place(self, path: str) -> Place:
-        """Where a generation is, for its gate."""
-
-
 class Generation:
     """The generation that this process writes, and its `Confirmation`. Only the event loop touches it."""
 
     def __init__(
         self,
         lease: Lease,
-        store: Store,
+        store: Objects,
         settings: Settings,
         *,
         side: asyncio.TaskGroup,
@@ -372,7 +365,7 @@ def trim(slots: Path, *, below: int, most: int) -> None:
                 file.unlink()
 
 
-async def seal(store: Store, name: str, data: bytes) -> bool:
+async def seal(store: Objects, name: str, data: bytes) -> bool:
     """Create a slot if it is absent; whether that seals the generation there.
 
     False: the life that writes it has stored that slot meanwhile.

@@ -5,12 +5,13 @@ clock. Source: Litestream 0.5.17, gs/replica_client.go (`litestream-timestamp`),
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
 
+from worker.bucket import StoredObject
 from worker.errors import RecordInvalid
 
 MANIFEST: Final = "manifest.json"
@@ -43,15 +44,6 @@ def slot_name(path: str, transaction: int) -> str:
 def path_of(epoch: int) -> str:
     """The generation's path under the store's prefix."""
     return f"{ROOT}{epoch:016x}"
-
-
-class StoredObject(msgspec.Struct, frozen=True):
-    """An object as a listing shows it. `created` is by the bucket's clock."""
-
-    name: str
-    bytes: int
-    created: datetime
-    metadata: Mapping[str, str]
 
 
 class File(msgspec.Struct, frozen=True):

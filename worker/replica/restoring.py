@@ -19,16 +19,17 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Protocol, Self
+from typing import Final
 
 import msgspec
 
 from publisher.values import counted
+from worker.bucket import Objects
 from worker.database import connections
 from worker.errors import NotInReplica, RestoreFailed, StoreMissing
 from worker.replica import litestream, ltx
 from worker.replica.layout import File
-from worker.replica.survey import Objects, contents, survey
+from worker.replica.survey import contents, survey
 
 _ATTEMPTS: Final = 3
 """Files may be compacted away or pruned under a running restore; then the bucket is looked at once more."""
@@ -36,24 +37,6 @@ _PATIENT_SHARE: Final = 0.9
 """A bucket that gives no answer is given up before the restore's time is over: that says nothing of the state (INV-9)."""
 _REMOVALS: Final = 20
 _REMOVAL_SECONDS: Final = 0.05
-
-
-class Bucket(Objects, Protocol):
-    """The bucket, as a restore uses it."""
-
-    def patient(self, seconds: float) -> Self:
-        """The same bucket, whose reads are repeated for so long."""
-
-    async def fetch(
-        self,
-        names: Sequence[str],
-        name_prefix: str,
-        directory: Path,
-        *,
-        timeout: float,
-        check: Callable[[Path], None],
-    ) -> None:
-        """Copy objects side by side; `StoreMissing` when one of them has vanished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +126,7 @@ def cover(path: str, files: Collection[File], end: int) -> list[File]:
 
 
 async def restore(
-    store: Bucket,
+    store: Objects,
     wanted: Wanted,
     output: Path,
     *,
@@ -238,7 +221,7 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
         return "every file is whole, and they hold every transaction"
 
 
-async def verify(store: Bucket, path: str, *, request_seconds: float) -> Verified:
+async def verify(store: Objects, path: str, *, request_seconds: float) -> Verified:
     """Read every file of a generation and check it; room is needed for a few of them at a time.
 
     Raises:
@@ -251,7 +234,7 @@ async def verify(store: Bucket, path: str, *, request_seconds: float) -> Verifie
     return await _verify(store, path, request_seconds)
 
 
-async def _verify(store: Bucket, path: str, request_seconds: float) -> Verified:
+async def _verify(store: Objects, path: str, request_seconds: float) -> Verified:
     found = await contents(store, path, timeout=request_seconds)
     if not found.files:
         raise NotInReplica(f"{path} holds no file; `worker replica` lists what there is")
@@ -293,7 +276,7 @@ def _holds(files: Sequence[File], wanted: File) -> bool:
 
 
 async def _restore_from(
-    store: Bucket,
+    store: Objects,
     path: str,
     files: Sequence[File],
     wanted: Wanted,
@@ -322,7 +305,7 @@ async def _restore_from(
 
 
 async def _fetch(
-    store: Bucket,
+    store: Objects,
     path: str,
     files: Sequence[File],
     end: int,

@@ -14,10 +14,10 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
 
 import msgspec
 
+from worker.bucket import Objects
 from worker.errors import StoreError, StoreUnavailable
 from worker.lease.lease import Lease
 from worker.lease.record import RECORD
@@ -30,29 +30,6 @@ _TIMEOUT_SECONDS = 10.0
 _RETRY_SECONDS = 30.0
 _APART_SECONDS_MAX = 300.0
 """The record is seconds old while the lease is held, and machines' clocks are seconds apart."""
-
-
-class Objects(Protocol):
-    """The bucket, as pruning uses it; each call raises `StoreUnavailable` when the outcome is not known."""
-
-    async def folders(self, name_prefix: str, *, timeout: float) -> list[str]:
-        """The folder names right below a prefix."""
-
-    async def names(self, name_prefix: str, *, timeout: float) -> list[str]:
-        """The objects below a prefix."""
-
-    async def read(self, name: str, *, timeout: float) -> tuple[bytes, int] | None:
-        """An object's bytes and generation."""
-
-    async def delete(self, name: str, *, timeout: float) -> None:
-        """Delete an object; one that is not there is fine."""
-
-
-class Clock(Protocol):
-    """Tells the bucket's time."""
-
-    async def updated(self, name: str, *, timeout: float) -> datetime | None:
-        """When an object was written last, by the bucket's clock."""
 
 
 def expired(manifests: Mapping[str, Manifest], *, live: str, retention: timedelta, now: datetime) -> list[str]:
@@ -73,7 +50,7 @@ def expired(manifests: Mapping[str, Manifest], *, live: str, retention: timedelt
     ]
 
 
-async def clock_agrees(store: Clock) -> bool:
+async def clock_agrees(store: Objects) -> bool:
     """Whether this machine's clock is within minutes of the bucket's, which the record just renewed tells.
 
     What is deleted by age is deleted only then: one start with a wrong clock would delete everything. Does not raise for a

@@ -10,24 +10,15 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Final
 
 from publisher.values import rfc3339
+from worker.bucket import Objects
 from worker.errors import NotInReplica
-from worker.lease.record import Record, Store, look
-from worker.replica.layout import MANIFEST, ROOT, File, Manifest, StoredObject, files, read_manifest
+from worker.lease.record import Record, look
+from worker.replica.layout import MANIFEST, ROOT, File, Manifest, files, read_manifest
 
 _READ_AT_ONCE: Final = 16
-
-
-class Objects(Store, Protocol):
-    """The bucket, as a survey uses it; each call may raise `StoreError`."""
-
-    async def objects(self, name_prefix: str, *, timeout: float) -> list[StoredObject]:
-        """The objects below a prefix, in order of their names."""
-
-    async def folders(self, name_prefix: str, *, timeout: float) -> list[str]:
-        """The folders right below a prefix, in order."""
 
 
 @dataclass(frozen=True, slots=True)

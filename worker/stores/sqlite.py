@@ -16,7 +16,8 @@ from worker.config.limits import RELEASE_SECONDS
 from worker.database import connections
 from worker.database.sqlite import SqliteEngine
 from worker.errors import StoreUnavailable
-from worker.ingest.bodies import Bodies, Rows
+from worker.ingest.bodies import Bodies
+from worker.ingest.tables import Tables
 from worker.lease import record
 from worker.lease.handover import Succession
 from worker.lease.lease import Lease
@@ -43,13 +44,13 @@ class SqliteStore:
         lease: Lease,
         succession: Succession,
         bodies: Bodies,
-        rows: Rows,
+        tables: Tables,
         prepare: Callable[[Path], Awaitable[None]],
         metrics: Metrics,
     ) -> None:
         self._settings, self._bucket, self._file = settings, bucket, file
         self._lease, self._succession = lease, succession
-        self._bodies, self._rows, self._prepare, self._metrics = bodies, rows, prepare, metrics
+        self._bodies, self._tables, self._prepare, self._metrics = bodies, tables, prepare, metrics
 
     async def look(self) -> None:
         """See `Store.look`: a mistyped REPLICA_URL ends here."""
@@ -92,7 +93,7 @@ class SqliteStore:
         """See `Store.upkeep`: ended generations, and bodies that no rejection names."""
         days = timedelta(days=self._settings.retention_days)
         pruning = retention.prune_every(PRUNE_INTERVAL_SECONDS, self._bucket, self._lease, days, may=self.may_tidy)
-        collecting = self._bodies.collect_every(PRUNE_INTERVAL_SECONDS, self._rows, may=self.may_tidy)
+        collecting = self._bodies.collect_every(PRUNE_INTERVAL_SECONDS, self._tables.read, may=self.may_tidy)
         async with running(side, "retention", pruning), running(side, "bodies", collecting):
             yield
 

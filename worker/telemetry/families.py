@@ -5,16 +5,21 @@ Each family is explained in docs/observability.md; alerts and the dashboard are 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Protocol, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from worker.ingest.intake import Intake
+from worker.lease.lease import Lease
 from worker.replica.drill_record import Verdict
 from worker.replica.gate import RULES
 from worker.telemetry.machine import memory, size
 from worker.telemetry.metrics import Histogram, Metrics
+
+if TYPE_CHECKING:
+    from worker.database.postgresql import PostgresqlEngine  # its driver is loaded only where it is used
 
 _STATES: Final = ("standby", "serving", "draining")
 _FILES: Final = (("database", ""), ("wal", "-wal"))
@@ -22,34 +27,6 @@ _PASSING: Final = tuple(
     (kind, level) for kind in ("upload", "read", "list", "delete") for level in ("0", "1", "2", "3", "9")
 )
 """The gate's labels: kinds of requests, and Litestream's levels."""
-
-
-class Intake(Protocol):
-    """The requests that are held."""
-
-    held_messages: int
-    held_bytes: int
-
-    @property
-    def state(self) -> str: ...  # noqa: D102  # one of _STATES
-
-
-class Lease(Protocol):
-    """The lease, as the metrics read it."""
-
-    @property
-    def held_epoch(self) -> int | None: ...  # noqa: D102  # the epoch held; None while it is not
-    @property
-    def age(self) -> float: ...  # noqa: D102  # seconds since the record was written last
-
-
-class Engine(Protocol):
-    """PostgreSQL's engine, as the metrics read it."""
-
-    @property
-    def redone(self) -> Mapping[str, int]: ...  # noqa: D102  # groups decided again, by reason
-    @property
-    def reconnects(self) -> int: ...  # noqa: D102  # connections made in place of a lost one
 
 
 class Families(Collector):
@@ -71,7 +48,7 @@ class Families(Collector):
         lease: Lease | None,
         database: Path | None,
         info: Mapping[str, str],
-        engine: Engine | None = None,
+        engine: "PostgresqlEngine | None" = None,
     ) -> None:
         self._metrics, self._intake, self._lease, self._database, self._info = metrics, intake, lease, database, dict(info)
         self._engine = engine
@@ -118,7 +95,7 @@ class Families(Collector):
         yield _histogram("solowriter_group_messages", "Messages in one transaction", metrics.group_sizes)
         yield _histogram("solowriter_commit_seconds", "One transaction, with its way to the writer's thread", metrics.commit)
 
-    def _of_the_engine(self, engine: Engine) -> Iterator[Metric]:
+    def _of_the_engine(self, engine: "PostgresqlEngine") -> Iterator[Metric]:
         about = "Groups that were decided again, because another instance was faster"
         yield _counter("solowriter_database_redone", about, "reason", engine.redone)
         lost = CounterMetricFamily("solowriter_database_reconnects", "Connections made in place of a lost one")

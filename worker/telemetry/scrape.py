@@ -9,16 +9,16 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import aiohttp
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.registry import Collector
 
+from worker.bucket import Objects
 from worker.database import rejections
-from worker.database.models import Connection
 from worker.errors import NotInReplica, StoreMissing, WorkerError
-from worker.lease.record import Store
+from worker.ingest.tables import Tables
 from worker.replica import drill_record
 from worker.telemetry.metrics import Metrics
 
@@ -31,16 +31,6 @@ _PAGE_MAX: Final = 1_000_000
 """Bytes read of Litestream's page; it has about 8,000."""
 
 T = TypeVar("T")
-
-
-class Tables(Protocol):
-    """Where rejections are counted."""
-
-    open: bool
-    """Whether there is a database."""
-
-    async def read(self, query: Callable[[Connection], T]) -> T:
-        """Run a query on a reading connection. `Refused` while there is no database."""
 
 
 class Scrape:
@@ -61,7 +51,7 @@ class Scrape:
         families: Collector,
         metrics: Metrics,
         tables: Tables,
-        store: Store | None,
+        store: Objects | None,
         *,
         litestream: str,
         timeout_seconds: float = TIMEOUT_SECONDS,
@@ -114,7 +104,7 @@ class Scrape:
         if self._tables.open:
             self._metrics.rejections = await self._tables.read(rejections.open_by_reason)
 
-    async def _drill(self, store: Store) -> None:
+    async def _drill(self, store: Objects) -> None:
         with contextlib.suppress(NotInReplica, StoreMissing):  # there was none yet
             self._metrics.drill = await drill_record.latest(store, timeout=self._timeout)
 

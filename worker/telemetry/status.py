@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
 from worker.database import rejections
-from worker.database.models import Connection
 from worker.errors import WorkerError
+from worker.ingest.intake import Intake
+from worker.ingest.tables import Tables
+from worker.lease.lease import Lease
 from worker.lease.record import Successor
 from worker.telemetry import machine
 from worker.telemetry.history import History
@@ -30,37 +32,6 @@ _TIMEOUT_SECONDS: Final = 5.0
 """Longest that counting the open rejections may take."""
 
 T = TypeVar("T")
-
-
-class Intake(Protocol):
-    """The requests that are held."""
-
-    held_messages: int
-    held_bytes: int
-
-    @property
-    def state(self) -> str: ...  # noqa: D102  # standby, serving or draining
-
-
-class Lease(Protocol):
-    """The lease, as the status reads it."""
-
-    @property
-    def held_epoch(self) -> int | None: ...  # noqa: D102  # the epoch held; None while it is not
-    @property
-    def age(self) -> float: ...  # noqa: D102  # seconds since the record was written last
-    @property
-    def live(self) -> str | None: ...  # noqa: D102  # the live generation's path; only while the lease is held
-
-
-class Tables(Protocol):
-    """Where rejections are counted."""
-
-    open: bool
-    """Whether there is a database."""
-
-    async def read(self, query: Callable[[Connection], T]) -> T:
-        """Run a query on a reading connection. `Refused` while there is no database."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

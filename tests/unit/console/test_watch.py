@@ -10,20 +10,21 @@ from tests.unit.operations.test_verdict import status
 from worker.console.figures import spark
 from worker.console.watch import Watch
 from worker.errors import ServiceUnreachable
+from worker.operations.service_client import Service
 from worker.telemetry.status_format import Point, Status
 
 BEGAN = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
 @dataclass
-class Asked:
+class Asked(Service):
     """A service that answers, or not."""
 
     answer: Status | None
     count: int = 0
 
     async def status(self) -> Status:
-        """See `worker.console.watch.Asked`."""
+        """See `Service.status`."""
         self.count += 1
         if self.answer is None:
             raise ServiceUnreachable("http://x does not answer")

@@ -26,7 +26,9 @@ class Pages:
     """The application over a database."""
 
     def __init__(self, catalog: Catalog, database: Any) -> None:
-        service = app.Service(_intake(), catalog, Table(database=database), Access(), Erasing())
+        tables: Any = Table(database=database)
+        eraser: Any = Erasing()
+        service = app.Service(_intake(), catalog, tables, Access(), eraser)
         self._transport = httpx.ASGITransport(app.build(service), raise_app_exceptions=False)
 
     def get(self, path: str, **parameters: Any) -> tuple[int, Any]:

@@ -76,7 +76,7 @@ def test_discarding_drops_the_bytes(store: Store, bucket: BodyStore) -> None:
     (row,) = store.rows(Rejection)
     assert (row["body"], bytes(row["data"]), row["bytes"], row["reason"]) == (None, b"", len(LARGE), "wrong_type")
     age(bucket)
-    assert asyncio.run(bodies(bucket).collect(store)) == 1
+    assert asyncio.run(bodies(bucket).collect(store.read)) == 1
     assert bucket.bodies == {}
 
 
@@ -100,7 +100,7 @@ def test_only_old_objects_that_no_row_names_are_collected(store: Store, bucket: 
         age(bucket)
         async with made.kept(b"young"), made.kept(b"under way") as under_way:
             bucket.created[under_way] -= DAYS  # a process that was suspended for days
-            assert await made.collect(store) == 1
+            assert await made.collect(store.read) == 1
         assert sorted(bucket.bodies.values()) == sorted([LARGE, b"young", b"under way"])
 
     asyncio.run(run())
@@ -115,7 +115,7 @@ def test_a_life_that_lost_its_lease_deletes_nothing(store: Store, bucket: BodySt
             pass
         age(bucket)
         with pytest.raises(LeaseLost):
-            await bodies(bucket, Epoch(lost=LeaseLost("lost"))).collect(store)
+            await bodies(bucket, Epoch(lost=LeaseLost("lost"))).collect(store.read)
 
     asyncio.run(run())
     assert list(bucket.bodies.values()) == [b"of a later life"]

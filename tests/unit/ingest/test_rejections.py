@@ -6,7 +6,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import peewee
@@ -21,6 +21,7 @@ from worker.errors import NotFound, Refused, Resolved
 from worker.events.users import User
 from worker.ingest.expiry import Expiry
 from worker.ingest.messages import Entry
+from worker.ingest.tables import Tables
 from worker.ingest.transaction import Removed, Transaction
 
 T = TypeVar("T")
@@ -375,7 +376,7 @@ def test_a_page_has_no_data_and_one_has_all(store: Store) -> None:
 
 def expire(store: Store, *, now: int, step: int = 2) -> dict[str, int]:
     """One walk through both tables."""
-    return asyncio.run(Expiry(32, 90, step, wall_clock=lambda: now / 1000).once(store))
+    return asyncio.run(Expiry(32, 90, step, wall_clock=lambda: now / 1000).once(cast(Tables, store)))
 
 
 def test_receipts_and_rejections_expire_each_at_its_time(store: Store) -> None:
@@ -415,7 +416,7 @@ def test_an_outage_puts_expiry_off(store: Store, caplog: pytest.LogCaptureFixtur
 
     async def body() -> None:
         task = asyncio.create_task(
-            Expiry(32, 90, 10, wall_clock=lambda: (NOW + 40 * DAY) / 1000).run(store, interval_seconds=0.01)
+            Expiry(32, 90, 10, wall_clock=lambda: (NOW + 40 * DAY) / 1000).run(cast(Tables, store), interval_seconds=0.01)
         )
         while "expiry is put off" not in caplog.text:  # noqa: ASYNC110  # the log has no event
             await asyncio.sleep(0.005)

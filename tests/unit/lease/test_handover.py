@@ -19,7 +19,7 @@ def succession(store: MemoryStore, clock: Clock, holder: str) -> Succession:
 
 def request_in(store: MemoryStore) -> Successor:
     """The request as it stands in the bucket."""
-    return msgspec.json.decode(store.objects[SUCCESSOR][0], type=Successor)
+    return msgspec.json.decode(store.held[SUCCESSOR][0], type=Successor)
 
 
 def request(store: MemoryStore, holder: str, epoch: int) -> None:
@@ -35,7 +35,7 @@ def test_without_a_message_nothing_is_asked() -> None:
     """A tagged revision without traffic must not steal the writer's place."""
     store, clock = MemoryStore(), Clock()
     asyncio.run(succession(store, clock, "me").ask(HELD))
-    assert SUCCESSOR not in store.objects
+    assert SUCCESSOR not in store.held
 
 
 def test_a_message_is_the_proof_of_traffic_and_asks_for_the_epoch_seen() -> None:
@@ -55,7 +55,7 @@ def test_the_request_is_repeated_while_messages_come_and_not_after() -> None:
     written = []
     for _ in range(12):
         asyncio.run(waiting.ask(HELD))
-        written.append(store.objects[SUCCESSOR][1])
+        written.append(store.held[SUCCESSOR][1])
         clock.now += 1
     assert len(set(written)) == 2
     assert written[-1] == written[5]

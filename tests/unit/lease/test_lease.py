@@ -34,7 +34,7 @@ def put(store: MemoryStore, record: Record) -> None:
 
 def record_in(store: MemoryStore) -> Record:
     """The record as it stands in the bucket."""
-    return msgspec.json.decode(store.objects["lease.json"][0], type=Record)
+    return msgspec.json.decode(store.held["lease.json"][0], type=Record)
 
 
 def make(store: MemoryStore, clock: Clock) -> Lease:
@@ -83,9 +83,9 @@ def test_initialize_twice_changes_nothing() -> None:
     """INV-5: an existing store is never emptied, whatever its state."""
     store = MemoryStore()
     put(store, HELD)
-    before = dict(store.objects)
+    before = dict(store.held)
     assert not asyncio.run(lease_record.initialize(store, timeout=1))
-    assert store.objects == before
+    assert store.held == before
 
 
 def test_a_missing_record_names_init() -> None:
@@ -101,7 +101,7 @@ def test_an_unreadable_record_is_never_taken(text: bytes) -> None:
     store.put("lease.json", text)
     with pytest.raises(RecordInvalid):
         asyncio.run(make(store, Clock()).acquire())
-    assert store.objects["lease.json"][0] == text
+    assert store.held["lease.json"][0] == text
 
 
 def test_a_released_lease_is_taken_at_the_next_epoch() -> None:
@@ -244,7 +244,7 @@ def test_a_deleted_record_is_a_loss() -> None:
     """Whoever deleted it, it does not name us; acknowledging on would be a guess."""
     store, clock = MemoryStore(), Clock()
     held = acquired(store, clock)
-    store.objects.clear()
+    store.held.clear()
     with pytest.raises(LeaseLost, match="the lease record is gone"):
         asyncio.run(held.verify())
 
@@ -335,12 +335,12 @@ def test_keep_renews_until_the_record_names_another() -> None:
     """Each renewal is a new generation of the same record; the first one that meets another's name ends the task."""
     store, clock = MemoryStore(), Clock()
     held = acquired(store, clock)
-    first = store.objects["lease.json"]
+    first = store.held["lease.json"]
     theirs = msgspec.structs.replace(MINE, holder="other", epoch=5)
     seen: list[int] = []
 
     def world(clock: Clock) -> None:
-        seen.append(store.objects["lease.json"][1])
+        seen.append(store.held["lease.json"][1])
         if len(clock.slept) == 4:
             put(store, theirs)
 
@@ -357,14 +357,14 @@ def test_keep_survives_an_outage() -> None:
     """Not being able to renew is not a loss: the task goes on, and renews when the bucket is back."""
     store, clock = MemoryStore(), Clock()
     held = acquired(store, clock)
-    before = store.objects["lease.json"][1]
+    before = store.held["lease.json"][1]
     store.faults.update(write=["refuse"] * 3, read=["refuse"] * 2)
 
     class Enough(Exception):
         """Ends the test's world."""
 
     def world(clock: Clock) -> None:
-        if store.objects["lease.json"][1] > before:
+        if store.held["lease.json"][1] > before:
             raise Enough
 
     clock.on_sleep = world

@@ -5,11 +5,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from worker.bucket import Objects
 from worker.errors import StoreUnavailable
 from worker.replica.retention import clock_agrees
 
 
-class Bucket:
+class Bucket(Objects):
     """A bucket whose clock is some time away from this machine's."""
 
     def __init__(self, away: timedelta | None) -> None:

@@ -56,7 +56,7 @@ class Down(Snapshots):
     down: Exception | None = None
 
     async def create(self, name: str) -> Snapshot:
-        """See `worker.operations.checkpoints.Queue`."""
+        """See `worker.operations.pubsub.Queue`."""
         if self.down is not None:
             raise self.down
         return await super().create(name)

@@ -8,20 +8,21 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
+from worker.bucket import Objects, StoredObject
 from worker.cli.main import main
 from worker.errors import Mismatch, NotInReplica, QueueMissing, QueueRefused, RecordInvalid, StoreUnavailable
 from worker.lease.record import RECORD, Record, encode
 from worker.operations import checkpoints
 from worker.operations.checkpoints import Checkpoint, Listed, snapshot_name, superfluous
 from worker.operations.pubsub import Queue, Snapshot
-from worker.replica.layout import Manifest, StoredObject, path_of
+from worker.replica.layout import Manifest, path_of
 
 SUBSCRIPTION = "projects/p/subscriptions/users"
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
 @dataclass
-class Bucket:
+class Bucket(Objects):
     """A bucket in memory. A write to one of `lose` is done without an answer, one to one of `down` is not done."""
 
     content: dict[str, bytes] = field(default_factory=dict)
@@ -32,11 +33,11 @@ class Bucket:
         return "gs://bucket/prefix"
 
     async def read(self, name: str, *, timeout: float) -> tuple[bytes, int] | None:
-        """See `worker.lease.record.Store`."""
+        """See `worker.bucket.Objects`."""
         return (self.content[name], 1) if name in self.content else None
 
     async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
-        """See `worker.lease.record.Store`; only for what is not there yet."""
+        """See `worker.bucket.Objects`; only for what is not there yet."""
         assert if_generation == 0
         if name in self.down:
             raise StoreUnavailable("write: no answer")
@@ -48,17 +49,17 @@ class Bucket:
         return 1
 
     async def objects(self, name_prefix: str, *, timeout: float) -> list[StoredObject]:
-        """See `worker.replica.survey.Objects`."""
+        """See `worker.bucket.Objects`."""
         names = sorted(name for name in self.content if name.startswith(name_prefix))
         return [StoredObject(name, len(self.content[name]), NOW, {}) for name in names]
 
     async def folders(self, name_prefix: str, *, timeout: float) -> list[str]:
-        """See `worker.replica.survey.Objects`."""
+        """See `worker.bucket.Objects`."""
         below = [name.removeprefix(name_prefix) for name in self.content if name.startswith(name_prefix)]
         return sorted({name.split("/")[0] for name in below})
 
     async def delete(self, name: str, *, timeout: float) -> None:
-        """See `worker.operations.checkpoints.Store`."""
+        """See `worker.bucket.Objects`."""
         self.content.pop(name, None)
 
     def transactions(self, count: int, epoch: int = 3) -> None:
@@ -79,7 +80,7 @@ def store_with(*, transactions: int, epoch: int = 3) -> Bucket:
 
 
 @dataclass
-class Snapshots:
+class Snapshots(Queue):
     """A queue in memory. `on_create` runs when a snapshot has been made."""
 
     subscription: str = SUBSCRIPTION
@@ -88,21 +89,21 @@ class Snapshots:
     on_create: Callable[[], None] = lambda: None
 
     async def create(self, name: str) -> Snapshot:
-        """See `worker.operations.checkpoints.Queue`."""
+        """See `worker.operations.pubsub.Queue`."""
         self.there[name] = Snapshot(name=name, topic="projects/p/topics/users", expires=NOW + timedelta(days=7))
         self.on_create()
         return self.there[name]
 
     async def get(self, name: str) -> Snapshot | None:
-        """See `worker.operations.checkpoints.Queue`."""
+        """See `worker.operations.pubsub.Queue`."""
         return self.there.get(name)
 
     async def snapshots(self, prefix: str) -> list[Snapshot]:
-        """See `worker.operations.checkpoints.Queue`."""
+        """See `worker.operations.pubsub.Queue`."""
         return [snapshot for name, snapshot in sorted(self.there.items()) if name.startswith(prefix)]
 
     async def delete(self, name: str) -> None:
-        """See `worker.operations.checkpoints.Queue`."""
+        """See `worker.operations.pubsub.Queue`."""
         self.there.pop(name, None)
 
 

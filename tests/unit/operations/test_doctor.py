@@ -20,6 +20,7 @@ import pytest
 
 from tests.fakes import MemoryStore
 from worker import config
+from worker.bucket import Objects, Place, StoredObject
 from worker.cli import main
 from worker.config import Settings
 from worker.errors import (
@@ -37,9 +38,7 @@ from worker.operations.doctor import examine as examination
 from worker.operations.doctor import litestream, machine, queue, quick
 from worker.operations.doctor import store as doctor_store
 from worker.operations.doctor.findings import Finding, note, ok, refused, report, warning
-from worker.operations.pubsub import Delivery
-from worker.replica.layout import StoredObject
-from worker.replica.place import Place
+from worker.operations.pubsub import Delivery, Queue
 
 ROOT = Path(__file__).parent.parent.parent.parent
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -84,12 +83,12 @@ class Store(MemoryStore):
     deleted: list[str] = field(default_factory=list)
 
     def place(self, path: str) -> Place:
-        """See `worker.operations.doctor.litestream.Bucket`."""
+        """See `worker.bucket.Objects`."""
         raise AssertionError("no trial of these tests gets as far as the bucket")
 
     async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
         """Write; what is broken decides whether the condition counts."""
-        exists = name in self.objects
+        exists = name in self.held
         if self.broken == "denied":
             raise StoreDenied("write at gs://b/p: no; give this service account roles/storage.objectUser on the bucket")
         if self.broken == "refuses all":
@@ -115,7 +114,7 @@ class Store(MemoryStore):
         if self.broken == "keeps":
             raise StoreDenied("delete: no; give this service account roles/storage.objectUser on the bucket")
         self.deleted.append(name)
-        self.objects.pop(name, None)
+        self.held.pop(name, None)
 
 
 def probe(store: Store) -> list[Finding]:
@@ -137,7 +136,7 @@ def test_a_good_store_passes_every_probe_and_keeps_nothing() -> None:
     """Compare-and-swap as the lease needs it; the scratch object is deleted."""
     store = Store()
     assert verdicts(probe(store)) == dict.fromkeys([*PROBES, "read after write", "clock"], "ok")
-    assert store.objects == {}
+    assert store.held == {}
     assert [name.startswith("doctor/") for name in store.deleted] == [True]
 
 
@@ -158,7 +157,7 @@ def test_each_broken_promise_of_a_store_is_refused_by_name(broken: str, failed: 
     found = probe(store)
     assert {check for check, verdict in verdicts(found).items() if verdict == "refused"} == failed
     assert all(finding.next_step for finding in found if finding.verdict == "refused")
-    assert store.objects == {}
+    assert store.held == {}
 
 
 def test_a_bucket_that_denies_or_does_not_answer_is_said_to_do_so() -> None:
@@ -173,7 +172,7 @@ def test_a_bucket_that_denies_or_does_not_answer_is_said_to_do_so() -> None:
     assert "look at the network" in unanswered[-1].next_step
     lost = Store(faults={"write": ["lose"]})
     assert verdicts(probe(lost)) == {PROBES[0]: "refused"}
-    assert lost.objects == {}, "what may have been written is deleted"
+    assert lost.held == {}, "what may have been written is deleted"
 
 
 def test_an_interrupted_doctor_deletes_its_scratch_object() -> None:
@@ -189,12 +188,12 @@ def test_an_interrupted_doctor_deletes_its_scratch_object() -> None:
 
         task = asyncio.create_task(doctor_store.preconditions(store, timeout=1, spacing=1, sleep=sleep))
         await entered.wait()
-        assert len(store.objects) == 1
+        assert len(store.held) == 1
         task.cancel()
         await asyncio.wait({task})
 
     asyncio.run(body())
-    assert store.objects == {}
+    assert store.held == {}
 
 
 def test_a_scratch_object_that_stays_is_named() -> None:
@@ -230,7 +229,7 @@ def examine(store: Store) -> list[Finding]:
 def test_the_size_of_the_database_is_at_least_its_largest_copy() -> None:
     """Of the live generation; nothing is claimed of an empty store, or of one that cannot be asked."""
 
-    class Listed:
+    class Listed(Objects):
         def __init__(self, live: str | None) -> None:
             self.live = live
 
@@ -563,11 +562,14 @@ def test_what_the_emulator_lacks_is_said_and_not_refused() -> None:
 def test_a_subscription_that_cannot_be_read_is_one_line(error: Exception, verdict: str) -> None:
     """Missing is wrong; denied or out of reach is no reason not to serve."""
 
-    class Queue:
+    class Silent(Queue):
+        def __init__(self) -> None:
+            pass
+
         async def delivery(self) -> Delivery:
             raise error
 
-    (found,) = asyncio.run(queue.look(Queue(), EXPECTED, emulator=False))
+    (found,) = asyncio.run(queue.look(Silent(), EXPECTED, emulator=False))
     assert found.verdict == verdict
     assert found.next_step
 

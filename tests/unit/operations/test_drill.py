@@ -319,7 +319,7 @@ def test_a_store_without_data_is_inconclusive_and_no_store_is_an_error(world: Wo
     """There is nothing to restore; and a mistyped URL must not look like that."""
     world.live(None)
     assert (world.drill().verdict, world.restores) == ("inconclusive", 0)
-    world.store.objects.clear()
+    world.store.held.clear()
     with pytest.raises(StoreMissing, match="worker init"):
         world.drill()
 

@@ -23,7 +23,7 @@ class DatedStore(MemoryStore):
 
     async def updated(self, name: str, *, timeout: float) -> datetime | None:
         """Always the same moment, for what is there."""
-        return WRITTEN if name in self.objects else None
+        return WRITTEN if name in self.held else None
 
 
 def shown(store: DatedStore) -> Status:
@@ -113,9 +113,9 @@ def test_break_of_a_released_lease_changes_nothing() -> None:
     """Running it again is harmless."""
     store = MemoryStore()
     put(store, RELEASED)
-    before = dict(store.objects)
+    before = dict(store.held)
     assert broken(store) == []
-    assert store.objects == before
+    assert store.held == before
 
 
 def test_break_gives_way_to_a_renewal_that_comes_in_between() -> None:

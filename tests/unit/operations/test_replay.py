@@ -12,8 +12,8 @@ import pytest
 from tests.fakes import Clock
 from worker.errors import NotSeekable, QueueMissing, QueueUnavailable, ServiceUnreachable
 from worker.ingest.http.delivery_counts import WATCHES_MAX, Tally
-from worker.operations.pubsub import Snapshot, Subscription
-from worker.operations.replay import Answered, Patience, Plan, Progress, Receipts, Redelivered, plan, replay
+from worker.operations.pubsub import Queue, Snapshot, Subscription
+from worker.operations.replay import Answered, FollowedService, Patience, Plan, Progress, Receipts, Redelivered, plan, replay
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 TOPIC = "projects/p/topics/users"
@@ -29,7 +29,7 @@ def hours(count: float) -> timedelta:
 
 
 @dataclass
-class Sought:
+class Sought(Queue):
     """A queue in memory. `backlog` is the age of its oldest unacknowledged message, `error` what a seek raises."""
 
     subscription: str = "projects/p/subscriptions/users"
@@ -42,7 +42,7 @@ class Sought:
     topic: str = TOPIC
 
     async def look(self) -> Subscription:
-        """See `worker.operations.replay.Queue`."""
+        """See `worker.operations.pubsub.Queue`."""
         return Subscription(
             name=self.subscription,
             topic=self.topic,
@@ -53,20 +53,20 @@ class Sought:
         )
 
     async def create(self, name: str) -> Snapshot:
-        """See `worker.operations.replay.Queue`."""
+        """See `worker.operations.pubsub.Queue`."""
         self.there[name] = Snapshot(name=name, topic=TOPIC, expires=NOW - self.backlog + WEEK)
         return self.there[name]
 
     async def get(self, name: str) -> Snapshot | None:
-        """See `worker.operations.replay.Queue`."""
+        """See `worker.operations.pubsub.Queue`."""
         return self.there.get(name)
 
     async def delete(self, name: str) -> None:
-        """See `worker.operations.replay.Queue`."""
+        """See `worker.operations.pubsub.Queue`."""
         del self.there[name]
 
     async def seek(self, to: datetime | str) -> None:
-        """See `worker.operations.replay.Queue`."""
+        """See `worker.operations.pubsub.Queue`."""
         if self.error is not None:
             raise self.error
         assert any("before-replay" in name for name in self.there), "there is no way back"
@@ -74,7 +74,7 @@ class Sought:
 
 
 @dataclass
-class Scripted:
+class Scripted(FollowedService):
     """A service that answers what `script` says of the seconds since the seek.
 
     That is an instance and its count, or None for no answer. `asked` are the times for which it was asked to count, `idle`
@@ -89,12 +89,12 @@ class Scripted:
     spans: list[datetime] = field(default_factory=list)
 
     async def receipts(self, since: datetime) -> Receipts:
-        """See `worker.operations.replay.Counting`."""
+        """See `FollowedService`."""
         self.spans.append(since)
         return Receipts(self.total, {"created": self.total}, None, None)
 
     async def answered(self, before: datetime | None = None) -> Answered:
-        """See `worker.operations.replay.Counting`."""
+        """See `FollowedService`."""
         if before is None:
             return Answered(NOW, NOW, "serving")
         self.asked.append(before)

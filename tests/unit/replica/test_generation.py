@@ -15,6 +15,7 @@ import pytest
 from tests.entries import CATALOG
 from tests.fakes import Clock, MemoryStore
 from tests.unit.lease.test_lease import acquired, record_in
+from worker.bucket import Place
 from worker.config import Settings
 from worker.database import schema
 from worker.errors import (
@@ -30,7 +31,6 @@ from worker.lease.lease import Lease
 from worker.replica import generation, ltx
 from worker.replica.generation import Generation, insist, seal, trim, unchanging_after
 from worker.replica.layout import Manifest, path_of, slot_name
-from worker.replica.place import Place
 from worker.replica.restoring import Restored, Wanted
 
 MINE = f"{path_of(4)}/manifest.json"
@@ -41,7 +41,7 @@ class Store(MemoryStore):
     """A bucket in memory that a generation can be begun in."""
 
     def place(self, path: str) -> Place:
-        """See `worker.replica.generation.Store`."""
+        """See `worker.bucket.Objects`."""
         return Place("bucket", path, lambda: pytest.fail("no gate of this test reaches a bucket"))
 
 
@@ -110,7 +110,7 @@ class World:
     @property
     def manifest(self) -> Manifest:
         """Epoch 4's manifest as it stands in the bucket."""
-        return msgspec.json.decode(self.store.objects[MINE][0], type=Manifest)
+        return msgspec.json.decode(self.store.held[MINE][0], type=Manifest)
 
 
 class FakeGate:
@@ -126,7 +126,7 @@ class FakeGate:
         return self._world.stored
 
     async def __aenter__(self) -> Self:
-        assert MINE in self._world.store.objects
+        assert MINE in self._world.store.held
         self._world.events.append("gate")
         return self
 
@@ -222,12 +222,12 @@ def test_a_generation_is_live_only_once_it_is_whole(world: World) -> None:
 def test_the_one_before_is_sealed_where_its_restore_ended(world: World) -> None:
     """The next slot is taken before this life's own path is claimed."""
     world.begin()
-    sealed, _ = world.store.objects[slot_name(LIVE, 8)]
+    sealed, _ = world.store.held[slot_name(LIVE, 8)]
     (world.directory / "seal").write_bytes(sealed)
     header = ltx.check(world.directory / "seal")
     assert (header.first, header.last) == (8, 8)
     assert header.pages * header.page_size == (world.directory / "users.db").stat().st_size
-    assert list(world.store.objects).index(slot_name(LIVE, 8)) < list(world.store.objects).index(MINE)
+    assert list(world.store.held).index(slot_name(LIVE, 8)) < list(world.store.held).index(MINE)
 
 
 def test_a_slot_that_the_life_before_has_stored_meanwhile_is_restored_as_well(world: World) -> None:
@@ -237,7 +237,7 @@ def test_a_slot_that_the_life_before_has_stored_meanwhile_is_restored_as_well(wo
     world.restored_to = [7, 9]
     world.begin()
     assert [event for event in world.events if event.startswith("restore")] == [f"restore {LIVE}"] * 2
-    assert slot_name(LIVE, 10) in world.store.objects
+    assert slot_name(LIVE, 10) in world.store.held
     assert world.manifest.base_txid == 9
 
 
@@ -253,7 +253,7 @@ def test_a_seal_that_meets_a_slot_is_compared(found: str) -> None:
             raise Mismatch("412")
 
         store.write = gone  # type: ignore[method-assign]
-    assert asyncio.run(seal(store, name, b"seal")) is (found == "ours")  # type: ignore[arg-type]
+    assert asyncio.run(seal(store, name, b"seal")) is (found == "ours")
 
 
 def test_a_seal_whose_answer_was_lost_is_recognised(world: World) -> None:
@@ -261,7 +261,7 @@ def test_a_seal_whose_answer_was_lost_is_recognised(world: World) -> None:
     world.store.faults["write"] = ["lose"]
     world.begin()
     assert [event for event in world.events if event.startswith("restore")] == [f"restore {LIVE}"]
-    assert slot_name(LIVE, 9) not in world.store.objects
+    assert slot_name(LIVE, 9) not in world.store.held
 
 
 def test_an_unchanging_slot_fits_the_database(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_anothers_manifest_is_refused(world: World, content: bytes) -> None:
     world.store.put(MINE, content)
     with pytest.raises(LitestreamError, match=r"written by another instance although the epoch is ours.* Raise its epoch"):
         world.begin()
-    assert world.store.objects[MINE][0] == content
+    assert world.store.held[MINE][0] == content
     assert record_in(world.store).live == LIVE
     assert not any(event.startswith(("start", "sync")) for event in world.events)
 
@@ -351,8 +351,8 @@ def test_a_restore_that_fails_begins_nothing(world: World, monkeypatch: pytest.M
     monkeypatch.setattr(generation, "restore", restore)
     with pytest.raises(RestoreFailed, match=r"could not be restored: it is damaged\. Nothing was served"):
         world.begin()
-    assert MINE not in world.store.objects
-    assert slot_name(LIVE, 8) not in world.store.objects
+    assert MINE not in world.store.held
+    assert slot_name(LIVE, 8) not in world.store.held
     assert record_in(world.store).live == LIVE
     assert not world.database.exists()
 

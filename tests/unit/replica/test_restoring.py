@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worker.bucket import Objects, StoredObject
 from worker.errors import NotInReplica, RestoreFailed, StoreMissing
 from worker.replica import litestream, ltx
-from worker.replica.layout import File, StoredObject, path_of
+from worker.replica.layout import File, path_of
 from worker.replica.restoring import Restored, Verified, Wanted, cover, restore, verify
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -143,7 +144,7 @@ def content(each: File, *, whole: bool = True) -> bytes:
 
 
 @dataclass
-class Bucket:
+class Bucket(Objects):
     """A bucket in memory that is listed and fetched from, and never written."""
 
     content: dict[str, bytes]
@@ -152,25 +153,25 @@ class Bucket:
     lists: int = 0
 
     async def read(self, name: str, *, timeout: float) -> tuple[bytes, int] | None:
-        """See `worker.lease.record.Store`."""
+        """See `worker.bucket.Objects`."""
         pytest.fail("a restore of a named generation reads no record")
 
     async def write(self, name: str, data: bytes, *, if_generation: int, timeout: float) -> int:
-        """See `worker.lease.record.Store`."""
+        """See `worker.bucket.Objects`."""
         pytest.fail("a restore writes nothing")
 
     async def folders(self, name_prefix: str, *, timeout: float) -> list[str]:
-        """See `worker.replica.survey.Objects`."""
+        """See `worker.bucket.Objects`."""
         pytest.fail("a restore of a named generation looks at no other")
 
     async def objects(self, name_prefix: str, *, timeout: float) -> list[StoredObject]:
-        """See `worker.replica.survey.Objects`."""
+        """See `worker.bucket.Objects`."""
         self.lists += 1
         stored = sorted(self.content.items())
         return [StoredObject(name, len(data), NOW, {}) for name, data in stored if name.startswith(name_prefix)]
 
     def patient(self, seconds: float) -> Self:
-        """See `worker.replica.restoring.Bucket`."""
+        """See `worker.bucket.Objects`."""
         return self
 
     async def fetch(
@@ -182,7 +183,7 @@ class Bucket:
         timeout: float,
         check: Callable[[Path], None],
     ) -> None:
-        """See `worker.replica.restoring.Bucket`."""
+        """See `worker.bucket.Objects`."""
         self.on_fetch()
         for name in names:
             self.fetched.append(name)

@@ -60,18 +60,18 @@ class Listing(MemoryStore):
     """A bucket in memory that can list and delete."""
 
     async def folders(self, name_prefix: str, *, timeout: float) -> list[str]:
-        """See `worker.replica.retention.Objects`."""
-        below = [name.removeprefix(name_prefix) for name in self.objects if name.startswith(name_prefix)]
+        """See `worker.bucket.Objects`."""
+        below = [name.removeprefix(name_prefix) for name in self.held if name.startswith(name_prefix)]
         return sorted({name.split("/")[0] for name in below})
 
     async def names(self, name_prefix: str, *, timeout: float) -> list[str]:
-        """See `worker.replica.retention.Objects`."""
-        return sorted(name for name in self.objects if name.startswith(name_prefix))
+        """See `worker.bucket.Objects`."""
+        return sorted(name for name in self.held if name.startswith(name_prefix))
 
     async def delete(self, name: str, *, timeout: float) -> None:
-        """See `worker.replica.retention.Objects`."""
+        """See `worker.bucket.Objects`."""
         self.calls.append(f"delete {name}")
-        self.objects.pop(name, None)
+        self.held.pop(name, None)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_pruning_deletes_whole_generations_manifest_last(store: Listing) -> None
     held = acquired(store, Clock())
     asyncio.run(held.set_live(path_of(5)))
     assert asyncio.run(prune(store, held, WEEK)) == [path_of(1), path_of(2), path_of(3)]
-    left = [name for name in store.objects if name.startswith("generations/")]
+    left = [name for name in store.held if name.startswith("generations/")]
     assert [name for name in left if int(name.split("/")[1], 16) < 4] == [
         slot_name(path_of(epoch), 2) for epoch in (1, 2, 3)
     ]
@@ -123,7 +123,7 @@ def test_a_pass_that_got_no_answer_goes_on_soon(store: Listing) -> None:
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(prune_every(3600, store, held, timedelta(0), sleep=clock.sleep))
     assert clock.slept == [30, 30, 3600]
-    gone = [name for name in store.objects if name.startswith(tuple(f"{path_of(epoch)}/" for epoch in (1, 2, 3)))]
+    gone = [name for name in store.held if name.startswith(tuple(f"{path_of(epoch)}/" for epoch in (1, 2, 3)))]
     assert gone == [slot_name(path_of(epoch), 2) for epoch in (1, 2, 3)]
 
 
@@ -133,7 +133,7 @@ def test_an_unreadable_manifest_costs_nothing(store: Listing) -> None:
     held = acquired(store, Clock())
     asyncio.run(held.set_live(path_of(5)))
     assert path_of(2) not in asyncio.run(prune(store, held, WEEK))
-    assert slot_name(path_of(2), 1) in store.objects
+    assert slot_name(path_of(2), 1) in store.held
 
 
 def test_a_lost_lease_prunes_nothing(store: Listing) -> None:
@@ -141,7 +141,7 @@ def test_a_lost_lease_prunes_nothing(store: Listing) -> None:
     held = acquired(store, Clock())
     asyncio.run(held.set_live(path_of(5)))
     store.put("lease.json", msgspec.json.encode(msgspec.structs.replace(record_in(store), holder="other", epoch=9)))
-    before = dict(store.objects)
+    before = dict(store.held)
     with pytest.raises(LeaseLost):
         asyncio.run(prune(store, held, WEEK))
-    assert store.objects == before
+    assert store.held == before

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.bucket import Objects, StoredObject
 from worker.errors import NotInReplica, RestoreFailed
 from worker.lease.record import Record
 from worker.replica import ltx, restoring
-from worker.replica.layout import File, Manifest, StoredObject, path_of, slot_name
+from worker.replica.layout import File, Manifest, path_of, slot_name
 from worker.replica.restoring import Wanted, cover
 from worker.replica.survey import Generation, Survey
 
@@ -129,23 +130,23 @@ def test_a_full_disk_says_nothing_about_the_state(tmp_path: Path, monkeypatch: p
 
 
 @dataclass
-class Kept:
+class Kept(Objects):
     """A bucket with these objects."""
 
     content: dict[str, bytes]
 
     def patient(self, seconds: float) -> Self:
-        """See `worker.replica.restoring.Bucket`."""
+        """See `worker.bucket.Objects`."""
         return self
 
     async def objects(self, name_prefix: str, *, timeout: float) -> list[StoredObject]:
-        """See `worker.replica.restoring.Bucket`."""
+        """See `worker.bucket.Objects`."""
         return [StoredObject(name, len(data), NOW, {}) for name, data in sorted(self.content.items())]
 
     async def fetch(
         self, names: Sequence[str], name_prefix: str, directory: Path, *, timeout: float, check: Callable[[Path], None]
     ) -> None:
-        """See `worker.replica.restoring.Bucket`."""
+        """See `worker.bucket.Objects`."""
         for name in names:
             file = directory / name.removeprefix(name_prefix)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +157,7 @@ class Kept:
 async def restored(store: Kept, output: Path) -> object:
     """The newest state of the store's only generation."""
     return await restoring.restore(
-        store,  # type: ignore[arg-type]  # no record is read where the path is given
+        store,
         Wanted(path=path_of(6)),
         output,
         binary=Path("unused"),

@@ -72,7 +72,7 @@ class Tables:
     reads: int = 0
 
     async def read(self, query: Callable[[Any], Any]) -> Any:
-        """See `worker.telemetry.scrape.Tables`."""
+        """See `worker.ingest.tables.Tables`."""
         self.reads += 1
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -89,8 +89,8 @@ class World:
 
     directory: Path
     clock: Clock = field(default_factory=Clock)
-    lease: Holder = field(default_factory=Holder)
-    tables: Tables = field(default_factory=lambda: Tables({"not_json": 2}))
+    lease: Any = field(default_factory=Holder)
+    tables: Any = field(default_factory=lambda: Tables({"not_json": 2}))
     store: MemoryStore = field(default_factory=MemoryStore)
     litestream: str = "off"
 

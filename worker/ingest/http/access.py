@@ -9,9 +9,10 @@ the former counts.
 
 import logging
 from collections.abc import Collection
-from typing import Final, Protocol
+from typing import Final
 
 from worker.errors import Forbidden, Unauthenticated
+from worker.ingest.http.tokens import TokenVerifier
 
 UNVERIFIED: Final = "a caller that the platform let in"
 
@@ -23,13 +24,6 @@ _BY_PRECEDENCE: Final = (b"x-serverless-authorization", b"authorization")
 log = logging.getLogger(__name__)
 
 
-class Verifier(Protocol):
-    """Tells whose token it is."""
-
-    async def email(self, authorization: str | None) -> str:
-        """The verified e-mail address; `Unauthenticated`, `Forbidden`, or `Refused` when it cannot be verified now."""
-
-
 class Access:
     """The rights of each sender.
 
@@ -39,7 +33,7 @@ class Access:
         operators: The e-mail addresses that may read and resolve rejections.
     """
 
-    def __init__(self, verifier: Verifier | None = None, *, pusher: str = "", operators: Collection[str] = ()) -> None:
+    def __init__(self, verifier: TokenVerifier | None = None, *, pusher: str = "", operators: Collection[str] = ()) -> None:
         self._verifier, self._pusher, self._operators = verifier, pusher, frozenset(operators)
         if verifier is None:
             log.warning(

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 import functions_framework.aio
 import msgspec
@@ -31,12 +31,13 @@ from publisher import values
 from worker.config.limits import BODY_MAX_BYTES
 from worker.errors import BadQuery, BodyTooLarge, NoSuchPath, Refused, RequestError, Unwritable, WrongMethod, WrongStore
 from worker.events.catalog import Catalog
+from worker.ingest.erasure import Erasure
 from worker.ingest.http import envelope, operator_api, paths, tables, trace_context
 from worker.ingest.http.access import Access
 from worker.ingest.http.delivery_counts import Tally
 from worker.ingest.intake import Held, Intake, State
 from worker.ingest.messages import Delivery, Observer, note
-from worker.ingest.transaction import Removed
+from worker.ingest.tables import Tables
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _READ: Final = ("/metrics", "/healthz", "/readyz")
@@ -47,22 +48,15 @@ _ACKNOWLEDGED: Final = Response(status_code=204)
 log = logging.getLogger(__name__)
 
 
-class Eraser(Protocol):
-    """Erases subjects."""
-
-    async def erase(self, subject: str) -> Removed:
-        """Erase a subject; what was removed, once that is in the bucket."""
-
-
 @dataclass(frozen=True, slots=True)
 class Service:
     """The parts that requests use."""
 
     intake: Intake
     catalog: Catalog
-    readers: operator_api.Readers
+    readers: Tables
     access: Access
-    eraser: Eraser
+    eraser: Erasure
     unwrapped: bool = False
     """Whether a push without metadata may come without a wrapper as well."""
     body_max_bytes: int = BODY_MAX_BYTES

@@ -16,10 +16,9 @@ A change is answered once it is in the bucket, like a message (INV-1).
 
 import base64
 import logging
-from collections.abc import Callable
 from datetime import datetime
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -27,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 
 from worker.database import counts, receipts, rejections
 from worker.database.counts import ServiceCounts
-from worker.database.models import DISCARDED, REASONS, Connection
+from worker.database.models import DISCARDED, REASONS
 from worker.database.rejections import PAGE_MAX, Filter
 from worker.errors import BadQuery, BodyTooLarge, NotFound, WrongMethod
 from worker.events.catalog import Catalog
@@ -36,17 +35,11 @@ from worker.ingest.http.access import Access
 from worker.ingest.http.delivery_counts import Tally
 from worker.ingest.http.paths import COUNTS, OUTCOMES, RECEIPTS, ROOT
 from worker.ingest.intake import Intake
+from worker.ingest.tables import Tables
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-
-class Readers(Protocol):
-    """Where the database is read."""
-
-    async def read(self, query: Callable[[Connection], T]) -> T:
-        """Run a query on a reading connection. `Refused` while there is no database."""
 
 
 def takes(path: str) -> bool:
@@ -55,7 +48,7 @@ def takes(path: str) -> bool:
 
 
 async def answer(
-    request: Request, path: str, *, access: Access, intake: Intake, catalog: Catalog, readers: Readers, tally: Tally
+    request: Request, path: str, *, access: Access, intake: Intake, catalog: Catalog, readers: Tables, tally: Tally
 ) -> Response:
     """Answer a request to a path that `takes` names.
 
@@ -105,7 +98,7 @@ async def _body(intake: Intake, name: str) -> bytes:
     return data
 
 
-async def _counts(request: Request, intake: Intake, catalog: Catalog, readers: Readers) -> Response:
+async def _counts(request: Request, intake: Intake, catalog: Catalog, readers: Tables) -> Response:
     if request.method != "GET":
         raise WrongMethod("GET")
     since = _time(request.query_params.get("since"), "since")
@@ -116,7 +109,7 @@ async def _counts(request: Request, intake: Intake, catalog: Catalog, readers: R
     return Response(msgspec.json.encode(said), media_type="application/json")
 
 
-async def _receipts(request: Request, readers: Readers) -> Response:
+async def _receipts(request: Request, readers: Tables) -> Response:
     if request.method != "GET":
         raise WrongMethod("GET")
     since = _time(request.query_params.get("since"), "since")
@@ -140,7 +133,7 @@ def _outcomes(request: Request, intake: Intake, tally: Tally) -> Response:
 
 
 async def _change(
-    intake: Intake, readers: Readers, name: str, who: str, corrected: bytes | None, *, overwrite: bool
+    intake: Intake, readers: Tables, name: str, who: str, corrected: bytes | None, *, overwrite: bool
 ) -> Response:
     message_id, _, verb = name.rpartition("/")
     if verb == "retry":

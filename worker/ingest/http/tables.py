@@ -5,17 +5,17 @@ GET /tables/<table>?after=&limit=     a page: {"rows": [...], "after": the key t
 GET /users/<id>                       the same as /tables/users/<id>
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
 import msgspec
 from starlette.responses import Response
 
-from worker.database.models import Connection
 from worker.errors import BadQuery, NotFound
 from worker.events.catalog import Catalog, Table
 from worker.events.declaration import MAX_INTEGER, MAX_KEY_BYTES
+from worker.ingest.tables import Tables
 
 T = TypeVar("T")
 
@@ -28,14 +28,7 @@ _PAGE_BYTES: Final = 1_000_000
 _PAGE: Final = 100
 
 
-class Readers(Protocol):
-    """Where the database is read."""
-
-    async def read(self, query: Callable[[Connection], T]) -> T:
-        """Run a query on a reading connection. `Refused` while there is no database."""
-
-
-async def answer(path: str, query: Mapping[str, str], catalog: Catalog, readers: Readers) -> Response:
+async def answer(path: str, query: Mapping[str, str], catalog: Catalog, readers: Tables) -> Response:
     """Answer a request to a path below ROOT or /users/; `path` is as it was sent, with its escapes.
 
     Raises:
@@ -54,7 +47,7 @@ async def answer(path: str, query: Mapping[str, str], catalog: Catalog, readers:
     return _json(await _rows(table, query, readers))
 
 
-async def _row(table: Table, key: int | str, readers: Readers) -> dict[str, Any]:
+async def _row(table: Table, key: int | str, readers: Tables) -> dict[str, Any]:
     query = table.model.select().where(getattr(table.model, table.key) == key).dicts()
     row: dict[str, Any] | None = await readers.read(lambda connection: query.bind(connection).first())
     if row is None or (table.gone is not None and row[table.gone]):
@@ -62,7 +55,7 @@ async def _row(table: Table, key: int | str, readers: Readers) -> dict[str, Any]
     return row
 
 
-async def _rows(table: Table, query: Mapping[str, str], readers: Readers) -> dict[str, Any]:
+async def _rows(table: Table, query: Mapping[str, str], readers: Tables) -> dict[str, Any]:
     limit = query.get("limit", str(_PAGE))
     if not (limit.isascii() and limit.isdecimal() and len(limit) < 5) or not 1 <= int(limit) <= _PAGE_MAX:
         raise BadQuery(f"limit must be a whole number from 1 to {_PAGE_MAX}")

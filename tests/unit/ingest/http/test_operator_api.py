@@ -16,6 +16,7 @@ from tests.unit.ingest.http.test_app import Site, Table, wrapped
 from worker.database import connections, schema
 from worker.errors import Forbidden, NotFound, Refused, RequestError, Unauthenticated
 from worker.ingest.http.access import Access, authorization
+from worker.ingest.http.tokens import TokenVerifier
 from worker.ingest.messages import Change
 from worker.ingest.transaction import Transaction
 
@@ -32,7 +33,7 @@ class Tokens:
     asked: list[str | None] = field(default_factory=list)
 
     async def email(self, authorization: str | None) -> str:
-        """See `worker.ingest.http.access.Verifier`."""
+        """See `TokenVerifier`."""
         self.asked.append(authorization)
         if self.error is not None:
             raise self.error
@@ -79,7 +80,7 @@ def bearer(email: str) -> dict[str, str]:
 def verified(site: Site, *operators: str) -> Tokens:
     """Have `site` verify its senders."""
     tokens = Tokens()
-    site.access = Access(tokens, pusher=PUSHER, operators=operators)
+    site.access = Access(cast(TokenVerifier, tokens), pusher=PUSHER, operators=operators)
     return tokens
 
 
@@ -207,7 +208,7 @@ def test_unverified_senders_are_said_at_the_start(caplog: pytest.LogCaptureFixtu
     """A warning, once; verified ones are nothing to talk about."""
     Access()
     assert caplog.text.count("PUSH_AUDIENCE is not set") == 1
-    Access(Tokens(), pusher=PUSHER)
+    Access(cast(TokenVerifier, Tokens()), pusher=PUSHER)
     assert caplog.text.count("PUSH_AUDIENCE is not set") == 1
 
 
