@@ -569,6 +569,7 @@ class Process(Objects):
             tables=SimpleNamespace(open=False, read=_nothing),
             metrics=Metrics(hold_seconds=settings.hold_limit_seconds, clock=clock),
             erasure=None,
+            pull=None,
         )
         made.home = SqliteStore(
             settings,
