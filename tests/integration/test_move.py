@@ -107,6 +107,18 @@ def test_a_store_is_moved_with_its_proof_and_exported_again(fake_gcs: FakeGcs, s
         assert database.execute("SELECT email_address FROM users WHERE user_id = 2").fetchone() == ("\u00e42@b.c",)
 
 
+def test_the_doctor_looks_at_the_server(server: Postgres) -> None:
+    """A server without a standby is a warning, and one that is not there is refused, with the next step; no traceback."""
+    found = run({"DATABASE_URL": server.create("examined")}, "doctor", "--json")
+    checks = {each["check"]: each["verdict"] for each in json.loads(found.stdout)["findings"]}
+    assert found.returncode == 0, found.stdout
+    assert (checks["postgresql"], checks["postgresql: durability"], checks["postgresql: standby"]) == ("ok", "ok", "warning")
+    gone = run({"DATABASE_URL": "postgresql://a@127.0.0.1:1/c"}, "doctor")
+    assert gone.returncode == 1
+    assert "cannot be used" in gone.stdout
+    assert "Traceback" not in gone.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "instead"),
     [

@@ -1,5 +1,6 @@
 """Every check of `worker doctor`, in order: for the command, and for the console."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Final
 
@@ -35,6 +36,11 @@ async def examine(environ: Mapping[str, str], *, quick: bool = False) -> list[Fi
         step = "mend it: docs/configuration.md has each setting and how the limits nest; the other checks need them"
         return [refused("settings", str(error), step), workers, doctor_quick.sqlite()]
     findings = [*doctor_quick.limits(settings), workers]
+    if settings.many_writers:
+        from worker.operations.doctor import postgresql  # a driver that a bucket is without
+
+        server = [] if quick else await asyncio.to_thread(postgresql.examine, settings)
+        return [*findings, *server, senders(settings, environ), *await _subscription(settings, environ)]
     if quick:
         return [*findings, *await doctor_quick.software(settings), *doctor_quick.machine(settings)]
     store = Bucket(settings.bucket, settings.prefix)
