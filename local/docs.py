@@ -1,7 +1,8 @@
 """`make docs`: writes the parts of docs/ that follow from code, each between two markers; a test says when one is stale.
 
-Only what stands between markers is touched. The tables of settings come from `worker/config/` and `publisher/settings.py`, the
-commands from the command line itself, and the tables of docs/cost.md from `local/cost.py`.
+Only what stands between markers is touched. The tables of settings come from `worker/config/` and `publisher/settings.py`,
+the commands from the command line itself, the alerts from deploy/alerts.yml, and the tables of docs/cost.md from
+`local/cost.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import yaml
 
 import publisher.cli
 import publisher.settings
@@ -59,7 +61,7 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "docs",
         help="write the generated parts of docs/ again",
-        description="Rewrite what stands between the markers of docs/: the tables of settings and commands, and what a month costs.",
+        description="Rewrite what stands between the markers of docs/: tables of settings and commands, what a month costs.",
     )
     parser.set_defaults(run=_run)
 
@@ -89,6 +91,7 @@ def parts() -> dict[str, Callable[[], str]]:
         "publisher settings": publisher_environment,
         "commands of the worker": lambda: commands("python -m worker", worker.cli.main.command),
         "commands of the publisher": lambda: commands("python -m publisher", publisher.cli.command),
+        "alerts": alerts,
         "prices": cost.prices_table,
         "loads": cost.loads_table,
         "database sizes": cost.sizes_table,
@@ -195,6 +198,19 @@ def commands(program: str, command: click.Command) -> str:
         first = re.split(r"(?<=\.) |: |, such as ", first)[0].rstrip(".:")
         rows.append((f"`{' '.join([name, *arguments])}`", f"{first}.", ", ".join(options)))
     return table(("Command", "What it does", "Options"), rows)
+
+
+def alerts() -> str:
+    """The table of the alerts of deploy/alerts.yml, with a link to each one's runbook."""
+    rules = [
+        rule for group in yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text())["groups"] for rule in group["rules"]
+    ]
+    rows = []
+    for rule in rules:
+        notes, address = rule["annotations"], rule["annotations"]["runbook"].removeprefix("docs/")
+        link = f"[{address.partition('#')[2].replace('-', ' ')}]({address})"
+        rows.append((f"`{rule['alert']}`", rule["labels"]["severity"], f"{notes['summary'].partition(': {{')[0]}.", link))
+    return table(("Alert", "Severity", "Says", "Runbook"), rows)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
