@@ -1,23 +1,27 @@
 """`make docs`: writes the parts of docs/ that follow from code, each between two markers; a test says when one is stale.
 
-Only what stands between markers is touched. The tables of settings come from `worker/config/` and `publisher/settings.py`;
-those of docs/cost.md from `local/cost.py`.
+Only what stands between markers is touched. The tables of settings come from `worker/config/` and `publisher/settings.py`,
+the commands from the command line itself, the alerts from deploy/alerts.yml, and the tables of docs/cost.md from
+`local/cost.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import inspect
-import itertools
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Final
 
+import click
+import yaml
+
+import publisher.cli
 import publisher.settings
+import worker.cli.main
 from local import cost
 from worker import config
 from worker.events.declaration import Event
@@ -49,7 +53,7 @@ _PUBLISHER_DEFAULTS: Final[Mapping[str, str]] = {
 
 
 class StaleTextError(Exception):
-    """A generated part cannot be written; the text says what to mend."""
+    """A generated part cannot be written; the text says what to fix."""
 
 
 def register(subparsers: Any) -> None:
@@ -57,7 +61,7 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "docs",
         help="write the generated parts of docs/ again",
-        description="Rewrite what stands between the markers of docs/: the tables of settings, and what a month costs.",
+        description="Rewrite what stands between the markers of docs/: tables of settings and commands, what a month costs.",
     )
     parser.set_defaults(run=_run)
 
@@ -78,14 +82,16 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def parts() -> dict[str, Callable[[], str]]:
     """Every generated part by the name in its markers."""
-    worker = {f"worker settings, {heading}": _worker_part(heading) for heading in WORKER}
+    settings = {f"worker settings, {heading}": _worker_part(heading) for heading in WORKER}
     return {
-        **worker,
+        **settings,
         "the example's module": lambda: _code("examples/orders/__init__.py"),
         "the example's migration": lambda: _code("examples/orders/migrations/0001_orders.py"),
         "attributes of an event": event_attributes,
         "publisher settings": publisher_environment,
-        "publisher limits": publisher_limits,
+        "commands of the worker": lambda: commands("python -m worker", worker.cli.main.command),
+        "commands of the publisher": lambda: commands("python -m publisher", publisher.cli.command),
+        "alerts": alerts,
         "prices": cost.prices_table,
         "loads": cost.loads_table,
         "database sizes": cost.sizes_table,
@@ -123,11 +129,11 @@ def worker_settings(heading: str) -> str:
     begin = names.index(WORKER[heading])
     end = next((at for at, name in enumerate(names) if at > begin and name in firsts), len(names))
     rows = [
-        (f"`{name}`", _default(name, spec.default), told["unit"], _bounds(name, spec), told["meaning"], told["why"])
+        (f"`{name}`", _default(name, spec.default), _taken(name, spec), f"{told['meaning']} {told['why']}")
         for name, spec in list(specs.items())[begin:end]
         for told in (spec.metadata,)
     ]
-    return table(("Variable", "Default", "Unit", "Bounds", "Meaning", "Why this default"), rows)
+    return table(("Variable", "Default", "Takes", "Meaning, and why this default"), rows)
 
 
 def publisher_environment() -> str:
@@ -138,7 +144,7 @@ def publisher_environment() -> str:
     """
     known = publisher.settings.ENVIRONMENT
     if known.keys() != _PUBLISHER_DEFAULTS.keys():
-        raise StaleTextError("local/docs.py and publisher/settings.py name different variables; mend _PUBLISHER_DEFAULTS")
+        raise StaleTextError("local/docs.py and publisher/settings.py name different variables; fix _PUBLISHER_DEFAULTS")
     rows = [(f"`{name}`", _PUBLISHER_DEFAULTS[name], _sentence(about)) for name, about in known.items()]
     return table(("Variable", "Default", "Meaning"), rows)
 
@@ -165,21 +171,46 @@ def _code(path: str) -> str:
     return f"```python\n{(ROOT / path).read_text()}```"
 
 
-def publisher_limits() -> str:
-    """The table of the publisher's fixed limits, with what stands below each of them in `publisher/settings.py`."""
-    body = ast.parse(Path(publisher.settings.__file__).read_text()).body
+def walked(program: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    """Every command and group of a program by its whole name, such as `python -m worker lease show`."""
+    yield program, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            nested = command.get_command(context, name)
+            assert nested is not None
+            yield from walked(f"{program} {name}", nested)
+
+
+def commands(program: str, command: click.Command) -> str:
+    """The table of a program's commands: arguments and options, and the first sentence of the help.
+
+    A group stands there if it does something by itself, as `replica` does.
+    """
     rows = []
-    for statement, told in itertools.pairwise(body):
-        if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
+    for name, each in walked(program, command):
+        if isinstance(each, click.Group) and not each.invoke_without_command:
             continue
-        if statement.target.id.endswith("_PORT"):
-            continue  # no limit of ours
-        value = getattr(publisher.settings, statement.target.id)
-        if isinstance(value, int | float) and isinstance(told, ast.Expr) and isinstance(told.value, ast.Constant):
-            rows.append(
-                (f"`{statement.target.id}`", f"{value:,}".removesuffix(".0"), " ".join(str(told.value.value).split()))
-            )
-    return table(("Limit", "Value", "What it bounds, its unit, and why"), rows)
+        context = click.Context(each)
+        arguments = [part.make_metavar(context) for part in each.params if isinstance(part, click.Argument)]
+        options = [f"`{part.opts[-1]}`" for part in each.params if isinstance(part, click.Option) and not part.hidden]
+        first = " ".join((each.help or "").split("\n\n", maxsplit=1)[0].split())
+        first = re.split(r"(?<=\.) |: |, such as ", first)[0].rstrip(".:")
+        rows.append((f"`{' '.join([name, *arguments])}`", f"{first}.", ", ".join(options)))
+    return table(("Command", "What it does", "Options"), rows)
+
+
+def alerts() -> str:
+    """The table of the alerts of deploy/alerts.yml, with a link to each one's runbook."""
+    rules = [
+        rule for group in yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text())["groups"] for rule in group["rules"]
+    ]
+    rows = []
+    for rule in rules:
+        notes, address = rule["annotations"], rule["annotations"]["runbook"].removeprefix("docs/")
+        link = f"[{address.partition('#')[2].replace('-', ' ')}]({address})"
+        rows.append((f"`{rule['alert']}`", rule["labels"]["severity"], f"{notes['summary'].partition(': {{')[0]}.", link))
+    return table(("Alert", "Severity", "Says", "Runbook"), rows)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -201,6 +232,12 @@ def _default(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"`{value:g}`"
     return f"`{str(value).removeprefix(f'{ROOT}/')}`"
+
+
+def _taken(name: str, spec: Any) -> str:
+    """The unit and the bounds of a setting; the unit is left out where the bounds name each value."""
+    unit, bounds = spec.metadata["unit"], _bounds(name, spec)
+    return bounds if name in _CHOICES else ", ".join(part for part in (unit, bounds) if part)
 
 
 def _bounds(name: str, spec: Any) -> str:

@@ -1,6 +1,6 @@
 """The gateway's log: one JSON object a line in Cloud Logging's fields, or readable lines on a terminal.
 
-Each event carries an `action` from a list in docs/operations.md. No user data is logged: reasons, fields' names, counts.
+Each event carries an `action` from the list in docs/log.md. No user data is logged: reasons, fields' names, counts.
 """
 
 import json

@@ -10,7 +10,6 @@ import dataclasses
 import inspect
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -73,6 +72,7 @@ FOREIGN_COMMANDS = (
     "gsutil",
     "litestream",
     "pip",
+    "sqlite-utils",
     "sqlite3",
     "terraform",
     "wrk",
@@ -99,20 +99,9 @@ def everything() -> str:
     return "\n".join(file.read_text() for file in TEXTS)
 
 
-def walked(command: click.Command, prefix: str) -> Iterator[tuple[str, click.Command]]:
-    """Every command and group of a program: `python -m worker lease show`."""
-    yield prefix, command
-    if isinstance(command, click.Group):
-        context = click.Context(command)
-        for name in command.list_commands(context):
-            nested = command.get_command(context, name)
-            assert nested is not None
-            yield from walked(nested, f"{prefix} {name}")
-
-
 PROGRAMS = [
-    *walked(worker.cli.main.command, "python -m worker"),
-    *walked(publisher.cli.command, "python -m publisher"),
+    *docs.walked("python -m worker", worker.cli.main.command),
+    *docs.walked("python -m publisher", publisher.cli.command),
 ]
 COMMANDS = [name for name, command in PROGRAMS if not isinstance(command, click.Group)]
 
@@ -191,13 +180,15 @@ def test_only_what_is_between_the_markers_is_rewritten() -> None:
 
 
 def test_every_setting_has_a_unit_or_a_choice_and_a_reason() -> None:
-    """No cell of the worker's tables is left empty, but a bound that there is none of."""
+    """No cell of the worker's tables is empty, and the last one has the meaning and the reason for the default."""
     documented = rows("configuration.md", "## Worker")
-    for setting, _, _ in config.described():
-        _, unit, bounds, meaning, why = documented[setting]
-        assert unit or bounds, setting
+    for spec in dataclasses.fields(config.Settings):
+        setting, meaning, why = (spec.metadata[name] for name in ("name", "meaning", "why"))
+        _, taken, told = documented[setting]
+        assert taken, setting
         assert meaning, setting
         assert why, setting
+        assert told == f"{meaning} {why}".replace("`", "")
 
 
 def test_the_figure_of_the_limits_shows_the_defaults() -> None:
@@ -245,13 +236,18 @@ def test_every_nesting_rule_is_documented() -> None:
 
 
 def test_every_log_action_is_documented() -> None:
-    """docs/operations.md has one row for each action the worker logs, and no row for anything else."""
-    assert set(rows("operations.md", "## Log")) == actions()
+    """docs/log.md has one row for each action the worker logs, and no row for anything else; a next step for each ERROR."""
+    documented = rows("log.md", "## Actions")
+    assert set(documented) == actions()
+    severe = {action: cells[1] for action, cells in documented.items() if cells[0] == "ERROR"}
+    assert len(severe) >= 10
+    # More than what happened: a second sentence, or one after a colon, says what to do.
+    assert not [action for action, told in severe.items() if not re.search(r"[.:;?] \S", told)]
 
 
 def test_every_worker_error_is_documented_with_how_it_ends() -> None:
     """Likewise its errors, each with its own exit code or HTTP status, or as retried."""
-    documented = rows("operations.md", "### Worker")
+    documented = rows("errors.md", "## Worker")
     known = errors(worker.errors)
     assert set(documented) == set(known)
     for name, kind in known.items():
@@ -265,7 +261,7 @@ def test_every_worker_error_is_documented_with_how_it_ends() -> None:
 
 def test_every_publisher_error_is_documented_with_its_code() -> None:
     """Likewise the publisher's, each with the code its summaries use."""
-    documented = rows("operations.md", "### Publisher")
+    documented = rows("errors.md", "## Publisher")
     known = errors(publisher.errors)
     assert set(documented) == set(known)
     assert {name: cells[0] for name, cells in documented.items()} == {
@@ -273,10 +269,10 @@ def test_every_publisher_error_is_documented_with_its_code() -> None:
     }
 
 
-@pytest.mark.parametrize(("part", "module"), [("### Worker", worker.errors), ("### Publisher", publisher.errors)])
+@pytest.mark.parametrize(("part", "module"), [("## Worker", worker.errors), ("## Publisher", publisher.errors)])
 def test_an_error_is_followed_by_its_kinds(part: str, module: ModuleType) -> None:
     """As many rows as the text says, and all of them: `one of the next six says more`."""
-    documented, known = rows("operations.md", part), errors(module)
+    documented, known = rows("errors.md", part), errors(module)
     found = 0
     for at, (name, cells) in enumerate(documented.items()):
         if said := re.search(r"one of the next (\w+) says more", cells[1]):
@@ -287,22 +283,12 @@ def test_an_error_is_followed_by_its_kinds(part: str, module: ModuleType) -> Non
     assert found
 
 
-def test_every_error_has_its_text_on_the_troubleshooting_page() -> None:
-    """Each class of the worker's and the publisher's errors is named there; so is each action that is logged as an error."""
-    page = (DOCS / "troubleshooting.md").read_text()
-    named = set(re.findall(r"`([\w.]+)`", page))
-    assert not (set(errors(worker.errors)) | set(errors(publisher.errors))) - named
-    severe = {action for action, cells in rows("operations.md").items() if cells[0] == "ERROR" and "." in action}
-    assert len(severe) >= 10
-    assert not severe - named
-
-
-def test_the_troubleshooting_page_quotes_what_is_printed() -> None:
-    """Each text in the first column, but those of other programs, is one that our code can print; … stands for a value."""
-    page = (DOCS / "troubleshooting.md").read_text().partition("\n## It does not start")[2]
-    ours = page.partition("\n## Words of others")[0]
+def test_the_page_of_errors_quotes_what_is_printed() -> None:
+    """Each text in a first column, but those of other programs and scripts, is one that our code can print; … is a value."""
+    page = (DOCS / "errors.md").read_text().partition("\n## Texts that need more words\n")[2]
+    ours = page.partition("\n## Words of others\n")[0]
     quoted = re.findall(r"^\| `([^`]+)` \|", ours, re.MULTILINE)
-    assert len(quoted) >= 60
+    assert len(quoted) >= 10
     printed = texts_of("worker", "publisher")
     unknown = [
         text

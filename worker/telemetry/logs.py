@@ -1,7 +1,7 @@
 """Logs: one JSON object a line in Cloud Logging's fields, or readable lines on a terminal.
 
-Each event carries an `action` from a list in docs/operations.md. No user data is logged: message ids, fields' names, counts.
-What the fields are is docs/observability.md's to say.
+Each event carries an `action` from the list in docs/log.md. No user data is logged: message ids, fields' names, counts.
+docs/log.md has the fields.
 """
 
 import json

@@ -83,7 +83,7 @@ def test_every_alert_says_what_to_do(name: str) -> None:
     kept = named(rule["expr"]).grouped
     assert set(re.findall(r"\$labels\.(\w+)", " ".join(notes.values()))) <= kept
     verbs = re.findall(r"`worker ([a-z]+)", " ".join(notes.values()))
-    assert all(f"python -m worker {verb}" in (ROOT / "docs" / "operations.md").read_text() for verb in verbs)
+    assert all(f"python -m worker {verb}" in (ROOT / "docs" / "command.md").read_text() for verb in verbs)
 
 
 def test_the_dashboard_is_whole() -> None:

@@ -293,7 +293,7 @@ def test_configuring_twice_logs_once() -> None:
 
 
 def test_every_field_is_documented() -> None:
-    """docs/observability.md has each field that a line can have, and no other."""
+    """docs/log.md has each field that a line can have, and no other."""
     stream = io.StringIO()
     logs.configure("debug", stream, project="acme")
     logs.label(lambda: {"revision": "r"})
@@ -305,6 +305,6 @@ def test_every_field_is_documented() -> None:
     except ValueError:
         context.run(logging.getLogger("worker.test").exception, "it failed")
     found = {name for line in lines(stream) for name in line}
-    table = (DOCS / "observability.md").read_text().partition("## A line of the log")[2].partition("\n## ")[0]
+    table = (DOCS / "log.md").read_text().partition("## A line of the log")[2].partition("\n## ")[0]
     documented = [re.findall(r"`([^`]+)`", row.split("|")[1]) for row in table.splitlines() if row.startswith("| `")]
     assert found == {name for names in documented for name in names}
