@@ -237,7 +237,7 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
     )
     try:
         pid = int(until(lambda: pid_file.exists() and pid_file.read_text()))
-        assert Path(f"/proc/{pid}/cmdline").read_bytes().startswith((b"/bin/sleep", b"setpriv"))
+        assert Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].endswith((b"/bin/sleep", b"setpriv"))
     finally:
         parent.kill()
         parent.wait()
