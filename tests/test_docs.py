@@ -55,6 +55,7 @@ PACKAGES = ("worker", "publisher", "local", "bench")
 FOREIGN_VARIABLES = {
     # Read by Google's clients, by Cloud Run, or refused by name; none is a setting of ours.
     *("GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST", "WORKERS", "WEB_CONCURRENCY"),
+    *("CLOUD_RUN_REVISION", "CLOUD_RUN_WORKER_POOL"),
     # OpenTelemetry's own.
     *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_EXPORTER", "OTEL_TRACES_SAMPLER", "OTEL_SERVICE_NAME"),
     *("OTEL_TRACES_SAMPLER_ARG", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_BSP_MAX_QUEUE_SIZE"),
@@ -203,6 +204,7 @@ def test_the_figure_of_the_limits_shows_the_defaults() -> None:
         "confirmation": settings.sync_timeout_seconds,
         "renewal": settings.lease_renew_seconds,
         "drain": limits.DRAIN_SECONDS,
+        "tell": limits.ACKNOWLEDGE_SECONDS,
         "release": limits.RELEASE_SECONDS,
         "spans": limits.TRACE_FLUSH_SECONDS,
         "receipts": settings.receipt_days,

@@ -23,7 +23,7 @@ from starlette.applications import Starlette
 from publisher.connections import SPARE_CONNECTIONS, Bounds, Connections
 from publisher.listening import listen, spare_files
 from worker.config import Settings
-from worker.config.limits import BODY_MAX_BYTES, DRAIN_SECONDS, TRACE_FLUSH_SECONDS
+from worker.config.limits import ACKNOWLEDGE_SECONDS, BODY_MAX_BYTES, DRAIN_SECONDS, TRACE_FLUSH_SECONDS
 from worker.errors import ConfigError, LeaseLost, WorkerError
 from worker.ingest.confirmation import Replicator
 from worker.ingest.expiry import Expiry
@@ -40,11 +40,6 @@ _CLOSE_SECONDS: Final = 1
 """How long open connections may take to end once everything held has been answered."""
 _BODY_SECONDS: Final = 20.0
 """Longest time for a body to arrive: the largest one over 6 Mbit/s."""
-_ACKNOWLEDGE_SECONDS: Final = 1.0
-"""How long the acknowledgements of pulled messages may take once all that was held is confirmed."""
-_ASK_SECONDS: Final = 1.0
-_ASKS: Final = 60
-"""An instance that pulls asks for the lease during its first minute: two that stay must not pass it to and fro for ever."""
 _COLLECT_AFTER_OBJECTS: Final = 50_000
 """About 15 MB, if all of them were garbage."""
 _SWITCH_SECONDS: Final = 0.001
@@ -134,38 +129,21 @@ async def _live_until(stop: asyncio.Event, server: "asyncio.Task[None]", parts: 
 
 
 async def _life(stop: asyncio.Event, parts: Common) -> None:
-    async with asyncio.TaskGroup() as side, _asking(parts, side), parts.home.serving(side) as life:
+    async with asyncio.TaskGroup() as side, parts.home.serving(side) as life:
         await _serve(stop, parts, side, life)
 
 
 @contextlib.asynccontextmanager
-async def _asking(parts: Common, side: asyncio.TaskGroup) -> AsyncIterator[None]:
-    """Where messages are pulled, no push tells an instance that it is wanted: it asks for the lease at its start."""
-
-    async def ask() -> None:
-        for _ in range(_ASKS):
-            parts.intake.routed()
-            await asyncio.sleep(_ASK_SECONDS)
-        await asyncio.Event().wait()
-
-    if parts.pull is None:
-        yield
-        return
-    async with running(side, "asking for the lease", ask()):
-        yield
-
-
-@contextlib.asynccontextmanager
 async def _pulling(parts: Common, side: asyncio.TaskGroup) -> AsyncIterator[None]:
-    """Pull messages while the block runs, if that is asked for; at its end, acknowledge what was confirmed."""
+    """Pull messages while the block runs, if that is asked for; at its end, give back what was not confirmed."""
     if parts.pull is None:
         yield
         return
     async with running(side, "pull", parts.pull.run()):
         yield
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_ACKNOWLEDGE_SECONDS):
-                await parts.pull.settled()
+            async with asyncio.timeout(ACKNOWLEDGE_SECONDS):
+                await parts.pull.end()
 
 
 async def _serve(stop: asyncio.Event, parts: Common, side: asyncio.TaskGroup, life: Life) -> None:

@@ -83,7 +83,15 @@ class Common:
         if settings.delivery == "push":
             return None
         subscription = PubSub(settings.subscription_name, deadline_seconds=settings.ack_deadline_seconds)
-        return Pull(subscription, self.intake, self.catalog, settings, self.tally.add, self.metrics.pulled)
+        return Pull(
+            subscription,
+            self.intake,
+            self.catalog,
+            settings,
+            self.tally.add,
+            observer=self.metrics,
+            counts=self.metrics.pulled,
+        )
 
     @property
     def access(self) -> Access:

@@ -340,7 +340,7 @@ def test_what_follows_from_a_setting_nests_whatever_it_is(ttl: float, deadline: 
     assert limits.BUSY_TIMEOUT_SECONDS + settings.sync_timeout_seconds < settings.hold_limit_seconds < deadline
     assert max(31, kept) < settings.receipt_days
     assert settings.fetch_timeout_seconds < restore
-    goodbye = limits.DRAIN_SECONDS + limits.RELEASE_SECONDS + limits.TRACE_FLUSH_SECONDS
+    goodbye = limits.DRAIN_SECONDS + limits.ACKNOWLEDGE_SECONDS + limits.RELEASE_SECONDS + limits.TRACE_FLUSH_SECONDS
     assert goodbye + 1 < limits.PLATFORM_GRACE_SECONDS
 
 

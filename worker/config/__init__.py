@@ -24,6 +24,9 @@ CHECKPOINT_HOURS_MIN: Final = 1.0
 WORKER_COUNTS: Final = ("WORKERS", "WEB_CONCURRENCY")
 """Variables by which other servers are told to run several processes."""
 
+_IN_WORKER_POOLS: Final = {"K_REVISION": "CLOUD_RUN_REVISION", "K_SERVICE": "CLOUD_RUN_WORKER_POOL"}
+"""What Cloud Run sets in a worker pool in their place."""
+
 _TEXTS: Final[Mapping[str, Callable[[str], Any]]] = {
     "REPLICA_URL": store_place,
     "DATABASE_URL": database_address,
@@ -107,16 +110,17 @@ class Settings:
     revision: str = _setting(
         "K_REVISION",
         "local",
-        "Name of this deployment, kept in the lease record for people to read.",
+        "Name of this deployment, kept in the lease record for people to read. An instance that pulls asks a holder of "
+        "another name to hand over.",
         unit="name",
-        why="Cloud Run sets it.",
+        why="Cloud Run sets it, and in a worker pool `CLOUD_RUN_REVISION`, which is read then.",
     )
     service: str = _setting(
         "K_SERVICE",
         "solowriter",
         "Name of this service, by which Error Reporting and traces know it.",
         unit="name",
-        why="Cloud Run sets it.",
+        why="Cloud Run sets it, and in a worker pool `CLOUD_RUN_WORKER_POOL`, which is read then.",
     )
     log_level: str = _setting(
         "LOG_LEVEL",
@@ -353,14 +357,14 @@ class Settings:
         named = re.fullmatch(r"projects/[^/]+/subscriptions/[^/]+", self.subscription) or (
             self.project and "/" not in self.subscription
         )
-        if self.checkpoint_hours and not named:
-            raise ConfigError(
-                f"SUBSCRIPTION is {self.subscription!r} and must be projects/PROJECT/subscriptions/ID, or an id with "
-                "GOOGLE_CLOUD_PROJECT set, for CHECKPOINT_HOURS"
-            )
         if self.delivery == "pull" and not self.subscription:
             raise ConfigError(
                 "DELIVERY is pull, and SUBSCRIPTION is not set; set it to the subscription that feeds the store"
+            )
+        if (self.checkpoint_hours or self.delivery == "pull") and not named:
+            raise ConfigError(
+                f"SUBSCRIPTION is {self.subscription!r} and must be projects/PROJECT/subscriptions/ID, or an id with "
+                f"GOOGLE_CLOUD_PROJECT set, for {'CHECKPOINT_HOURS' if self.checkpoint_hours else 'DELIVERY=pull'}"
             )
         if self.operators and not self.push_audience:
             raise ConfigError("OPERATORS is set and PUSH_AUDIENCE is not: no token could be verified; set it as well")
@@ -474,6 +478,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         ConfigError: A variable is missing or wrong, the limits do not nest, or more than one worker process is asked for.
     """
     refuse_workers(environ)
+    environ = {ours: environ[theirs] for ours, theirs in _IN_WORKER_POOLS.items() if theirs in environ} | dict(environ)
     given = {
         spec.name: _parse(spec.metadata["name"], environ[spec.metadata["name"]], type(spec.default))
         for spec in fields(Settings)

@@ -14,7 +14,9 @@ BUSY_TIMEOUT_SECONDS: Final = 5.0
 OIDC_TIMEOUT_SECONDS: Final = 5.0
 """Longest a push waits for certificates that are not there yet, before 503: several times a slow answer."""
 DRAIN_SECONDS: Final = 4.0
-"""At shutdown, longest wait for what is in flight. The three together leave the platform's ten seconds three to spare."""
+"""At shutdown, longest wait for what is in flight. The four together leave the platform's ten seconds two to spare."""
+ACKNOWLEDGE_SECONDS: Final = 1.0
+"""At shutdown, longest wait until Pub/Sub knows what became of each message that was pulled."""
 RELEASE_SECONDS: Final = 1.5
 """At shutdown, longest wait to release the lease: it may have to wait for the second of the last renewal to pass."""
 TRACE_FLUSH_SECONDS: Final = 1.0

@@ -6,6 +6,10 @@ and repeats it while requests keep coming. The holder looks for it every second;
 revisions from passing the lease to and fro while traffic is split, it drains and releases, and the release is reserved
 for who asked. A request that is no longer repeated is stale: its sender has lost the traffic again. Nothing here is
 needed for safety; lease.py alone is.
+
+Where messages are pulled, no request proves anything. There an instance asks at its start if it is of another revision than
+the holder: it was deployed to take over. One of the same revision stands by until the holder ends, because two of a revision
+that both stay would pass the lease to and fro for ever.
 """
 
 import asyncio
@@ -13,6 +17,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import msgspec
 
@@ -25,6 +30,9 @@ log = logging.getLogger(__name__)
 
 _NOBODY = Successor(holder="", revision="", epoch=-1)
 """Stands for an unreadable request; it may be overwritten."""
+_DEPLOYED_SECONDS: Final = 60.0
+"""For so long, and for the holder's minimum tenure, an instance that pulls asks from its start on: a restart of the holder
+takes less. One that has stood by for longer was not just deployed."""
 
 
 class Succession:
@@ -41,6 +49,7 @@ class Succession:
     ) -> None:
         self._store, self._settings, self._holder = store, settings, holder
         self._clock, self._sleep = clock, sleep
+        self._began = clock()
         self._message_seen = float("-inf")  # when the last message came in while standing by
         self._asked = float("-inf")  # when the last request was written
         self.successor: Successor | None = None
@@ -52,7 +61,7 @@ class Succession:
         self._message_seen = self._clock()
 
     async def ask(self, record: Record) -> None:
-        """Ask the holder that `record` names to hand over, if messages come in here and no other instance asks.
+        """Ask the holder that `record` names to hand over, if this instance is wanted and no other one asks.
 
         Another's request that is no longer repeated is replaced: its writer may be dead, and the holder ignores it.
 
@@ -60,7 +69,8 @@ class Succession:
             StoreUnavailable: It is not known whether the request was written; it is repeated anyway.
         """
         now, fresh = self._clock(), self._settings.successor_fresh_seconds
-        if now - self._message_seen > fresh or now - self._asked < fresh / 2:
+        routed = now - self._message_seen <= fresh or self._deployed_after(record, now)
+        if not routed or now - self._asked < fresh / 2:
             return
         request = await self.request()
         if request is not None and request[0].epoch == record.epoch and request[0].holder != self._holder:
@@ -78,6 +88,13 @@ class Succession:
                 timeout=self._settings.lease_read_timeout_seconds,
             )
             log.info("asked the holder of epoch %d to hand over", record.epoch, extra={"action": "lease.asked"})
+
+    def _deployed_after(self, record: Record, now: float) -> bool:
+        """Whether this instance pulls, and was just started as another revision than the holder."""
+        settings = self._settings
+        if settings.delivery == "push" or record.revision == settings.revision:
+            return False
+        return now - self._began <= settings.tenure_min_seconds + _DEPLOYED_SECONDS
 
     async def reserved(self, record: Record) -> bool:
         """Whether a released record was released for another instance, which asked for it."""

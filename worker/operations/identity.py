@@ -34,7 +34,13 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 _RENEW_SECONDS: Final = 2400.0
 """After this a token is made anew: the metadata server hands out one until five minutes before its end."""
 _GCLOUD_SECONDS: Final = 60.0
-_ON_GOOGLE: Final = ("CLOUD_RUN_JOB", "K_SERVICE", "GCE_METADATA_HOST", "GOOGLE_APPLICATION_CREDENTIALS")
+_ON_GOOGLE: Final = (
+    "CLOUD_RUN_JOB",
+    "CLOUD_RUN_WORKER_POOL",
+    "K_SERVICE",
+    "GCE_METADATA_HOST",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+)
 _PRODUCT: Final = Path("/sys/class/dmi/id/product_name")
 
 

@@ -1,7 +1,7 @@
 """Pull: what is acknowledged, what is given back, and what a stream that breaks, a full intake and a stop do."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,10 +11,12 @@ import pytest
 from tests.entries import CATALOG, delivery, turns, until
 from tests.fakes import bodies
 from worker.config import Settings
-from worker.errors import Refused, Unwritable
+from worker.errors import Refused, RequestError, Unwritable
+from worker.events.catalog import Catalog, Content, Problem
 from worker.events.users import UserCreated
+from worker.ingest import pull as pull_
 from worker.ingest.intake import Intake
-from worker.ingest.messages import Delivery, Entry
+from worker.ingest.messages import Delivery, Entry, Observer
 from worker.ingest.pull import Pull
 
 Response = Sequence[tuple[str, Delivery]]
@@ -28,25 +30,36 @@ class Topic:
     acknowledged: list[str] = field(default_factory=list)
     given_back: list[str] = field(default_factory=list)
     opened: int = 0
+    requests: int = 0
+    """To acknowledge."""
     lost: int = 0
     """So many acknowledgements are not answered."""
     more: asyncio.Event = field(default_factory=asyncio.Event)
+    open: bool = False
+    given_back_while_open: list[str] = field(default_factory=list)
+    closed: bool = False
 
-    async def stream(self, *, messages: int, size: int) -> AsyncIterator[Response]:
+    async def stream(self, *, messages: int, size: int) -> AsyncGenerator[Response, None]:
         """See `worker.ingest.pull.Subscription`."""
         self.opened += 1
-        while True:
-            if self.responses:
-                response = self.responses.pop(0)
-                if isinstance(response, OSError):
-                    raise response
-                yield response
-            else:
-                self.more.clear()
-                await self.more.wait()
+        self.open = True
+        try:
+            yield ()
+            while True:
+                if self.responses:
+                    response = self.responses.pop(0)
+                    if isinstance(response, OSError):
+                        raise response
+                    yield response
+                else:
+                    self.more.clear()
+                    await self.more.wait()
+        finally:
+            self.open = False
 
     async def acknowledge(self, ids: Sequence[str]) -> None:
         """See `worker.ingest.pull.Subscription`."""
+        self.requests += 1
         if self.lost:
             self.lost -= 1
             raise OSError("UNAVAILABLE")
@@ -55,6 +68,26 @@ class Topic:
     async def give_back(self, ids: Sequence[str]) -> None:
         """See `worker.ingest.pull.Subscription`."""
         self.given_back += ids
+        self.given_back_while_open += ids if self.open else ()
+
+    async def close(self) -> None:
+        """See `worker.ingest.pull.Subscription`."""
+        self.closed = True
+
+
+class Counting(Observer):
+    """Counts refusals and defects."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def refused(self, error: RequestError) -> None:
+        """See `Observer.refused`."""
+        self.reasons.append(error.reason)
+
+    def broke(self) -> None:
+        """See `Observer.broke`."""
+        self.reasons.append("defect")
 
 
 class Holding:
@@ -88,9 +121,12 @@ class Site:
     intake: Intake
     pull: Pull
     heard: list[str]
+    counted: Counting
 
 
-def pulling(body: Callable[[Site], Coroutine[Any, Any, None]], *, messages: int = 10, hold: float = 55.0) -> None:
+def pulling(
+    body: Callable[[Site], Coroutine[Any, Any, None]], *, messages: int = 9, hold: float = 55.0, catalog: Catalog = CATALOG
+) -> None:
     """Run `body` while a pull of one stream runs."""
 
     async def run() -> None:
@@ -98,11 +134,12 @@ def pulling(body: Callable[[Site], Coroutine[Any, Any, None]], *, messages: int 
         intake = Intake(max_messages=messages, max_bytes=64_000_000, hold_seconds=hold, bodies=bodies())
         writer, topic, heard = Holding(), Topic(), list[str]()
         intake.serve(writer)  # type: ignore[arg-type]  # a stand-in
-        pull = Pull(topic, intake, CATALOG, settings, lambda outcome, _: heard.append(outcome), streams=1)
+        counted = Counting()
+        pull = Pull(topic, intake, catalog, settings, lambda outcome, _: heard.append(outcome), observer=counted, streams=1)
         task = asyncio.create_task(pull.run())
         try:
             async with asyncio.timeout(20):
-                await body(Site(topic, writer, intake, pull, heard))
+                await body(Site(topic, writer, intake, pull, heard, counted))
         finally:
             task.cancel()
             await asyncio.wait({task})
@@ -221,7 +258,7 @@ def test_an_acknowledgement_that_is_lost(lost: int, acknowledged: list[str], cap
         bring(site, response(1))
         await until(lambda: site.writer.entries)
         site.writer.confirm()
-        await site.pull.settled()
+        await until(lambda: site.topic.requests == 3 and site.pull.counts.acknowledged == len(acknowledged))
         assert site.topic.acknowledged == acknowledged
         assert site.intake.held_messages == 0
 
@@ -229,18 +266,147 @@ def test_an_acknowledgement_that_is_lost(lost: int, acknowledged: list[str], cap
     assert ("were not taken" in caplog.text) == (not acknowledged)
 
 
+def test_what_is_confirmed_at_once_is_acknowledged_in_one_request() -> None:
+    """Pub/Sub's responses may be of one message each: a request for each would cost more than the message."""
+
+    async def body(site: Site) -> None:
+        bring(site, *(response(number) for number in range(1, 7)))
+        await until(lambda: len(site.writer.entries) == 6)
+        site.writer.confirm()
+        await until(lambda: len(site.topic.acknowledged) == 6)
+        assert site.topic.requests == 1
+
+    pulling(body)
+
+
+def test_no_request_acknowledges_more_than_pub_sub_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """INV-7: what is more goes into requests of its own."""
+    monkeypatch.setattr(pull_, "IDS_MAX", 2)
+
+    async def body(site: Site) -> None:
+        bring(site, response(1, 2, 3, 4, 5))
+        await until(lambda: len(site.writer.entries) == 5)
+        site.writer.confirm()
+        await until(lambda: len(site.topic.acknowledged) == 5)
+        assert site.topic.requests == 3
+        assert sorted(site.topic.acknowledged) == ["ack1", "ack2", "ack3", "ack4", "ack5"]
+
+    pulling(body)
+
+
+def test_a_backlog_leaves_places_to_operators() -> None:
+    """An erasure must not be refused for as long as a backlog is pulled."""
+
+    async def body(site: Site) -> None:
+        bring(site, *(response(number) for number in range(1, 21)))
+        await until(lambda: len(site.writer.entries) == 9)
+        await turns()
+        assert site.intake.held_messages == 9
+        with site.intake.hold():
+            assert site.intake.held_messages == 10
+
+    pulling(body, messages=10)
+
+
+def test_a_defect_fails_one_message_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """INV-6: the others of its response are acknowledged, and it comes again, as after a push that is answered 500."""
+
+    class Broken(Catalog):
+        def read(self, data: bytes, attributes: Mapping[str, str], published: int) -> Content | Problem:
+            if b"2" in data:
+                raise RuntimeError("a defect")
+            return CATALOG.read(data, attributes, published)
+
+    async def body(site: Site) -> None:
+        bring(site, response(1, 2, 3))
+        await until(lambda: len(site.writer.entries) == 2)
+        site.writer.confirm()
+        await until(lambda: site.topic.given_back)
+        assert (site.topic.acknowledged, site.topic.given_back) == (["ack1", "ack3"], ["ack2"])
+        assert site.counted.reasons == ["defect"]
+
+    pulling(body, catalog=Broken({}))
+    assert "met a defect" in caplog.text
+
+
+def test_refusals_are_counted_as_those_of_pushes_are() -> None:
+    """An operator's alerts see the same numbers: one for each message, by reason."""
+
+    async def body(site: Site) -> None:
+        bring(site, response(1, 2, 3))
+        await until(lambda: len(site.writer.entries) == 3)
+        site.writer.entries[0].done.set_exception(Refused("the database is out", reason="database"))
+        await until(lambda: site.topic.given_back)
+        assert site.counted.reasons == ["database", "hold_limit", "hold_limit"]
+
+    pulling(body, hold=0.1)
+
+
 def test_at_a_stop_what_arrives_is_given_back_and_what_is_held_is_answered() -> None:
-    """Draining: nothing is taken any more, and nothing that was taken is dropped."""
+    """Draining: nothing is taken any more, and nothing that was taken is dropped.
+
+    Given back while the stream is open, a message would come again at once, and each time count towards the dead letters.
+    """
 
     async def body(site: Site) -> None:
         bring(site, response(1))
         await until(lambda: site.writer.entries)
         site.intake.drain()
         site.pull.stop()
-        bring(site, response(2))
-        await until(lambda: site.topic.given_back == ["ack2"])
+        bring(site, response(2), response(3))
+        await until(lambda: site.topic.given_back == ["ack2", "ack3"])
+        assert site.topic.given_back_while_open == []
         site.writer.confirm()
-        await site.pull.settled()
+        await until(lambda: site.topic.acknowledged == ["ack1"])
+        await site.pull.end()
+        assert site.topic.closed
+
+    pulling(body)
+
+
+def test_at_a_stop_what_waits_for_room_is_given_back() -> None:
+    """A store that confirms nothing keeps no message from the next instance."""
+
+    async def body(site: Site) -> None:
+        bring(site, response(1, 2), response(3, 4))
+        await until(lambda: len(site.writer.entries) == 2 and not site.topic.responses)
+        site.intake.drain()
+        site.pull.stop()
+        await until(lambda: site.topic.given_back == ["ack3", "ack4"])
+
+    pulling(body, messages=2)
+
+
+def test_at_the_end_what_is_not_confirmed_is_given_back() -> None:
+    """INV-1: the bucket is out. The next instance gets the message now, and not after its deadline."""
+
+    async def body(site: Site) -> None:
+        bring(site, response(1, 2))
+        await until(lambda: len(site.writer.entries) == 2)
+        site.intake.drain()
+        site.pull.stop()
+        site.writer.entries[0].done.set_result("created")
+        await site.pull.end()
+        assert (site.topic.acknowledged, site.topic.given_back) == (["ack1"], ["ack2"])
+        site.writer.confirm()  # too late
         assert site.topic.acknowledged == ["ack1"]
 
+    pulling(body)
+
+
+def test_a_stream_that_ends_after_a_while_is_no_trouble(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pub/Sub closes each stream from time to time; an outage is told once for all streams."""
+
+    async def body(site: Site) -> None:
+        bring(site, OSError("UNAVAILABLE: gone"))
+        await until(lambda: site.topic.opened == 2)
+        assert "cannot be pulled" not in caplog.text
+        monkeypatch.setattr(pull_, "_LASTED_SECONDS", 60.0)
+        bring(site, OSError("UNAVAILABLE: gone"), OSError("UNAVAILABLE: gone"))
+        await until(lambda: site.topic.opened == 4)
+        assert caplog.text.count("cannot be pulled") == 1
+
+    monkeypatch.setattr(pull_, "_LASTED_SECONDS", 0.0)
     pulling(body)

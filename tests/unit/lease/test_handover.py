@@ -1,6 +1,8 @@
 """Handing over, one trigger at a time, on a store in memory and a clock that only moves when told."""
 
 import asyncio
+import dataclasses
+from typing import Literal
 
 import msgspec
 import pytest
@@ -45,6 +47,29 @@ def test_a_message_is_the_proof_of_traffic_and_asks_for_the_epoch_seen() -> None
     waiting.message_received()
     asyncio.run(waiting.ask(HELD))
     assert request_in(store) == Successor(holder="me", revision="r2", epoch=HELD.epoch)
+
+
+@pytest.mark.parametrize(
+    ("delivery", "revision", "started", "asks"),
+    [
+        ("pull", "r9", 0.0, True),
+        ("pull", "r9", 91.0, False),
+        ("pull", HELD.revision, 0.0, False),
+        ("push", "r9", 0.0, False),
+    ],
+    ids=["deployed", "stands by for long", "of the holder's revision", "pushed at"],
+)
+def test_where_messages_are_pulled_a_new_revision_asks_at_its_start(
+    delivery: Literal["push", "pull"], revision: str, started: float, asks: bool
+) -> None:
+    """No push can prove that it is wanted. Two of one revision never pass the lease to and fro."""
+    store, clock = MemoryStore(), Clock()
+    name = "projects/p/subscriptions/s"
+    settings = dataclasses.replace(SETTINGS, delivery=delivery, subscription=name, revision=revision)
+    waiting = Succession(store, settings, holder="me", clock=clock, sleep=clock.sleep)
+    clock.now += started
+    asyncio.run(waiting.ask(HELD))
+    assert (SUCCESSOR in store.held) == asks
 
 
 def test_the_request_is_repeated_while_messages_come_and_not_after() -> None:

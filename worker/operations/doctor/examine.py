@@ -88,8 +88,12 @@ def senders(settings: Settings, environ: Mapping[str, str]) -> Finding:
 
 
 def _tokens(settings: Settings, environ: Mapping[str, str]) -> Finding:
-    """Whether signatures of tokens are verified where they can be. A job has no K_REVISION, but a variable of its own."""
-    on_cloud_run = settings.revision != "local" or "CLOUD_RUN_JOB" in environ
+    """Whether signatures of tokens are verified where they can be.
+
+    A job has no K_REVISION, but a variable of its own. Nothing stands before a worker pool that could check tokens.
+    """
+    named = settings.revision != "local" and "CLOUD_RUN_WORKER_POOL" not in environ
+    on_cloud_run = named or "CLOUD_RUN_JOB" in environ
     let_in = f"only tokens of {settings.push_service_account} for {settings.push_audience} are let in"
     if settings.tokens_verified_by == "here":
         if not on_cloud_run:
