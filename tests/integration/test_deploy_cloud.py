@@ -238,7 +238,7 @@ def test_the_image_is_built_from_its_sources_alone(deployed: Cloud) -> None:
     }
     assert {
         "worker/__main__.py",
-        "worker/database/migrations/0001_users_receipts_rejections.py",
+        "worker/database/migrations/0001_receipts_rejections.py",
         "publisher/message.py",
     } <= files
     assert not [name for name in names if "__pycache__" in name]
