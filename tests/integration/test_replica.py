@@ -232,8 +232,8 @@ def test_a_missing_file_is_an_error_and_no_gap(history: History, tmp_path: Path)
     last = max(file["last"] for file in files)
     assert gone["first"] < last
     url = f"{history.gcs.url}/storage/v1/b/bucket/o/store%2F{gone['name'].replace('/', '%2F')}"
-    kept = httpx.get(url, params={"alt": "media"}, trust_env=False).raise_for_status().content
-    assert httpx.delete(url, trust_env=False).is_success
+    kept = httpx.get(url, params={"alt": "media"}, trust_env=False, timeout=60).raise_for_status().content
+    assert httpx.delete(url, trust_env=False, timeout=60).is_success
     try:
         assert "are in no whole file" in history.refused("restore", "-o", str(tmp_path / "x.db"), "--epoch", "1")
         assert list(tmp_path.iterdir()) == []
@@ -243,4 +243,4 @@ def test_a_missing_file_is_an_error_and_no_gap(history: History, tmp_path: Path)
     finally:
         upload = f"{history.gcs.url}/upload/storage/v1/b/bucket/o"
         given = {"uploadType": "media", "name": f"store/{gone['name']}"}
-        assert httpx.post(upload, params=given, content=kept, trust_env=False).is_success
+        assert httpx.post(upload, params=given, content=kept, trust_env=False, timeout=60).is_success
