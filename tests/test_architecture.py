@@ -29,6 +29,7 @@ SEAMS: dict[str, set[str]] = {
         "worker.database.bulk_postgresql",
         "worker.database.copying",
         "worker.operations.move",
+        "worker.operations.provider_restore",
         "worker.operations.doctor.postgresql",
         "worker.database.instances",
         "worker.database.postgresql",

@@ -79,7 +79,10 @@ was published, or else to the newest checkpoint that is old enough. --replay-fro
 )
 @json_option
 @subscription_options
-@with_settings(quiet=True, on_postgresql="your provider restores to a time; see docs/scaling.md")
+@with_settings(
+    quiet=True,
+    on_postgresql="your provider restores to a time, then `worker replay --newer URL`; see docs/scaling.md",
+)
 def command(settings: Settings, options: Options) -> int:
     """Recover, and replay if that is asked for."""
     return _recover(settings, options)

@@ -23,10 +23,11 @@ from worker.cli.subscription_options import EPILOG, queue_of, subscription_optio
 from worker.cli.tables import pairs
 from worker.cli.verbs import run_to_end, with_settings
 from worker.config import Settings
-from worker.errors import ServiceUnreachable
+from worker.errors import ConfigError, ServiceUnreachable
 from worker.operations import checkpoints
 from worker.operations.pubsub import Queue
 from worker.operations.replay import POLL_SECONDS, FollowedService, Patience, Plan, Progress, plan, replay
+from worker.operations.replay_point import MARGIN
 from worker.replica import bucket
 from worker.replica.bucket import Bucket
 
@@ -64,6 +65,7 @@ before the seek has come for --settle seconds (--start seconds, while there were
   python -m worker replay --snapshot before-deploy --dry-run
   python -m worker replay --snapshot projects/acme/snapshots/friday
   python -m worker replay --from 24h --yes
+  python -m worker replay --newer postgresql://worker@10.0.0.5/users
 
 A time needs a subscription or a topic that retains acknowledged messages; a checkpoint needs nothing.
 """
@@ -121,12 +123,18 @@ def follow(
     return run_to_end(run())
 
 
-@click.command("replay", cls=Command, one_of=("--snapshot", "--from"), required=True, help=_INTRO, epilog=EPILOG)
+@click.command("replay", cls=Command, one_of=("--snapshot", "--from", "--newer"), required=True, help=_INTRO, epilog=EPILOG)
 @click.option(
     "--snapshot", metavar="NAME", type=parameters.WORD, help="a checkpoint's name, or projects/PROJECT/snapshots/ID"
 )
 @click.option(
     "since", "--from", metavar="TIME", type=parameters.MOMENT, help="published then or later: RFC 3339, or 30m, 12h, 7d ago"
+)
+@click.option(
+    "--newer",
+    metavar="URL",
+    type=parameters.WORD,
+    help="what this PostgreSQL database has and DATABASE_URL, restored by the provider, has not",
 )
 @click.option("--dry-run", is_flag=True, help="print the plan and change nothing")
 @click.option("--yes", is_flag=True, help="do not ask")
@@ -138,6 +146,16 @@ def follow(
 @with_settings()
 def command(settings: Settings, options: Options) -> int:
     """Replay, and follow what comes."""
+    if options.newer is not None:
+        options.since = _since_the_restore(settings, options.newer)
+        if options.since is None:
+            text = "nothing to replay: the restored database has a receipt of every message that the newer one has"
+            print('{"plan":null}' if options.json else text)
+            return 0
+    return _planned_and_done(settings, options)
+
+
+def _planned_and_done(settings: Settings, options: Options) -> int:
     queue = queue_of(options)
 
     async def planning() -> Plan:
@@ -177,6 +195,23 @@ async def _shown(queue: Queue, service: FollowedService, planned: Plan, patience
 
 def _service(settings: Settings, url: str | None, environ: Mapping[str, str]) -> FollowedService:
     return service_options.connect(FollowedService, service_options.service_url(url, environ), environ)
+
+
+def _since_the_restore(settings: Settings, newer: str) -> datetime | None:
+    """From when on messages are missing in DATABASE_URL's database that the one before the provider's restore has."""
+    from worker.operations.move import server_at  # they load PostgreSQL's driver
+    from worker.operations.provider_restore import missing
+
+    if not settings.many_writers:
+        raise ConfigError(
+            "DATABASE_URL is not set: --newer compares two PostgreSQL databases; for a bucket `worker recover --replay` "
+            "finds the time itself"
+        )
+    before = server_at(settings, newer, settings.database_password_file or None)
+    found = missing(newer=before, older=server_at(settings, settings.database_url, settings.database_password_file or None))
+    if found.replay_from is not None:
+        print(f"{found.messages:,} messages are missing; the oldest: {rfc3339(found.replay_from + MARGIN)}", file=sys.stderr)
+    return found.replay_from
 
 
 async def _target(settings: Settings, options: Options) -> datetime | str:

@@ -41,7 +41,7 @@ The live service is not touched, and no lease is needed.
 @click.option("--epoch", metavar="N", type=parameters.whole(1), help="the generation of that epoch")
 @click.option("--txid", metavar="X", type=parameters.whole(1), help="with --epoch: up to that transaction")
 @json_option
-@with_settings(on_postgresql="your provider restores to a time; see docs/scaling.md")
+@with_settings(on_postgresql="your provider restores to a time, then `worker replay --newer URL`; see docs/scaling.md")
 def command(settings: Settings, options: Options) -> int:
     """Restore, and print what was restored."""
     if options.txid is not None and options.epoch is None:

@@ -116,7 +116,7 @@ def test_the_settings_are_listed_when_they_are_asked_for(capsys: pytest.CaptureF
         (["lease", "brake"], "no such command 'brake'. Did you mean 'break'?", " lease"),
         (["lease", "break", "--forced"], "no such option '--forced'. Did you mean '--force'?", " lease break"),
         (["restore", "-o", "x", "--at", "1h", "--epoch", "3"], "give only one of --at, --epoch", " restore"),
-        (["replay"], "give one of --snapshot, --from", " replay"),
+        (["replay"], "give one of --snapshot, --from, --newer", " replay"),
         (["replica", "verify", "x"], "EPOCH: must be a whole number from 1 to 9223372036854775807", " replica verify"),
     ],
 )
