@@ -285,19 +285,41 @@ def test_an_error_is_followed_by_its_kinds(part: str, module: ModuleType) -> Non
     assert found
 
 
-def test_the_page_of_errors_quotes_what_is_printed() -> None:
-    """Each text in a first column, but those of other programs and scripts, is one that our code can print; … is a value."""
+def quoted() -> dict[str, str]:
+    """Our own texts on the page of errors, each with the cell that says what it comes with."""
     page = (DOCS / "errors.md").read_text().partition("\n## Texts that need more words\n")[2]
     ours = page.partition("\n## Words of others\n")[0]
-    quoted = re.findall(r"^\| `([^`]+)` \|", ours, re.MULTILINE)
-    assert len(quoted) >= 10
+    return dict(re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", ours, re.MULTILINE))
+
+
+def test_the_page_of_errors_quotes_what_is_printed() -> None:
+    """Each text in a first column, but those of other programs and scripts, is one that our code can print; … is a value."""
+    texts = quoted()
+    assert len(texts) >= 180
     printed = texts_of("worker", "publisher")
     unknown = [
         text
-        for text in quoted
+        for text in texts
         if not any(re.search(".*".join(map(re.escape, text.split("…"))), whole, re.DOTALL) for whole in printed)
     ]
     assert not unknown
+
+
+def test_each_quoted_text_names_its_error_or_action() -> None:
+    """A text comes with a class of errors or a log action; no kind of error and no action of severity ERROR is left out."""
+    known = errors(worker.errors) | errors(publisher.errors)
+    logged = rows("log.md", "## Actions") | rows("log.md", "## The gateway")
+    named = set()
+    for text, cell in quoted().items():
+        names = re.findall(r"`([^`]+)`", cell)
+        assert names or re.fullmatch(r"exit \d", cell), f"{text}: {cell}"
+        named.update(names)
+    assert named <= set(known) | set(logged)
+    kinds = {name for name, kind in known.items() if not kind.__subclasses__()}  # those with kinds of their own are roots
+    assert kinds <= named
+    severe = {action for action, cells in logged.items() if "ERROR" in cells[0]}
+    assert len(severe) >= 10
+    assert severe <= named
 
 
 def texts_of(*packages: str) -> set[str]:
