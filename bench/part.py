@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from bench.errors import with_exit_code
 from bench.figures import Figure, figures_table, machine
 
-NAMES: Final = ("throughput", "latency", "bucket", "coldstart", "handover", "load", "writer")
+NAMES: Final = ("throughput", "latency", "bucket", "coldstart", "handover", "load", "writer", "console")
 """The parts, in the order in which they run."""
 
 

@@ -45,7 +45,9 @@ def live_generation(gcs_url: str, replica_url: str) -> str:
     import httpx
 
     bucket, prefix = replica_url.removeprefix("gs://").split("/", 1)
-    answer = httpx.get(f"{gcs_url}/storage/v1/b/{bucket}/o/{prefix}%2Flease.json", params={"alt": "media"}, trust_env=False)
+    answer = httpx.get(
+        f"{gcs_url}/storage/v1/b/{bucket}/o/{prefix}%2Flease.json", params={"alt": "media"}, trust_env=False, timeout=60
+    )
     record: dict[str, Any] = answer.raise_for_status().json()
     return f"{prefix}/{record['live']}"
 

@@ -214,6 +214,6 @@ def _subscribe(pubsub: Emulator, options: Mapping[str, object]) -> None:
         f"projects/{PROJECT}/subscriptions/{SUBSCRIPTION}": subscription,
     }
     for name, body in wanted.items():
-        answer = httpx.put(f"{pubsub.url}/v1/{name}", json=body, trust_env=False)
+        answer = httpx.put(f"{pubsub.url}/v1/{name}", json=body, trust_env=False, timeout=60)
         if answer.status_code != httpx.codes.CONFLICT:  # it is there already
             answer.raise_for_status()

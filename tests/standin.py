@@ -290,7 +290,7 @@ def steps(worker: WorkerProcess, folder: Path) -> None:
     command("recover", worker.run("recover", *recovery))
     worker.wipe()
     worker.start().wait_serving()
-    users = [httpx.get(f"{worker.url}/users/{user}", trust_env=False).status_code for user in (1, 2)]
+    users = [httpx.get(f"{worker.url}/users/{user}", trust_env=False, timeout=60).status_code for user in (1, 2)]
     say("users after the recovery", users)
 
 

@@ -221,5 +221,5 @@ def has_user(worker: WorkerProcess, user: int) -> bool:
 
 def names(gcs: FakeGcs, prefix: str) -> list[str]:
     """The objects below a prefix."""
-    answer = httpx.get(f"{gcs.url}/storage/v1/b/bucket/o", params={"prefix": prefix}, trust_env=False)
+    answer = httpx.get(f"{gcs.url}/storage/v1/b/bucket/o", params={"prefix": prefix}, trust_env=False, timeout=60)
     return [item["name"] for item in answer.raise_for_status().json().get("items", [])]

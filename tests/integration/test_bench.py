@@ -30,7 +30,7 @@ def bench(module: str, *arguments: str) -> str:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.torture] if name in ("latency", "handover", "bucket") else [])
+        pytest.param(name, marks=[pytest.mark.torture] if name in ("latency", "handover", "bucket", "console") else [])
         for name in part.NAMES
     ],
 )

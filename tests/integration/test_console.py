@@ -51,7 +51,7 @@ class Site:
 
     def open_rejections(self) -> int:
         """How many are open, by the worker's own word."""
-        found = httpx.get(f"{self.worker.url}/rejections", trust_env=False).json()["rejections"]
+        found = httpx.get(f"{self.worker.url}/rejections", trust_env=False, timeout=60).json()["rejections"]
         return len(found)
 
 
@@ -114,7 +114,9 @@ def a_conflict_is_found_corrected_and_gone(site: Site) -> None:
     field.send_keys('{"user_id": 2, "email_address": "other@example.com"}')
     site.browser.click("#correct")
     site.browser.until_shows("Done: created", "#outcome")
-    assert httpx.get(f"{site.worker.url}/users/2", trust_env=False).json()["email_address"] == "other@example.com"
+    assert (
+        httpx.get(f"{site.worker.url}/users/2", trust_env=False, timeout=60).json()["email_address"] == "other@example.com"
+    )
     site.open()
     site.browser.until_shows("wrong_type", "#rejections")
     assert "conflict" not in site.browser.text("#rejections")
@@ -141,7 +143,7 @@ def hostile_text_is_text(site: Site) -> None:
         site.browser.until_shows(shown)
         assert site.browser.driver.title == "Rejected message · Solowriter"
         assert site.browser.driver.find_elements("css selector", "main script, main img, main i") == []
-        raw = httpx.get(f"{site.console.url}/rejection?id={path}", trust_env=False)
+        raw = httpx.get(f"{site.console.url}/rejection?id={path}", trust_env=False, timeout=60)
         assert len(raw.content) < PAGE_MAX_BYTES
         assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\u202a-\u202e]", raw.text)
         assert raw.headers["cache-control"] == "no-store"
@@ -158,7 +160,9 @@ def discarding_needs_the_number(site: Site) -> None:
     before = site.open_rejections()
     site.push("malformed-1", b"{")
     site.push("malformed-2", b"[")
-    reasons = {row["reason"] for row in httpx.get(f"{site.worker.url}/rejections", trust_env=False).json()["rejections"]}
+    reasons = {
+        row["reason"] for row in httpx.get(f"{site.worker.url}/rejections", trust_env=False, timeout=60).json()["rejections"]
+    }
     for reason in reasons:
         site.open(f"/rejections?reason={reason}")
         number = len(site.browser.driver.find_elements("css selector", "tbody tr"))
@@ -172,7 +176,7 @@ def discarding_needs_the_number(site: Site) -> None:
     site.browser.until_shows("handled", "#job[data-running=no]")
     site.browser.until_shows("discarded", "#job")
     assert "not_json" not in {
-        row["reason"] for row in httpx.get(f"{site.worker.url}/rejections", trust_env=False).json()["rejections"]
+        row["reason"] for row in httpx.get(f"{site.worker.url}/rejections", trust_env=False, timeout=60).json()["rejections"]
     }
 
 
@@ -201,7 +205,7 @@ def what_came_after_a_time_is_shown_and_not_undone(site: Site) -> None:
     site.browser.click("#compare")
     site.browser.until_shows("1: 1 created", "#undone", seconds=30)
     assert time.strftime("recover --at %Y-%m-%dT%H:%M:%S", at) in site.browser.text()
-    assert httpx.get(f"{site.worker.url}/users/3", trust_env=False).status_code == 200
+    assert httpx.get(f"{site.worker.url}/users/3", trust_env=False, timeout=60).status_code == 200
 
 
 def a_drill_is_run_and_remembered(site: Site) -> None:
@@ -221,8 +225,8 @@ def destructive_verbs_are_only_shown(site: Site) -> None:
     site.open()
     site.browser.click("form[action='/break'] button")
     site.browser.until_shows("python -m worker lease break --yes")
-    assert httpx.get(f"{site.worker.url}/users/1", trust_env=False).status_code == 200
-    assert httpx.get(f"{site.worker.url}/status", trust_env=False).json()["state"] == "serving"
+    assert httpx.get(f"{site.worker.url}/users/1", trust_env=False, timeout=60).status_code == 200
+    assert httpx.get(f"{site.worker.url}/status", trust_env=False, timeout=60).json()["state"] == "serving"
 
 
 def everything_can_be_reached_by_keyboard(site: Site) -> None:

@@ -89,7 +89,7 @@ def everything(host: Emulator, project: str = PROJECT) -> dict[str, Any]:
     """All that the project has, as the emulator's REST interface tells it."""
     base = f"{host.url}/v1/projects/{project}"
     kinds = ("topics", "subscriptions", "schemas")
-    return {kind: httpx.get(f"{base}/{kind}", trust_env=False).raise_for_status().json() for kind in kinds}
+    return {kind: httpx.get(f"{base}/{kind}", trust_env=False, timeout=60).raise_for_status().json() for kind in kinds}
 
 
 def subscription_of(host: Emulator, name: str, project: str = PROJECT) -> Any:
@@ -130,7 +130,7 @@ def test_the_topic_has_its_schema_and_retention(deployed: Emulator) -> None:
     assert topic.schema_settings.schema == f"projects/{PROJECT}/schemas/user-created"
     assert topic.schema_settings.encoding.name == "JSON"
     assert topic.message_retention_duration == WEEK
-    schema = httpx.get(f"{deployed.url}/v1/projects/{PROJECT}/schemas/user-created", trust_env=False).json()
+    schema = httpx.get(f"{deployed.url}/v1/projects/{PROJECT}/schemas/user-created", trust_env=False, timeout=60).json()
     assert json.loads(schema["definition"]) == json.loads((ROOT / "deploy" / "schema.avsc").read_text())
 
 
@@ -205,9 +205,9 @@ def test_a_changed_schema_is_committed(running: Emulator) -> None:
     """Where the schema is there with another definition, the file becomes its next revision."""
     schemas = f"{running.url}/v1/projects/third/schemas"
     older = {"type": "AVRO", "definition": avro({"name": "user_id", "type": "int"})}
-    httpx.post(f"{schemas}?schemaId=user-created", json=older, trust_env=False).raise_for_status()
+    httpx.post(f"{schemas}?schemaId=user-created", json=older, trust_env=False, timeout=60).raise_for_status()
     assert "schemas commit user-created" in verbs(deploy(running, "third"))
-    newer = httpx.get(f"{schemas}/user-created", trust_env=False).json()["definition"]
+    newer = httpx.get(f"{schemas}/user-created", trust_env=False, timeout=60).json()["definition"]
     assert newer == (ROOT / "deploy" / "schema.avsc").read_text()
 
 
@@ -225,9 +225,9 @@ def test_a_schema_that_refuses_good_messages_is_not_attached(running: Emulator, 
 def test_a_subscription_without_its_topic_is_an_error(running: Emulator) -> None:
     """A subscription outlives its topic and gets nothing from a new one of that name: it says so."""
     base, topic = f"{running.url}/v1/projects/fifth", "projects/fifth/topics/users"
-    httpx.put(f"{base}/topics/users", json={}, trust_env=False).raise_for_status()
-    httpx.put(f"{base}/subscriptions/users-worker", json={"topic": topic}, trust_env=False).raise_for_status()
-    httpx.delete(f"{base}/topics/users", trust_env=False).raise_for_status()
+    httpx.put(f"{base}/topics/users", json={}, trust_env=False, timeout=60).raise_for_status()
+    httpx.put(f"{base}/subscriptions/users-worker", json={"topic": topic}, trust_env=False, timeout=60).raise_for_status()
+    httpx.delete(f"{base}/topics/users", trust_env=False, timeout=60).raise_for_status()
     done = run(("fifth",), variables_for(running, SCHEMA=""))
     assert done.returncode == 1
     assert "users-worker belongs to _deleted-topic_: delete it" in done.stderr
@@ -364,10 +364,10 @@ def test_dead_letters_are_published_again_as_documented(deployed: Emulator, tmp_
     """The documented commands: look, publish again, and bring them back; a bad one ends in the file of rejects."""
     environment = deployed.gcloud_env() | {"GOOGLE_CLOUD_PROJECT": PROJECT, "TOPIC": "users", "PYTHONPATH": str(ROOT)}
     base = f"{deployed.url}/v1/projects/{PROJECT}"
-    httpx.put(f"{base}/subscriptions/watch", json={"topic": f"projects/{PROJECT}/topics/users"}, trust_env=False)
+    httpx.put(f"{base}/subscriptions/watch", json={"topic": f"projects/{PROJECT}/topics/users"}, trust_env=False, timeout=60)
     texts = ['{"user_id":5,"email_address":"\u00e9@example.com"}', '{"user_id":6,"created_at":7}', '{"user_id":-1}']
     dead = pubsub_messages(texts, {"CloudPubSubDeadLetterSourceDeliveryCount": "100"})
-    answer = httpx.post(f"{base}/topics/users-dead-letters:publish", json=dead, trust_env=False)
+    answer = httpx.post(f"{base}/topics/users-dead-letters:publish", json=dead, trust_env=False, timeout=60)
     answer.raise_for_status()
 
     def shell(block: str) -> subprocess.CompletedProcess[str]:

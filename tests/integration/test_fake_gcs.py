@@ -74,7 +74,7 @@ def bucket(gcs: FakeGcs) -> Iterator[Any]:
 @pytest.fixture
 def http(gcs: FakeGcs) -> Iterator[httpx.Client]:
     """Plain HTTP to the same fake."""
-    with httpx.Client(base_url=gcs.url, trust_env=False) as client:
+    with httpx.Client(base_url=gcs.url, trust_env=False, timeout=60) as client:
         yield client
 
 
@@ -659,7 +659,7 @@ def test_everything_survives_kill_and_restart(fake_gcs: FakeGcs) -> None:
     blob.upload_from_string(b"data")
     blob.cache_control = "no-store"
     blob.patch()
-    with httpx.Client(base_url=fake_gcs.url, trust_env=False) as http:
+    with httpx.Client(base_url=fake_gcs.url, trust_env=False, timeout=60) as http:
         session = start_session(http, "users", "resumed", "&ifGenerationMatch=0")
         http.put(session, content=b"begun, ", headers={"content-range": "bytes 0-6/*"})
     fake_gcs.restart()
@@ -667,9 +667,9 @@ def test_everything_survives_kill_and_restart(fake_gcs: FakeGcs) -> None:
     assert (read.generation, read.metageneration) == (blob.generation, 2)
     assert (read.metadata, read.cache_control) == ({"key": "value"}, "no-store")
     assert read.download_as_bytes() == b"data"
-    state = httpx.put(session, headers={"content-range": "bytes */*"}, trust_env=False)
+    state = httpx.put(session, headers={"content-range": "bytes */*"}, trust_env=False, timeout=60)
     assert state.headers["range"] == "bytes=0-6"
-    end = httpx.put(session, content=b"ended", headers={"content-range": "bytes 7-11/12"}, trust_env=False)
+    end = httpx.put(session, content=b"ended", headers={"content-range": "bytes 7-11/12"}, trust_env=False, timeout=60)
     assert end.status_code == 200
     assert bucket.blob("resumed").download_as_bytes() == b"begun, ended"
 

@@ -236,7 +236,7 @@ def test_only_the_subscription_may_push(guarded: WorkerProcess, authority: Autho
     assert answers == {case: status for case, (_, status) in refused.items()}
     assert push(guarded, "m1", b'{"user_id": 2}', good) == 204
     assert push(guarded, "m2", b'{"user_id": 3}', token(iss="accounts.google.com")) == 204
-    statuses = [httpx.get(f"{guarded.url}/users/{user}", trust_env=False).status_code for user in (1, 2, 3)]
+    statuses = [httpx.get(f"{guarded.url}/users/{user}", trust_env=False, timeout=60).status_code for user in (1, 2, 3)]
     assert statuses == [404, 200, 200]
     assert "s3cret" not in guarded.tail(1_000_000)
     assert authority.fetches <= 2

@@ -59,7 +59,7 @@ class Light:
 
     def objects(self) -> list[str]:
         """The names of all objects in the bucket."""
-        answer = httpx.get(f"{self.stack.gcs.url}/storage/v1/b/{BUCKET}/o", trust_env=False).raise_for_status()
+        answer = httpx.get(f"{self.stack.gcs.url}/storage/v1/b/{BUCKET}/o", trust_env=False, timeout=60).raise_for_status()
         return [item["name"] for item in answer.json()["items"]]
 
 
@@ -222,7 +222,9 @@ def test_a_run_starts_its_worker_again(tmp_path: Path) -> None:
         assert "the worker ended with 0; starting it again" in process.stdout.readline()
         wait_until(lambda: listens(int(service.rpartition(":")[2])), "listening again")
         metrics = f"{service}/metrics"
-        wait_until(lambda: "solowriter_lease_epoch 2" in httpx.get(metrics, trust_env=False).text, "serving again")
+        wait_until(
+            lambda: "solowriter_lease_epoch 2" in httpx.get(metrics, trust_env=False, timeout=60).text, "serving again"
+        )
 
 
 @pytest.mark.timeout(240)
@@ -238,7 +240,7 @@ def test_a_second_run_goes_on_with_the_first_ones_data_and_not_beside_it(tmp_pat
             command = [sys.executable, "-m", "publisher", "create", "--user-id", str(user), "--json"]
             subprocess.run(command, cwd=ROOT, env=os.environ | variables, check=True, stdout=subprocess.DEVNULL, timeout=30)
             shown = f"{service}/users/{user}"
-            wait_until(lambda shown=shown: httpx.get(shown, trust_env=False).status_code == 200, "the row")  # type: ignore[misc]
+            wait_until(lambda shown=shown: httpx.get(shown, trust_env=False, timeout=60).status_code == 200, "the row")  # type: ignore[misc]
             if life == 0:
                 beside = subprocess.run(
                     [sys.executable, "-m", "local", "run", "--dir", str(folder), "--fresh"],
@@ -249,7 +251,7 @@ def test_a_second_run_goes_on_with_the_first_ones_data_and_not_beside_it(tmp_pat
                     timeout=30,
                 )
                 assert (beside.returncode, "another stack runs in" in beside.stdout) == (2, True)
-            assert httpx.get(f"{service}/users/5", trust_env=False).status_code == 200
+            assert httpx.get(f"{service}/users/5", trust_env=False, timeout=60).status_code == 200
 
 
 def test_only_a_folder_with_our_mark_is_ever_emptied(tmp_path: Path) -> None:

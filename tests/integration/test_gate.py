@@ -432,7 +432,7 @@ def test_g4_a_resumable_upload_that_turns_bad_in_a_later_part_is_cancelled(objec
     (theirs,) = (session.url for session in client.gate._sessions.values())
     broken = bytes(len(data) - 8192)
     assert client.part(session, broken, f"8192-{len(data) - 1}/{len(data)}").status_code == 400
-    assert httpx.put(theirs, headers={"content-range": "bytes */*"}, trust_env=False).status_code == 404
+    assert httpx.put(theirs, headers={"content-range": "bytes */*"}, trust_env=False, timeout=60).status_code == 404
     assert_nothing_there(objects, client)
 
 
@@ -625,7 +625,7 @@ def test_an_error_of_the_bucket_is_passed_on_as_it_is(fake_gcs: FakeGcs, client:
     """Its client knows what each of them means; to the gate they are no answer about a slot."""
     name = f"{PATH}/{key(0, 1, 1)}"
     fake_gcs.faults.add(verb="*", action="error", status=status)
-    with httpx.Client(base_url=fake_gcs.url, trust_env=False, verify=False) as direct:
+    with httpx.Client(base_url=fake_gcs.url, trust_env=False, timeout=60, verify=False) as direct:
         theirs = [
             direct.get(f"/{BUCKET}/{name}"),
             direct.get(f"/storage/v1/b/{BUCKET}/o", params={"prefix": f"{PATH}/ltx/0/"}),

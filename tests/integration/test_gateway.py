@@ -249,7 +249,7 @@ def test_what_the_topics_schema_refuses_is_400(running: Emulator, tmp_path: Path
         }
     )
     schema = {"type": "AVRO", "definition": definition}
-    httpx.post(f"{running.url}/v1/projects/p/schemas?schemaId=gateway", json=schema).raise_for_status()
+    httpx.post(f"{running.url}/v1/projects/p/schemas?schemaId=gateway", json=schema, timeout=60).raise_for_status()
     strict = Topic(
         running, "gateway-strict", {"schemaSettings": {"schema": "projects/p/schemas/gateway", "encoding": "JSON"}}
     )

@@ -244,6 +244,6 @@ def going_back(sides: Sides) -> None:
     """A user created after the switch is in the old database by the page's last commands, and nobody is changed."""
     before = users(sides.folder / "old.db")
     sides.run(f"python -m publisher create --user-id 1000 --email n@example.com --created-at 7 --push-to {sides.worker.url}")
-    assert httpx.get(f"{sides.worker.url}/users/1000", trust_env=False).status_code == httpx.codes.OK
+    assert httpx.get(f"{sides.worker.url}/users/1000", trust_env=False, timeout=60).status_code == httpx.codes.OK
     sides.run(commands("## Going back"))
     assert users(sides.folder / "old.db") == {**before, 1000: ["n@example.com", 7, 0, None]}

@@ -158,8 +158,8 @@ def test_bad_messages_refusals_and_drills_are_counted(watched: Watched, objects:
     worker = watched.start().wait_serving()
     bad = message.envelope(b"{", {}, "bad", "2024-01-02T03:04:05Z", "projects/p/subscriptions/s")
     headers = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
-    assert httpx.post(worker.url, content=bad, headers=headers, trust_env=False).status_code == 204
-    assert httpx.post(worker.url, content=b"no push", trust_env=False).status_code == 400
+    assert httpx.post(worker.url, content=bad, headers=headers, trust_env=False, timeout=60).status_code == 204
+    assert httpx.post(worker.url, content=b"no push", trust_env=False, timeout=60).status_code == 400
     drill = Drill(verdict="proved", reason="x", at=datetime.now(UTC), seconds=2.5)
     objects.write(f"{PREFIX}/{RECORD}", msgspec.json.encode(drill))
     for number in range(1, 25):
@@ -313,7 +313,10 @@ def test_a_trace_leads_from_publishing_to_the_acknowledgement(
     """Through the real emulator: the publisher's span, the worker's message below it, and its group, in one trace."""
     worker = watched.start(**collector.environment, K_SERVICE="users").wait_serving()
     try:
-        with emulator(tmp_path / "pubsub", "p") as running, httpx.Client(base_url=f"{running.url}/v1/projects/p") as rest:
+        with (
+            emulator(tmp_path / "pubsub", "p") as running,
+            httpx.Client(base_url=f"{running.url}/v1/projects/p", timeout=60) as rest,
+        ):
             rest.put("/topics/users", json={}).raise_for_status()
             subscription = {"topic": "projects/p/topics/users", "pushConfig": {"pushEndpoint": worker.url}}
             rest.put("/subscriptions/push", json=subscription).raise_for_status()
@@ -321,7 +324,7 @@ def test_a_trace_leads_from_publishing_to_the_acknowledgement(
             variables = {**running.gcloud_env(), "GOOGLE_CLOUD_PROJECT": "p", "TOPIC": "users", **collector.environment}
             subprocess.run(command, env={**os.environ, **variables}, check=True, capture_output=True, timeout=60)
             user = f"{worker.url}/users/5"
-            wait_until(lambda: httpx.get(user, trust_env=False).status_code == 200, "the user")
+            wait_until(lambda: httpx.get(user, trust_env=False, timeout=60).status_code == 200, "the user")
             wait_until(lambda: scrape(worker)["solowriter_ack_seconds_count", ()] > 0, "the acknowledgement")
     except EmulatorMissing as error:
         if os.environ.get("CI"):

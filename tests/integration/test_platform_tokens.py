@@ -52,7 +52,7 @@ class Site:
 
     def stored(self, user: int) -> bool:
         """Whether the user is there."""
-        return httpx.get(f"{self.worker.url}/users/{user}", trust_env=False).status_code == 200
+        return httpx.get(f"{self.worker.url}/users/{user}", trust_env=False, timeout=60).status_code == 200
 
 
 def forged(email: str) -> str:
@@ -102,10 +102,10 @@ def test_a_push_is_acknowledged_behind_the_platforms_check(tmp_path: Path, googl
             running.subscribe(front.url)
             data = base64.b64encode(b'{"user_id": 5}').decode()
             topic = f"{running.pubsub.url}/v1/projects/{running.pubsub.project}/topics/{TOPIC}:publish"
-            httpx.post(topic, json={"messages": [{"data": data}]}, trust_env=False).raise_for_status()
+            httpx.post(topic, json={"messages": [{"data": data}]}, trust_env=False, timeout=60).raise_for_status()
             wait_until(lambda: bool(front.passed), "the first delivery")
             assert front.passed[0] == 204
-            assert httpx.get(f"{running.worker.url}/users/5", trust_env=False).json()["user_id"] == 5
+            assert httpx.get(f"{running.worker.url}/users/5", trust_env=False, timeout=60).json()["user_id"] == 5
 
 
 def test_what_the_platform_checked_says_who_is_asking(site: Site) -> None:
@@ -117,14 +117,14 @@ def test_what_the_platform_checked_says_who_is_asking(site: Site) -> None:
     # An account that may invoke, and forges the subscription's or an operator's token in the header that is not checked.
     assert site.push(4, {"x-serverless-authorization": reader, "authorization": f"Bearer {forged(PUSHER)}"}) == 403
     operator = {"x-serverless-authorization": reader, "authorization": f"Bearer {forged(OPERATOR)}"}
-    assert httpx.get(f"{site.front.url}/rejections", headers=operator, trust_env=False).status_code == 403
+    assert httpx.get(f"{site.front.url}/rejections", headers=operator, trust_env=False, timeout=60).status_code == 403
     # What does not pass the front end: a forged marker alone, or nothing.
     assert site.push(5, {"authorization": f"Bearer {forged(PUSHER)}"}) == 403
     assert site.push(6, {}) == 403
     assert site.front.refused == ["/", "/"]
     twice = [("authorization", f"Bearer {forged(name)}") for name in (PUSHER, READER)]
     body = message.envelope(b'{"user_id": 7}', {}, "m7", TIME, "projects/p/subscriptions/s")
-    assert httpx.post(f"{site.worker.url}/", content=body, headers=twice, trust_env=False).status_code == 401
+    assert httpx.post(f"{site.worker.url}/", content=body, headers=twice, trust_env=False, timeout=60).status_code == 401
     assert [user for user in range(1, 8) if site.stored(user)] == [1, 2, 3]
 
 

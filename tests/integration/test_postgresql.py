@@ -70,13 +70,13 @@ def test_each_outcome_whoever_answers(server: Postgres, tmp_path: Path) -> None:
         assert status(two, body({"user_id": 1, "email_address": "x@y.z"}, "m3")) == 204  # conflict
         assert status(one, body({"user_id": "no"}, "m4")) == 204  # rejected
         assert status(two, body({"user_id": 1, "email_address": "n@e.w"}, "m5", event_type="user.updated")) == 204
-        assert httpx.get(f"{one.url}/users/1", trust_env=False).json()["email_address"] == "n@e.w"
-        listed = httpx.get(f"{one.url}/rejections", trust_env=False).json()["rejections"]
+        assert httpx.get(f"{one.url}/users/1", trust_env=False, timeout=60).json()["email_address"] == "n@e.w"
+        listed = httpx.get(f"{one.url}/rejections", trust_env=False, timeout=60).json()["rejections"]
         assert [(each["message_id"], each["reason"]) for each in listed] == [("m3", "conflict"), ("m4", "wrong_type")]
-        assert httpx.post(f"{two.url}/rejections/m4/discard", trust_env=False).status_code == 200
-        assert httpx.post(f"{two.url}/users/1/erase", trust_env=False).json()["existed"] is True
+        assert httpx.post(f"{two.url}/rejections/m4/discard", trust_env=False, timeout=60).status_code == 200
+        assert httpx.post(f"{two.url}/users/1/erase", trust_env=False, timeout=60).json()["existed"] is True
         assert status(one, body({"user_id": 1}, "m6")) == 204  # erased
-        assert httpx.get(f"{two.url}/users/1", trust_env=False).status_code == 404
+        assert httpx.get(f"{two.url}/users/1", trust_env=False, timeout=60).status_code == 404
         rows = server.execute("SELECT message_id, outcome, subject FROM receipts ORDER BY 1", database="outcomes")
     assert [(message_id, outcome) for message_id, outcome, _ in rows] == [
         ("m1", "created"),
@@ -137,6 +137,6 @@ def test_killed_instances_and_a_killed_server_lose_nothing(server: Postgres, tmp
         assert set(rows.values()) == {"created"}
         assert len(users) == len(rows)
         assert answers[503] < answers[204]
-        metrics = httpx.get(f"{workers[1].url}/metrics", trust_env=False).text
+        metrics = httpx.get(f"{workers[1].url}/metrics", trust_env=False, timeout=60).text
         assert "solowriter_database_redone_total" in metrics
         assert "solowriter_lease_held" not in metrics

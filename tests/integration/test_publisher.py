@@ -66,8 +66,8 @@ class Topic:
     def __init__(self, host: Emulator, name: str, settings: dict[str, Any] | None = None) -> None:
         self.path = f"projects/p/topics/{name}"
         self._subscription = f"{host.url}/v1/projects/p/subscriptions/{name}"
-        httpx.put(f"{host.url}/v1/{self.path}", json=settings or {}).raise_for_status()
-        httpx.put(self._subscription, json={"topic": self.path}).raise_for_status()
+        httpx.put(f"{host.url}/v1/{self.path}", json=settings or {}, timeout=60).raise_for_status()
+        httpx.put(self._subscription, json={"topic": self.path}, timeout=60).raise_for_status()
 
     def pull(self, count: int) -> list[dict[str, Any]]:
         """Take `count` messages off the subscription, and check that there are no more."""
@@ -77,7 +77,7 @@ class Topic:
             received = response.raise_for_status().json().get("receivedMessages", [])
             found |= {item["message"]["messageId"]: item["message"] for item in received}
             ids = {"ackIds": [item["ackId"] for item in received]}
-            httpx.post(f"{self._subscription}:acknowledge", json=ids).raise_for_status()
+            httpx.post(f"{self._subscription}:acknowledge", json=ids, timeout=60).raise_for_status()
         assert len(found) == count
         return list(found.values())
 
@@ -175,7 +175,7 @@ def test_one_refused_message_leaves_its_batch_alone(running: Emulator, monkeypat
     fields = [{"name": "user_id", "type": "long"}, {"name": "email_address", "type": "string"}]
     definition = json.dumps({"type": "record", "name": "User", "fields": fields})
     schema = {"type": "AVRO", "definition": definition}
-    httpx.post(f"{running.url}/v1/projects/p/schemas?schemaId=with-email", json=schema).raise_for_status()
+    httpx.post(f"{running.url}/v1/projects/p/schemas?schemaId=with-email", json=schema, timeout=60).raise_for_status()
     strict = {"schema": "projects/p/schemas/with-email", "encoding": "JSON"}
     topic = Topic(running, "strict", {"schemaSettings": strict})
     users = [user(n, email_address=None if n == 3 else "a") for n in range(1, 6)]

@@ -79,7 +79,9 @@ class Platform:
     def users(self, *wanted: int) -> list[int]:
         """Those of the users that are there, asked of the serving instance."""
         wait_until(lambda: self.worker.state() == "serving", "serving")
-        answers = {user: httpx.get(f"{self.worker.url}/users/{user}", trust_env=False).status_code for user in wanted}
+        answers = {
+            user: httpx.get(f"{self.worker.url}/users/{user}", trust_env=False, timeout=60).status_code for user in wanted
+        }
         assert set(answers.values()) <= {200, 404}, answers
         return [user for user, status in answers.items() if status == 200]
 
@@ -92,9 +94,9 @@ class Platform:
     def listed(self) -> set[str]:
         """The ids in the only list of undone messages that is in the bucket."""
         address = f"{self.worker.environment['STORAGE_EMULATOR_HOST']}/storage/v1/b/bucket/o"
-        names = [each["name"] for each in httpx.get(address, trust_env=False).json()["items"]]
+        names = [each["name"] for each in httpx.get(address, trust_env=False, timeout=60).json()["items"]]
         (name,) = [each for each in names if each.startswith("store/undone/")]
-        content = httpx.get(f"{address}/{quote(name, safe='')}", params={"alt": "media"}, trust_env=False)
+        content = httpx.get(f"{address}/{quote(name, safe='')}", params={"alt": "media"}, trust_env=False, timeout=60)
         return set(content.json())
 
     def states(self) -> dict[int, str]:

@@ -46,7 +46,7 @@ class Site:
         """Create a resource of the emulator's, as the REST reference says."""
         assert self.stack.pubsub is not None
         url = f"{self.stack.pubsub.url}/v1/projects/{PROJECT}/{name}"
-        httpx.put(url, json=body, trust_env=False).raise_for_status()
+        httpx.put(url, json=body, trust_env=False, timeout=60).raise_for_status()
 
     def subscribe(self, name: str, **options: Any) -> None:
         """Create another push subscription, and have the commands mean that one."""
@@ -189,7 +189,7 @@ def test_a_broken_checkpoint_is_listed_and_pruned(site: Site) -> None:
         site.run("checkpoint", "--name", name)
     assert site.stack.pubsub is not None
     gone = f"{site.stack.pubsub.url}/v1/projects/{PROJECT}/snapshots/solowriter.{SUBSCRIPTION}.one"
-    httpx.delete(gone, trust_env=False).raise_for_status()
+    httpx.delete(gone, trust_env=False, timeout=60).raise_for_status()
     assert site.checkpoints() == {"two": "whole", "one": "expired", "broken": "no record"}
     assert "has expired" in site.refused("replay", "--snapshot", "one", "--yes")
     assert "there is no checkpoint broken" in site.refused("replay", "--snapshot", "broken", "--yes")

@@ -73,11 +73,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
 def add_topic(host: Emulator, topic: str, name: str = SCHEMA, definition: str = DEFINITION) -> None:
     """Create the schema if need be, and a topic with it."""
     schema = {"type": "AVRO", "definition": definition}
-    created = httpx.post(f"{host.url}/v1/projects/{PROJECT}/schemas?schemaId={name}", json=schema, trust_env=False)
+    created = httpx.post(
+        f"{host.url}/v1/projects/{PROJECT}/schemas?schemaId={name}", json=schema, trust_env=False, timeout=60
+    )
     if created.status_code != httpx.codes.CONFLICT:  # another test of this module was first
         created.raise_for_status()
     body = {"schemaSettings": {"schema": f"projects/{PROJECT}/schemas/{name}", "encoding": "JSON"}}
-    httpx.put(f"{host.url}/v1/projects/{PROJECT}/topics/{topic}", json=body, trust_env=False).raise_for_status()
+    httpx.put(f"{host.url}/v1/projects/{PROJECT}/topics/{topic}", json=body, trust_env=False, timeout=60).raise_for_status()
 
 
 @pytest.fixture(scope="module")
@@ -252,11 +254,11 @@ def test_publishing_fails_while_the_attached_schema_is_deleted(running: Emulator
     """Why docs/operations.md says: detach first."""
     schema = {"type": "AVRO", "definition": DEFINITION}
     schemas = f"{running.url}/v1/projects/{PROJECT}/schemas"
-    httpx.post(f"{schemas}?schemaId=short-lived", json=schema, trust_env=False).raise_for_status()
+    httpx.post(f"{schemas}?schemaId=short-lived", json=schema, trust_env=False, timeout=60).raise_for_status()
     topic = f"projects/{PROJECT}/topics/orphan"
     body = {"schemaSettings": {"schema": f"projects/{PROJECT}/schemas/short-lived", "encoding": "JSON"}}
-    httpx.put(f"{running.url}/v1/{topic}", json=body, trust_env=False).raise_for_status()
-    httpx.delete(f"{schemas}/short-lived", trust_env=False).raise_for_status()
+    httpx.put(f"{running.url}/v1/{topic}", json=body, trust_env=False, timeout=60).raise_for_status()
+    httpx.delete(f"{schemas}/short-lived", trust_env=False, timeout=60).raise_for_status()
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", running.host)
     with Publisher(topic) as sink:
         future = sink.publish(Message(USER_CREATED, UserCreated(user_id=5)))
@@ -278,5 +280,5 @@ def test_the_worker_takes_what_the_schema_lets_through(tmp_path: Path) -> None:
             expected = len(TAKEN_ALTHOUGH_BAD) + 1
             wait_until(lambda: len(recorder.acknowledged) == expected, "every acknowledgement")
             assert recorder.refused == 0
-        row = httpx.get(f"{whole.worker.url}/users/5", trust_env=False).raise_for_status()
+        row = httpx.get(f"{whole.worker.url}/users/5", trust_env=False, timeout=60).raise_for_status()
         assert row.json()["user_id"] == 5

@@ -317,11 +317,11 @@ def test_nothing_is_read_from_a_database_that_is_being_restored(workers: Workers
     rule = fake_gcs.faults.add(verb="download", name=GENERATIONS, action="hang")
     worker.start()
     fake_gcs.faults.wait_for_hits(rule)
-    refused = httpx.get(f"{worker.url}/users/1", trust_env=False)
+    refused = httpx.get(f"{worker.url}/users/1", trust_env=False, timeout=60)
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     fake_gcs.faults.clear()
     worker.wait_serving()
-    assert httpx.get(f"{worker.url}/users/1", trust_env=False).json()["user_id"] == 1
+    assert httpx.get(f"{worker.url}/users/1", trust_env=False, timeout=60).json()["user_id"] == 1
 
 
 # Faults under way.
@@ -448,14 +448,14 @@ def test_a_second_instance_holds_what_it_gets_until_the_first_has_gone(workers: 
     assert push(first, 1, "m1").status_code == 204
     second = workers.make().start()
     wait_until(lambda: second.state() == "standby", "standing by")
-    assert httpx.get(f"{second.url}/readyz", trust_env=False).status_code == 200
-    assert httpx.get(f"{second.url}/users/1", trust_env=False).status_code == 503
+    assert httpx.get(f"{second.url}/readyz", trust_env=False, timeout=60).status_code == 200
+    assert httpx.get(f"{second.url}/users/1", trust_env=False, timeout=60).status_code == 503
     held = pushing(second, 2, "m2")
     assert push(first, 3, "m3").status_code == 204
     assert not held.done()
     assert first.stop() == 0
     assert held.result().status_code == 204
-    assert httpx.get(f"{second.url}/users/3", trust_env=False).status_code == 200
+    assert httpx.get(f"{second.url}/users/3", trust_env=False, timeout=60).status_code == 200
     assert prove(fake_gcs.url, URL, {"m1": 1, "m2": 2, "m3": 3}).holds
 
 

@@ -6,10 +6,11 @@ A row is created by the first message of its key. What a later message does is i
     newest   the message of the newest version wins, in whatever order they come: `updated`, or `stale`.
 
 The version of a row is known once a `newest` event has written it. What a `keep` event creates is older than each of them,
-so its messages do not undo a correction that overtook them: they are `stale`, and give only what no update sets.
+so its messages do not undo a correction that overtook them: they are `stale`, and give only what no update sets. Two of
+them that disagree on that are a conflict, whether the correction comes before or after.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -148,7 +149,10 @@ class _Decider:
         if version is None and table.gone_at is not None and row[table.gone_at]:
             return "erased", None, None  # deleted by the service that this one replaces
         if version is not None and _own_version(table, content, delivery) <= version.version:
-            return "stale", None, None
+            # A newer version has settled the columns that updates set. Two messages can still disagree on the others.
+            differing = [name for name in differing if table.columns.index(name) in table.base]
+            if not differing:
+                return "stale", None, None
         return self._conflict(table, content, row, differing)
 
     def _newest(self, table: Table, content: Content, delivery: Delivery, row: Row | None) -> _Decision:
@@ -169,13 +173,13 @@ class _Decider:
             if number == version.version and not tie:
                 differing = _differing(table, content, row)
                 return self._conflict(table, content, row, differing) if differing else ("exists", None, None)
-        self._write(table.name, content.key, _merged(table, content, row))
+        self._write(table.name, content.key, _merged(table, content, row, content.event.sets or table.columns))
         self._made.versions[mine.row] = mine
         return "updated", None, None
 
     def _conflict(self, table: Table, content: Content, row: Row, differing: Sequence[str]) -> _Decision:
         if self._overwrite:
-            self._write(table.name, content.key, _merged(table, content, row))
+            self._write(table.name, content.key, _merged(table, content, row, differing))
             return "overwritten", None, None
         text = f"{table.name} has this {table.key} with another {' and '.join(differing)}"
         return "conflict", Problem(CONFLICT, text, content.subject), dict(zip(table.columns, row, strict=True))
@@ -217,12 +221,9 @@ def _order(message_id: str) -> tuple[int, str]:
     return len(message_id), message_id
 
 
-def _merged(table: Table, content: Content, row: Row) -> Row:
-    """The row that was there with what the message sets."""
-    sets = content.event.sets
-    if sets is None:
-        return content.row
-    return tuple(new if name in sets else old for name, old, new in zip(table.columns, row, content.row, strict=True))
+def _merged(table: Table, content: Content, row: Row, names: Collection[str]) -> Row:
+    """The row that was there, with the named columns as the message has them."""
+    return tuple(new if name in names else old for name, old, new in zip(table.columns, row, content.row, strict=True))
 
 
 def _differing(table: Table, content: Content, row: Row) -> list[str]:

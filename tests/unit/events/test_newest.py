@@ -157,12 +157,36 @@ def test_a_late_order_fills_all_that_no_change_sets(store: Store) -> None:
     assert store.rows(Order) == [{"order_id": "1", "customer": "ann", "total": 10, "lines": '[{"sku":"x","count":1}]'}]
 
 
+@pytest.mark.parametrize("order", ["abu", "aub", "uab", "uba", "bau", "bua"])
+def test_two_orders_that_disagree_conflict_whenever_the_change_comes(store: Store, order: str) -> None:
+    """A change settles what an order costs. Whose order it is the change does not say, so both sides are kept."""
+    sent = {
+        "a": placed("a", total=1, customer="ann"),
+        "b": placed("b", total=2, customer="bob"),
+        "u": changed("u", 1, 10),
+    }
+    ends = {name: outcome for name in order for outcome in store.handle(sent[name])}
+    first, second = [name for name in order if name != "u"]
+    assert (ends[second], ends[first] == "conflict") == ("conflict", False)
+    (row,), (kept,) = store.rows(Order), store.rows(Rejection)
+    assert (row["customer"], row["total"], kept["message_id"]) == ({"a": "ann", "b": "bob"}[first], 10, second)
+    assert "customer" in kept["detail"]
+    assert ("total" in kept["detail"]) == (ends["u"] == "updated" and order[2] == "u")
+
+
+def test_an_overwrite_leaves_what_a_newer_version_has_set(store: Store) -> None:
+    """The customer was in dispute, the price is the change's."""
+    store.handle(placed("a", total=1, customer="ann"), changed("u", 1, 10), placed("b", total=2, customer="bob"))
+    assert store.change(lambda transaction: transaction.retry("b", overwrite=True)) == "overwritten"
+    assert [(row["customer"], row["total"]) for row in store.rows(Order)] == [("bob", 10)]
+
+
 def test_an_operator_may_decide_that_a_conflict_is_right(store: Store) -> None:
     """INV-3: row, receipt and rejection change together; what the message does not state stays."""
     store.handle(created(email_address="a", created_at=7), created("c2", email_address="b"))
     assert store.change(lambda transaction: transaction.retry("c2")) == "conflict"
     assert store.change(lambda transaction: transaction.retry("c2", overwrite=True)) == "overwritten"
-    assert store.rows(User)[0]["email_address"] == "b"
+    assert (store.rows(User)[0]["email_address"], store.rows(User)[0]["created_at"]) == ("b", 7)
     assert {row["message_id"]: row["outcome"] for row in store.rows(Receipt)} == {"c": "created", "c2": "overwritten"}
     assert [(row["resolution"], row["resolved_at"]) for row in store.rows(Rejection)] == [("overwritten", 1)]
 

@@ -15,7 +15,7 @@ def claims_of(token: str, certificates: dict[str, str]) -> dict[str, object]:
 def test_what_it_serves_verifies_what_it_signs() -> None:
     """A token made now, in the form of Google's."""
     with Authority(key_bits=1024, max_age=77) as authority:
-        answer = httpx.get(authority.url, trust_env=False)
+        answer = httpx.get(authority.url, trust_env=False, timeout=60)
         token = authority.token(audience="here", email="a@example.com", extra=1)
     assert answer.headers["cache-control"] == "public, max-age=77, must-revalidate"
     claims = claims_of(token, answer.json())
@@ -43,9 +43,9 @@ def test_it_counts_who_asks_and_can_be_out_of_order() -> None:
     """An outage is counted as well; afterwards it serves again."""
     with Authority(key_bits=1024) as authority:
         authority.available = False
-        assert httpx.get(authority.url, trust_env=False).status_code == 503
+        assert httpx.get(authority.url, trust_env=False, timeout=60).status_code == 503
         authority.available = True
-        assert httpx.get(authority.url, trust_env=False).status_code == 200
+        assert httpx.get(authority.url, trust_env=False, timeout=60).status_code == 200
         assert authority.fetches == 2
 
 
