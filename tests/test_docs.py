@@ -150,7 +150,7 @@ def test_every_worker_setting_is_documented_with_its_default() -> None:
 
 
 def test_every_publisher_setting_is_documented_with_its_default() -> None:
-    """Likewise the publisher's variables, and the options whose defaults are limits."""
+    """And the publisher's variables, and the options whose defaults are limits."""
     documented = rows("configuration.md", "## Publisher")
     variables = {name: cells for name, cells in documented.items() if not name.startswith("--")}
     assert set(variables) == set(publisher.settings.ENVIRONMENT)
@@ -248,7 +248,7 @@ def test_every_log_action_is_documented() -> None:
 
 
 def test_every_worker_error_is_documented_with_how_it_ends() -> None:
-    """Likewise its errors, each with its own exit code or HTTP status, or as retried."""
+    """And its errors, each with its own exit code or HTTP status, or as retried."""
     documented = rows("errors.md", "## Worker")
     known = errors(worker.errors)
     assert set(documented) == set(known)
@@ -262,7 +262,7 @@ def test_every_worker_error_is_documented_with_how_it_ends() -> None:
 
 
 def test_every_publisher_error_is_documented_with_its_code() -> None:
-    """Likewise the publisher's, each with the code its summaries use."""
+    """And the publisher's, each with the code its summaries use."""
     documented = rows("errors.md", "## Publisher")
     known = errors(publisher.errors)
     assert set(documented) == set(known)
@@ -287,7 +287,7 @@ def test_an_error_is_followed_by_its_kinds(part: str, module: ModuleType) -> Non
 
 def quoted() -> dict[str, str]:
     """Our own texts on the page of errors, each with the cell that says what it comes with."""
-    page = (DOCS / "errors.md").read_text().partition("\n## Texts that need more words\n")[2]
+    page = (DOCS / "errors.md").read_text().partition("\n## What is printed\n")[2]
     ours = page.partition("\n## Words of others\n")[0]
     return dict(re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", ours, re.MULTILINE))
 
