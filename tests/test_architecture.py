@@ -44,7 +44,7 @@ SEAMS: dict[str, set[str]] = {
     "google.auth.crypt": {"worker.ingest.http.tokens"},
     "playhouse": {"worker.database.schema"},
     "opentelemetry": {"worker.telemetry.tracing", "publisher.tracing"},
-    "prometheus_client": {"worker.telemetry.families", "worker.telemetry.scrape"},
+    "prometheus_client": {"worker.telemetry.metrics", "worker.telemetry.scrape"},
     "functions_framework": {"worker.ingest.http.app", "publisher.gateway"},
     "httptools": {"publisher.connections"},
 }

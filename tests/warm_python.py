@@ -71,16 +71,17 @@ class WarmPopen(subprocess.Popen):  # type: ignore[type-arg]  # of text or of by
         if self._status is None:
             code: int = super()._wait(timeout)  # type: ignore[misc]
             return code
+        status, waiting = self._status, select.poll()
+        with contextlib.suppress(OSError, ValueError):  # another thread has read it and closed it
+            waiting.register(status, select.POLLIN)
+            if not waiting.poll(None if timeout is None else timeout * 1000) and self.returncode is None:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
         with self._waitpid_lock:  # type: ignore[attr-defined]
             if self.returncode is None:
-                waiting = select.poll()
-                waiting.register(self._status, select.POLLIN)
-                if not waiting.poll(None if timeout is None else timeout * 1000):
-                    raise subprocess.TimeoutExpired(self.args, timeout or 0)
-                data = self._status.recv(_NUMBER.size)
+                data = status.recv(_NUMBER.size)
                 assert data, "the server of the warm processes has ended"
                 self.returncode = _NUMBER.unpack(data)[0]
-                self._status.close()  # now the server reaps it
+                status.close()  # now the server reaps it
         return self.returncode
 
 

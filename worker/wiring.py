@@ -28,9 +28,8 @@ from worker.replica import litestream
 from worker.replica.bucket import Bucket
 from worker.stores.sqlite import SqliteStore
 from worker.stores.store import Store
-from worker.telemetry.families import Families
 from worker.telemetry.history import History
-from worker.telemetry.metrics import Metrics
+from worker.telemetry.metrics import Families, Metrics
 from worker.telemetry.scrape import Scrape
 from worker.telemetry.status import About, StatusPage
 from worker.telemetry.trouble import Trouble

@@ -36,9 +36,8 @@ from worker.ingest.intake import Intake, State
 from worker.ingest.messages import Change, Group, Observer
 from worker.ingest.writer import Writer
 from worker.replica.drill_record import RECORD, Drill
-from worker.telemetry import families, machine
-from worker.telemetry.families import Families
-from worker.telemetry.metrics import Histogram, Metrics, TimedConfirmation
+from worker.telemetry import machine, metrics
+from worker.telemetry.metrics import Families, Histogram, Metrics, TimedConfirmation
 from worker.telemetry.scrape import Scrape, only_litestream
 
 HOLD = 48.0
@@ -200,7 +199,7 @@ def test_a_histogram_is_prometheus_clients(values: list[float]) -> None:
     for value in values:
         ours.add(value)
         theirs.observe(value)
-    family = families._histogram("x", "x", ours)
+    family = metrics._histogram("x", "x", ours)
     expected = [(s.name, s.labels, s.value) for m in registry.collect() for s in m.samples if not s.name.endswith("created")]
     found = [(sample.name, sample.labels, sample.value) for sample in family.samples]
     assert [(name, labels) for name, labels, _ in found] == [(name, labels) for name, labels, _ in expected]
