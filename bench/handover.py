@@ -1,4 +1,4 @@
-"""How long is nobody acknowledging while one instance hands the store over to the next?
+"""How long does no instance acknowledge while one hands the store over to the next?
 
 A worker is filled with users whose settings nothing can compress, then the bucket's latency is added. A second worker is
 started on the same store and stands by, while eight requests are kept in flight, each sent again until it is acknowledged.
@@ -29,7 +29,7 @@ from bench.pushes import Pushes
 from bench.store import Store, Stored, logged, open_store
 from local.worker_process import WorkerProcess
 
-QUESTION: Final = "hand-over: how long does nobody acknowledge?"
+QUESTION: Final = "hand-over: how long does no instance acknowledge?"
 _IN_FLIGHT: Final = 8
 _STEADY_SECONDS: Final = 1
 """Of pushes to the old instance with the latency added, before the new one is started."""

@@ -152,7 +152,7 @@ def _at_once(worker: WorkerProcess, *, connections: int, seconds: int, number: i
 
 
 def _let_go(worker: WorkerProcess) -> None:
-    """Wait until nothing is held: what wrk leaves behind at its end is, and is answered to nobody."""
+    """Wait until nothing is held: what wrk leaves behind at its end is, and no client reads its answer."""
     wait_until(lambda: metric(worker, "solowriter_held_messages") == 0, "an end of what was left behind")
 
 

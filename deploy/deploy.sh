@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a clone to a running service, or the same service brought up to date. Running it again changes nothing. Each step looks
-# first and creates what is missing, so a run that broke off is mended by the next. What each account may do, and why:
+# first and creates what is missing, so the next run completes one that broke off. What each account may do, and why:
 # docs/security.md. The steps: docs/deploy.md.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

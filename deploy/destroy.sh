@@ -56,7 +56,7 @@ fi
 
 # Of a project that is not there, or not to be seen, Pub/Sub says of each thing that it is not found.
 [[ -n $dry_run ]] || exists projectId gcloud projects describe "$project" ||
-    stop "there is no project '$project' that this login may see: mend PROJECT, or log in with \`gcloud auth login\`"
+    stop "there is no project '$project' that this login may see: correct PROJECT, or log in with \`gcloud auth login\`"
 
 # Deliveries first, then who takes them.
 for name in "$subscription" "$dead_letters"; do
@@ -91,7 +91,7 @@ done
 revoke 'storage buckets' "gs://$bucket" roles/storage.objectUser "serviceAccount:$runtime"
 revoke projects "$project" "projects/$project/roles/$snapshots_role" "serviceAccount:$runtime"
 revoke projects "$project" roles/logging.logWriter "serviceAccount:$builder"
-# The role itself stays: it gives nobody anything now, and a deleted role's name could be neither used nor brought back from the
+# The role itself stays: it gives no account anything now, and a deleted role's name could be neither used nor brought back from the
 # eighth day to the thirty-seventh (IAM documentation, "Delete a custom role"), so that no deployment would succeed then.
 for name in "$runtime" "$pusher" "$builder" "$scheduler"; do
     gone gcloud iam service-accounts describe "$name" --project="$project" -- \

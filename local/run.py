@@ -97,8 +97,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 running.worker.stop()
     except KeyboardInterrupt:
         return 130
-    except NotOursError as error:
-        console.print(f"error: {error}", style="bold red", soft_wrap=True)
+    except RuntimeError as error:  # the folder is not ours, or a part did not start
+        console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
         return 2
     return 0
 
@@ -200,7 +200,11 @@ def environment_file(directory: Path) -> Path:
 
 @contextmanager
 def pointed_at(running: Stack, file: Path) -> Iterator[None]:
-    """While the block runs, the file has what points gcloud and our commands at this stack, to be sourced."""
+    """While the block runs, the file has what points gcloud and our commands at this stack, to be sourced.
+
+    A worker with events of its own has them there as well: a publisher that does not know them would publish none.
+    """
+    known = running.worker.environment
     variables = {
         **running.publisher_environment(),
         "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"{running.gcs.url}/storage/v1/",
@@ -209,6 +213,7 @@ def pointed_at(running: Stack, file: Path) -> Iterator[None]:
         "REPLICA_URL": running.replica_url,
         "SUBSCRIPTION": SUBSCRIPTION,
         "SERVICE_URL": running.worker.url,
+        **({name: known[name] for name in ("EVENTS", "PYTHONPATH")} if known.get("EVENTS") else {}),
     }
     file.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()))
     try:

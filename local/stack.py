@@ -143,7 +143,7 @@ def stack(
         directory: Everything it writes; a bucket found there is served again.
         settings: The worker's, on top of `QUICK_LEASE`.
         say: Told about progress, a line at a time.
-        worker_port: Preferred port of the worker; 0 for any. Likewise the others.
+        worker_port: Preferred port of the worker; 0 for any. So are the others.
         gcs_port: See `worker_port`.
         pubsub_port: See `worker_port`.
         delivery: The worker's DELIVERY; a worker that pulls needs the emulator.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -36,6 +37,11 @@ def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 30.
         time.sleep(_POLL_SECONDS)
 
 
+def _python_path() -> list[Path]:
+    """The folders of PYTHONPATH: a module that EVENTS names may be there."""
+    return [Path(folder).resolve() for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+
+
 class WorkerProcess:
     """One place for a worker: a port, a disk and a log that outlive the process, and the process while it runs.
 
@@ -61,9 +67,10 @@ class WorkerProcess:
             "PORT": str(self.port),
             "REPLICA_URL": replica_url,
             "DATABASE_PATH": str(self.disk / "users.db"),
-            "PYTHONPATH": str(code),
+            "PYTHONPATH": os.pathsep.join(map(str, (code, *_python_path()))),
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_before = 0  # bytes of the log that earlier lives have written
         # One client for all looks: making one for each costs more than the look.
         self._http = httpx.Client(timeout=2, trust_env=False)
 
@@ -99,6 +106,7 @@ class WorkerProcess:
         """Start `serve`; it is not serving yet when this returns."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
+            self._log_before = log.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "worker", "serve"],
                 env=self._environment,
@@ -119,8 +127,20 @@ class WorkerProcess:
         """
         wait_until(lambda: self.state() in ("serving", "ended"), "serving", seconds=seconds)
         if self.state() == "ended":
-            raise RuntimeError(f"the worker ended with {self.code}; its log: {self.tail()}")
+            raise RuntimeError(f"the worker ended with {self.code}: {self.reason()}")
         return self
+
+    def reason(self) -> str:
+        """Why it ended: the text of the last error that it has logged since its start; without one, the end of the log."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_before)
+            lines = log.read().splitlines()
+        for line in reversed(lines):
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and entry.get("severity") == "ERROR" and "stack_trace" not in entry:
+                    return str(entry["message"])
+        return f"its log: {self.tail()}"
 
     @property
     def code(self) -> int | None:

@@ -211,5 +211,5 @@ def translate(error: BaseException, topic: str, give_up_after: float) -> Deliver
     if isinstance(error, (google_errors.InvalidArgument, google_errors.OutOfRange)):
         return RefusedError(f"Pub/Sub refused it: {text}")
     if isinstance(error, google_errors.GoogleAPICallError):  # about the topic, and never a verdict on the message
-        return TopicUnusableError(f"topic {topic} takes no message at present: mend what Pub/Sub says of it ({text})")
+        return TopicUnusableError(f"topic {topic} takes no message at present: correct what Pub/Sub names ({text})")
     return NotConfirmedError(f"publishing broke off ({type(error).__name__}); it may have been accepted")

@@ -150,7 +150,7 @@ def test_every_worker_setting_is_documented_with_its_default() -> None:
 
 
 def test_every_publisher_setting_is_documented_with_its_default() -> None:
-    """Likewise the publisher's variables, and the options whose defaults are limits."""
+    """And the publisher's variables, and the options whose defaults are limits."""
     documented = rows("configuration.md", "## Publisher")
     variables = {name: cells for name, cells in documented.items() if not name.startswith("--")}
     assert set(variables) == set(publisher.settings.ENVIRONMENT)
@@ -248,7 +248,7 @@ def test_every_log_action_is_documented() -> None:
 
 
 def test_every_worker_error_is_documented_with_how_it_ends() -> None:
-    """Likewise its errors, each with its own exit code or HTTP status, or as retried."""
+    """And its errors, each with its own exit code or HTTP status, or as retried."""
     documented = rows("errors.md", "## Worker")
     known = errors(worker.errors)
     assert set(documented) == set(known)
@@ -262,7 +262,7 @@ def test_every_worker_error_is_documented_with_how_it_ends() -> None:
 
 
 def test_every_publisher_error_is_documented_with_its_code() -> None:
-    """Likewise the publisher's, each with the code its summaries use."""
+    """And the publisher's, each with the code its summaries use."""
     documented = rows("errors.md", "## Publisher")
     known = errors(publisher.errors)
     assert set(documented) == set(known)
@@ -285,19 +285,41 @@ def test_an_error_is_followed_by_its_kinds(part: str, module: ModuleType) -> Non
     assert found
 
 
+def quoted() -> dict[str, str]:
+    """Our own texts on the page of errors, each with the cell that says what it comes with."""
+    page = (DOCS / "errors.md").read_text().partition("\n## What is printed\n")[2]
+    ours = page.partition("\n## Words of others\n")[0]
+    return dict(re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", ours, re.MULTILINE))
+
+
 def test_the_page_of_errors_quotes_what_is_printed() -> None:
     """Each text in a first column, but those of other programs and scripts, is one that our code can print; … is a value."""
-    page = (DOCS / "errors.md").read_text().partition("\n## Texts that need more words\n")[2]
-    ours = page.partition("\n## Words of others\n")[0]
-    quoted = re.findall(r"^\| `([^`]+)` \|", ours, re.MULTILINE)
-    assert len(quoted) >= 10
+    texts = quoted()
+    assert len(texts) >= 180
     printed = texts_of("worker", "publisher")
     unknown = [
         text
-        for text in quoted
+        for text in texts
         if not any(re.search(".*".join(map(re.escape, text.split("…"))), whole, re.DOTALL) for whole in printed)
     ]
     assert not unknown
+
+
+def test_each_quoted_text_names_its_error_or_action() -> None:
+    """A text comes with a class of errors or a log action; no kind of error and no action of severity ERROR is left out."""
+    known = errors(worker.errors) | errors(publisher.errors)
+    logged = rows("log.md", "## Actions") | rows("log.md", "## The gateway")
+    named = set()
+    for text, cell in quoted().items():
+        names = re.findall(r"`([^`]+)`", cell)
+        assert names or re.fullmatch(r"exit \d", cell), f"{text}: {cell}"
+        named.update(names)
+    assert named <= set(known) | set(logged)
+    kinds = {name for name, kind in known.items() if not kind.__subclasses__()}  # those with kinds of their own are roots
+    assert kinds <= named
+    severe = {action for action, cells in logged.items() if "ERROR" in cells[0]}
+    assert len(severe) >= 10
+    assert severe <= named
 
 
 def texts_of(*packages: str) -> set[str]:

@@ -280,7 +280,7 @@ def test_a_project_that_cannot_be_seen_is_not_destroyed(programs: Path) -> None:
     command, variables = [str(DEPLOY / "destroy.sh"), "acmee", "europe-west1"], {"PATH": str(programs), "YES": "1"}
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "there is no project 'acmee' that this login may see: mend PROJECT" in done.stderr
+    assert "there is no project 'acmee' that this login may see: correct PROJECT" in done.stderr
 
 
 def test_make_hands_on_its_settings() -> None:

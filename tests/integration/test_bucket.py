@@ -47,7 +47,7 @@ def test_swap_read_and_delete(bucket: Bucket) -> None:
 def test_a_missing_bucket_is_named(fake_gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing to a bucket that does not exist says so, and what to do."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake_gcs.url)
-    with pytest.raises(StoreMissing, match="no such bucket; create it, or mend REPLICA_URL"):
+    with pytest.raises(StoreMissing, match="no such bucket; create it, or correct REPLICA_URL"):
         asyncio.run(Bucket("nowhere", "x").write("a", b"1", if_generation=0, timeout=TIMEOUT))
 
 

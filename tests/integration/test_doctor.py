@@ -150,7 +150,7 @@ def test_a_socket_that_is_not_enabled_is_refused(place: Place, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("url", "said", "step"),
     [
-        ("gs://nowhere/store", "no such bucket", "create it, or mend REPLICA_URL"),
+        ("gs://nowhere/store", "no such bucket", "create it, or correct REPLICA_URL"),
         ("gs://users/stroe", "there is no lease.json at gs://users/stroe", "run `python -m worker init` once"),
     ],
 )

@@ -36,7 +36,7 @@ writes stands below doctor/ under the prefix, and is deleted at the end. It take
   python -m worker doctor --quick   without requests; `serve` does this at its start
   python -m worker doctor --json    for machines
 
-verdicts: ok; note, nothing to do; warning, safe but to be mended; refused, unsafe or not working
+verdicts: ok; note, nothing to do; warning, safe but to be fixed; refused, unsafe or not working
 
 exit codes: 0 nothing is refused, 1 something is; docs/doctor.md says what each line means
 """

@@ -47,7 +47,7 @@ effect stays open. What is stored is overwritten by a conflict alone, and only w
 """
 _DISCARD: Final = "Give messages up: they stay without effect, however often they come."
 _EXPORT: Final = """\
-Write rejections as JSON Lines to FILE, which does not exist yet, or to standard output (-). Mend the lines, publish them
+Write rejections as JSON Lines to FILE, which does not exist yet, or to standard output (-). Correct the lines, publish them
 with `python -m publisher load FILE`, and discard the rejections.
 """
 
@@ -215,7 +215,7 @@ async def _discard(service: Service, options: Options) -> int:
     return await _resolve(service, options, service.discard, ids)
 
 
-@command.command("export", cls=Command, help=_EXPORT, short_help="write them to a file that can be mended and loaded")
+@command.command("export", cls=Command, help=_EXPORT, short_help="write them to a file that you correct and load")
 @url_option
 @click.argument("file", metavar="FILE", type=parameters.PATH)
 @_resolved
@@ -242,7 +242,9 @@ async def _export(service: Service, options: Options) -> int:
     elif options.json:
         print(json.dumps({"exported": count, "file": str(options.file)}))
     else:
-        print(f"{count:,} exported; mend {options.file}, then: python -m publisher load {options.file} --rejects rest.jsonl")
+        print(
+            f"{count:,} exported; correct {options.file}, then: python -m publisher load {options.file} --rejects rest.jsonl"
+        )
         print(f"and at last: python -m worker rejections discard --file {options.file} --except rest.jsonl")
     return 0
 
@@ -282,7 +284,7 @@ async def _in_file(service: Service, options: Options) -> list[str]:
 
 
 def _exported(path: Path) -> list[str]:
-    """The message ids of the lines that `export` wrote, mended or not, each once."""
+    """The message ids of the lines that `export` wrote, corrected or not, each once."""
     ids: dict[str, None] = {}
     try:
         with path.open("rb") as file:

@@ -79,7 +79,7 @@ class Settings:
         "",
         "File with the password of `DATABASE_URL`. It is read at each connection.",
         unit="path",
-        why="A mounted secret: a variable is seen by whoever may look at the service's settings.",
+        why="A mounted secret: everyone who may look at the service's settings sees a variable.",
     )
     erased_url: str = _setting(
         "ERASED_URL",
@@ -132,8 +132,8 @@ class Settings:
     events: str = _setting(
         "EVENTS",
         "worker.events.users",
-        "The Python modules that declare events, divided by commas; see docs/events.md. The folder of a module of your own "
-        "must be in PYTHONPATH. A message that names no event is a `user.created`.",
+        "The Python modules that declare events, divided by commas; see docs/events.md. PYTHONPATH must have the folder "
+        "that holds a module of your own. A message that names no event is a `user.created`.",
         unit="modules",
         why="The users of the service that this one replaces.",
     )

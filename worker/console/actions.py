@@ -55,7 +55,7 @@ class Actions:
         """Each form's name and handler."""
         return {
             "retry": self._retry,
-            "mend": self._mend,
+            "correct": self._correct,
             "discard": self._discard,
             "export": self._export,
             "drill": self._drill,
@@ -73,11 +73,11 @@ class Actions:
             return self._resolved(message_id, await self._context.service.retry(message_id))
         return self._start_each("retry", form, self._context.service.retry)
 
-    async def _mend(self, form: dict[str, str]) -> str:
+    async def _correct(self, form: dict[str, str]) -> str:
         message_id = form.get("id", "")
         text = form.get("data", "").replace("\r\n", "\n")
         if not text.strip():
-            raise WrongFormError("the mended message is empty; write the message as it should have been")
+            raise WrongFormError("the corrected message is empty; write the message as it should have been")
         return self._resolved(message_id, await self._context.service.retry(message_id, text.encode()))
 
     async def _discard(self, form: dict[str, str]) -> Response | str:

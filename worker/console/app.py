@@ -6,7 +6,7 @@ GET  /bucket               restore points and the latest drill: this lists the b
 GET  /rejections           a page of them: ?reason=&after=
 GET  /rejection            one, whole: ?id=
 POST /retry, /discard      one (id), or all of a reason (reason); discarding needs their number, typed
-POST /mend                 retry one with its data as it was mended
+POST /correct              retry one with corrected data
 POST /export               a file of one, or of all of a reason
 POST /drill, /doctor       run it, as a job
 POST /recover, /replay, /break, /erase    what it would do, and its command; none of them is done here

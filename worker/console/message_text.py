@@ -15,8 +15,8 @@ SHOWN_MAX: Final = 20_000
 """Characters of one text on a page; the command beside it shows all."""
 FIELDS_MAX: Final = 100
 """Fields of a message that are listed one by one."""
-MENDED_MAX: Final = 100_000
-"""Longest message, in characters, that can be mended on the page."""
+EDITED_MAX: Final = 100_000
+"""Longest message, in characters, that can be corrected on the page."""
 _PICTURES: Final = 0x2400  # Unicode's pictures of the control characters, in their order
 _DELETE: Final = 0x7F
 _KEPT: Final = "\n\t"
@@ -34,13 +34,13 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A message on the page. `fields` is empty where it is no JSON object, `mendable` where its text can be edited here."""
+    """A message on the page. `fields` is empty where it is no JSON object, `editable` where its text can be edited here."""
 
     text: str
     cut: bool
     fields: list[Field]
     more_fields: int
-    mendable: str | None
+    editable: str | None
 
 
 def visible(text: str) -> str:
@@ -85,7 +85,7 @@ def shown(data: bytes, stored: Mapping[str, Any] | None, detail: str) -> Shown:
         cut=len(text) > SHOWN_MAX,
         fields=fields if found is not None or stored is not None else [],
         more_fields=max(0, len(names) - FIELDS_MAX),
-        mendable=_mendable(data),
+        editable=_editable(data),
     )
 
 
@@ -126,9 +126,9 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _mendable(data: bytes) -> str | None:
+def _editable(data: bytes) -> str | None:
     """The text as it can be put into a form and comes back as it was; None if it is too long, or is no such text."""
-    if len(data) > MENDED_MAX:
+    if len(data) > EDITED_MAX:
         return None
     try:
         text = data.decode()

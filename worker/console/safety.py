@@ -31,7 +31,7 @@ HEADERS: Final = {
     "cache-control": "no-store",
 }
 FORM_MAX_BYTES: Final = 1_000_000
-"""Longest form: a mended message of 100,000 characters, each escaped as several."""
+"""Longest form: a corrected message of 100,000 characters, each escaped as several."""
 TOKEN: Final = "token"
 HEALTH: Final = "/healthz"
 """The path that a platform's probe asks. It says nothing, so it is not checked."""

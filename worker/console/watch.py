@@ -1,7 +1,8 @@
 """The console's look at the service: one for all who have the page open, and at the bucket only where the service is silent.
 
-A page that is open asks every five seconds. The service is asked at most every second, whoever looks. `lease.json` is read
-at most every quarter of a minute, and only while the service does not answer: a healthy service costs the bucket nothing.
+A page that is open asks every five seconds. The service is asked at most every second, however many pages are open.
+`lease.json` is read at most every quarter of a minute, and only while the service does not answer: a healthy service costs
+the bucket nothing.
 """
 
 import asyncio

@@ -414,7 +414,7 @@ class Durability:
 
 
 def refuse_unusable(error: peewee.PeeweeException, url: str) -> None:
-    """Raise what no waiting mends: a database or user that is not there, or a wrong password.
+    """Raise what waiting does not change: a database or user that is not there, or a wrong password.
 
     Raises:
         ConfigError: It is one of these.
@@ -426,5 +426,5 @@ def refuse_unusable(error: peewee.PeeweeException, url: str) -> None:
         sign in text for sign in ("password authentication failed", "does not exist", "no pg_hba.conf")
     ):
         raise ConfigError(
-            f"DATABASE_URL is {without_secrets(url)}, and PostgreSQL refuses it: {text}; mend the address or the rights"
+            f"DATABASE_URL is {without_secrets(url)}, and PostgreSQL refuses it: {text}; correct the address or the rights"
         )

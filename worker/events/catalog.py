@@ -362,7 +362,9 @@ def _imported(name: str) -> Any:
     except EventError as error:
         raise EventError(f"{name}: {error}") from None
     except ImportError as error:
-        raise EventError(f"{name} cannot be imported: {error}; put its folder into PYTHONPATH, or install it") from None
+        raise EventError(
+            f"{name} cannot be imported: {error}; put the folder that holds it into PYTHONPATH, or install it"
+        ) from None
     except Exception as error:
         raise EventError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
     events = getattr(module, "EVENTS", None)

@@ -5,9 +5,9 @@ A row is created by the first message of its key. What a later message does is i
     keep     the row stays. The same content: `exists`. Other content: `conflict`, kept as a rejection with both sides.
     newest   the message of the newest version wins, in whatever order they come: `updated`, or `stale`.
 
-The version of a row is known once a `newest` event has written it. What a `keep` event creates is older than each of them,
-so its messages do not undo a correction that overtook them: they are `stale`, and give only what no update sets. Two of
-them that disagree on that are a conflict, whether the correction comes before or after.
+The version of a row is known once a `newest` event has written it. A message of a `keep` event that is not of a later
+version does not undo a correction that overtook it: it is `stale`, and gives only what no update sets. Two of them that
+disagree on that are a conflict, whether the correction comes before or after.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -214,7 +214,7 @@ class Writer:
         except Exception as error:
             if not self._engine.blames_row(error):
                 raise
-            # Delivered again it would be refused again: kept, it can be retried once the cause is mended (INV-6).
+            # Delivered again it would be refused again: kept, it can be retried once the cause is gone (INV-6).
             log.exception("the database refused a valid row", extra={"action": "writer.not_storable"})
             text = f"the database refused the row: {type(error).__name__}; the log says why"
         return self._write([structs.replace(entry, content=Problem(NOT_STORABLE, text, entry.content.subject))])

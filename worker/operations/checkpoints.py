@@ -98,7 +98,7 @@ async def take(queue: Queue, store: Objects, name: str, *, timeout: float) -> Ch
 
     Raises:
         QueueError: There is no snapshot; after `QueueUnavailable` there may be one, which `listed` shows.
-        StoreError: There may be a snapshot, and no record; likewise.
+        StoreError: There may be a snapshot, and no record; `listed` shows it.
         NotInReplica: The store is empty. Nothing was done.
     """
     wanted = snapshot_name(queue.subscription, name)
@@ -177,7 +177,8 @@ async def find(store: Objects, name: str, *, timeout: float) -> Checkpoint:
 
     Raises:
         QueueMissing: There is none of that name.
-        RecordInvalid: As for `read`; `StoreError` likewise.
+        RecordInvalid: As for `read`.
+        StoreError: As for `read`.
     """
     found = await read(store, name, timeout=timeout) if _NAME.fullmatch(name) else None
     if found is None:

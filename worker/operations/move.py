@@ -51,7 +51,9 @@ async def move(settings: Settings, store: Objects, catalog: Catalog, server: Ser
 
     Raises:
         MoveFailed: The target holds rows already, or the copy is not the same; nothing was kept.
-        StoreError: The bucket did not answer, or refused; likewise NotInReplica and RestoreFailed.
+        StoreError: The bucket did not answer, or refused.
+        NotInReplica: The bucket does not hold its newest state.
+        RestoreFailed: That state could not be restored.
     """
     began = datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="solowriter-move-") as scratch:

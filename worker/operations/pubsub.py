@@ -273,7 +273,7 @@ def _translate(what: str) -> Iterator[None]:
     except (api.FailedPrecondition, api.InvalidArgument) as error:
         if what.startswith("seek "):
             raise NotSeekable(f"{what}: {error.message}; choose another snapshot or subscription") from error
-        raise QueueRefused(f"{what}: {error.message}; mend what it says of this") from error
+        raise QueueRefused(f"{what}: {error.message}; correct what it names") from error
     except api.AlreadyExists as error:
         raise QueueRefused(f"{what}: there is a snapshot of that name; choose another with --name") from error
     except api.ResourceExhausted as error:

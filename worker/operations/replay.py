@@ -108,7 +108,8 @@ async def plan(queue: Queue, service: FollowedService, to: datetime | str, *, no
         NotSeekable: The subscription cannot be sought there.
         QueueMissing: There is no such subscription or snapshot.
         QueueError: Pub/Sub did not answer, or refused.
-        ServiceUnreachable: The service does not answer; `ServiceRefused` likewise.
+        ServiceUnreachable: The service does not answer.
+        ServiceRefused: It refuses.
     """
     subscription = await queue.look()
     expires = None

@@ -66,8 +66,8 @@ async def restore(
     Raises:
         NotInReplica: The bucket does not hold that state.
         RestoreFailed: The file is there already, or the state could not be restored; there is no file then.
-        StoreError: The bucket did not answer, or refused; likewise.
-        OSError: The disk is full or cannot be written, which says nothing about the state; likewise.
+        StoreError: The bucket did not answer, or refused; there is no file then.
+        OSError: The disk is full or cannot be written, which says nothing about the state; there is no file then.
     """
     _check(output)
     with restoring.scratch_folder(".restored-", output.parent) as scratch:

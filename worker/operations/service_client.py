@@ -216,7 +216,7 @@ def _content(answer: httpx.Response) -> Any:
 
 
 def line(rejection: Mapping[str, Any]) -> bytes:
-    """One rejection as a line that `python -m publisher load` reads once it is mended.
+    """One rejection as a line that `python -m publisher load` reads once it is corrected.
 
     A message that is a JSON object keeps its fields. A user to create who states no `created_at` gets the publish time, so
     that the corrected message gives the row that the first one would have given. Anything else becomes an object without

@@ -286,7 +286,7 @@ def _translate(what: str) -> Iterator[None]:
     except api.PreconditionFailed as error:
         raise Mismatch(f"{what}: the object has changed since it was read") from error
     except api.NotFound as error:
-        raise StoreMissing(f"{what}: no such bucket; create it, or mend REPLICA_URL") from error
+        raise StoreMissing(f"{what}: no such bucket; create it, or correct REPLICA_URL") from error
     except (api.Unauthorized, api.Forbidden) as error:
         raise StoreDenied(
             f"{what}: {error.message}; give this service account roles/storage.objectUser on the bucket"

@@ -43,7 +43,7 @@ class Child:
             command: The program's path and its arguments.
             environment: All of its variables.
             on_error: Given what it writes to its standard error, piece by piece, on a thread; an empty piece is the end.
-            on_output: Likewise for its standard output; None: it has this process's.
+            on_output: The same for its standard output; None: it has this process's.
 
         Raises:
             OSError: It cannot be started, or not within ten seconds.

@@ -118,7 +118,7 @@ class Generation:
         Raises:
             RestoreFailed: There is a live generation and it could not be restored.
             SyncUnavailable: The bucket did not take the full copy in time. The old generation stays live.
-            StoreUnavailable: The seal, the manifest or the record could not be written in time; likewise.
+            StoreUnavailable: The seal, the manifest or the record was not written in time. The old generation stays live.
         """
         file = self._database
         if connections.clear(file):
@@ -140,7 +140,8 @@ class Generation:
             base_txid: The transaction it ends at.
 
         Raises:
-            SyncUnavailable: As for `begin`; likewise `StoreUnavailable`. What was live stays live.
+            SyncUnavailable: As for `begin`. What was live stays live.
+            StoreUnavailable: As for `begin`. What was live stays live.
         """
         database_file = self._database
         connections.clear(database_file)

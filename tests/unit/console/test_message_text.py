@@ -26,7 +26,7 @@ def test_a_long_text_is_cut_and_says_so() -> None:
     found = shown(json.dumps({"note": "x" * 1_000_000}).encode(), None, "")
     assert found.cut
     assert len(found.text) < SHOWN_MAX + 100
-    assert found.mendable is None
+    assert found.editable is None
     assert "more characters" in (found.fields[0].message or "")
     assert cut("short") == "short"
 
@@ -49,6 +49,6 @@ def test_the_differing_fields_are_marked_for_any_table() -> None:
 
 
 @pytest.mark.parametrize("data", [b"\xff{}", b'{"a": "\x00"}', b"x" * 100_001])
-def test_what_a_form_would_change_is_not_mended_on_the_page(data: bytes) -> None:
-    """What is no text, what a form drops, and what is too long, is mended in a file."""
-    assert shown(data, None, "").mendable is None
+def test_what_a_form_would_change_is_not_edited_on_the_page(data: bytes) -> None:
+    """What is no text, what a form drops, and what is too long, is corrected in a file."""
+    assert shown(data, None, "").editable is None

@@ -80,7 +80,7 @@ def test_a_form_without_our_token_is_refused() -> None:
 
 def test_a_form_is_bounded() -> None:
     """A body over a megabyte is not read to its end (INV-7)."""
-    answer = ask("POST", "/mend", headers={"origin": f"http://{HOST}"}, content=b"token=" + b"x" * 1_000_001)
+    answer = ask("POST", "/correct", headers={"origin": f"http://{HOST}"}, content=b"token=" + b"x" * 1_000_001)
     assert answer.status_code == 400
     assert "over 1,000,000 bytes" in answer.text
 

@@ -77,7 +77,10 @@ USING = "from worker.events.users import EVENTS\n"
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("import nowhere", "acme_events cannot be imported: No module named 'nowhere'; put its folder into PYTHONPATH"),
+        (
+            "import nowhere",
+            "acme_events cannot be imported: No module named 'nowhere'; put the folder that holds it into PYTHONPATH",
+        ),
         ("1 / 0", "acme_events cannot be imported: ZeroDivisionError: division by zero"),
         ("EVENTS = []", "acme_events declares no events: it must have a list EVENTS of worker.events.declaration.Event"),
         ("from worker.events.users import *\nEVENTS = [User]", "acme_events declares no events"),

@@ -243,7 +243,7 @@ def _check_store(service: Service, request: Request) -> None:
     meant = request.headers.get(paths.STORE_HEADER)
     if meant and meant != service.store:
         raise WrongStore(
-            f"this service serves {service.store}, and the request is for {meant}; mend REPLICA_URL or SERVICE_URL"
+            f"this service serves {service.store}, and the request is for {meant}; correct REPLICA_URL or SERVICE_URL"
         )
 
 

@@ -33,7 +33,7 @@ async def examine(environ: Mapping[str, str], *, quick: bool = False) -> list[Fi
     try:
         settings = config.load({name: value for name, value in environ.items() if name not in config.WORKER_COUNTS})
     except ConfigError as error:
-        step = "mend it: docs/configuration.md has each setting and how the limits nest; the other checks need them"
+        step = "correct it: docs/configuration.md has each setting and how the limits nest; the other checks need them"
         return [refused("settings", str(error), step), workers, doctor_quick.sqlite()]
     findings = [*doctor_quick.limits(settings), workers]
     if settings.many_writers:

@@ -45,7 +45,7 @@ def note(check: str, found: str, next_step: str = "") -> Finding:
 
 
 def warning(check: str, found: str, next_step: str) -> Finding:
-    """Safe, but to be mended."""
+    """Safe, but to be fixed."""
     return Finding("warning", check, found, next_step)
 
 

@@ -65,13 +65,13 @@ async def running_version(binary: Path) -> Finding:
             str(binary), "version", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
         )
     except OSError as error:
-        return refused("litestream version", f"{binary} does not run: {error}", f"mend LITESTREAM_BIN; {_INSTALL}")
+        return refused("litestream version", f"{binary} does not run: {error}", f"correct LITESTREAM_BIN; {_INSTALL}")
     try:
         async with asyncio.timeout(_VERSION_SECONDS):
             output, _ = await process.communicate()
     except TimeoutError:
         found = f"`{binary} version` did not end within {_VERSION_SECONDS:g} s"
-        return refused("litestream version", found, f"mend LITESTREAM_BIN; {_INSTALL}")
+        return refused("litestream version", found, f"correct LITESTREAM_BIN; {_INSTALL}")
     finally:
         if process.returncode is None:
             process.kill()
@@ -79,7 +79,7 @@ async def running_version(binary: Path) -> Finding:
     said = output.decode(errors="replace").strip()[:100]
     if process.returncode != 0:
         found = f"`{binary} version` ended with {process.returncode}: {said!r}"
-        return refused("litestream version", found, f"mend LITESTREAM_BIN; {_INSTALL}")
+        return refused("litestream version", found, f"correct LITESTREAM_BIN; {_INSTALL}")
     match = re.fullmatch(r"v?(\d+)\.(\d+)\.(\d+)", said)
     return judge(tuple(map(int, match.groups())) if match else None, f"`{binary} version` says {said!r}")
 

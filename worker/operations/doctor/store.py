@@ -24,7 +24,7 @@ from worker.replica import restoring
 SCRATCH: Final = "doctor/"
 """Below the store's prefix: everything the doctor writes."""
 _SKEW_SECONDS_MAX: Final = 5.0
-"""A clock that differs by more is worth mending; see `clock`."""
+"""A clock that differs by more should be set; see `clock`."""
 
 _UNSAFE: Final = (
     "do not serve from this store: two instances could both hold the lease. Use Cloud Storage itself, or an emulator "
@@ -245,6 +245,6 @@ def clock(updated: datetime | None, began: datetime, ended: datetime) -> Finding
         return warning(
             "clock",
             f"this machine's clock is {abs(skew):.1f} s {'behind' if skew > 0 else 'ahead of'} the bucket's",
-            "mend the time service (NTP). No acknowledgement depends on it (INV-2), but restores to a time and expiry do",
+            "repair the time service (NTP). No acknowledgement depends on it (INV-2), but restores to a time and expiry do",
         )
     return ok("clock", f"within {_SKEW_SECONDS_MAX:g} s of the bucket's")
