@@ -109,8 +109,9 @@ _servers: list[_Server] = []  # guarded by _lock
 
 
 def install() -> None:
-    """From now on subprocess starts our modules warm."""
-    subprocess.Popen = WarmPopen  # type: ignore[misc]
+    """From now on subprocess starts our modules warm, on Linux; elsewhere it starts each as it is."""
+    if sys.platform == "linux":
+        subprocess.Popen = WarmPopen  # type: ignore[misc]
 
 
 def _server() -> _Server:
