@@ -440,17 +440,20 @@ class PubSub:
             request_serializer=request.SerializeToString,
             response_deserializer=response.FromString,
         )(metadata=self._metadata)
-        keeping = asyncio.create_task(_keep_alive(call, request()), name="keep-alive of a stream")
+        keeping: asyncio.Task[None] | None = None
         try:
             with _translated(self._name):
                 with contextlib.suppress(asyncio.InvalidStateError):  # it has ended already; reading says why
                     await call.write(first)
+                # Not before: two writes at once are an error, and the first request must name the subscription.
+                keeping = asyncio.create_task(_keep_alive(call, request()), name="keep-alive of a stream")
                 yield ()
                 async for each in call:
                     if each.received_messages:
                         yield [(one.ack_id, _delivery(one, self._name)) for one in each.received_messages]
         finally:
-            keeping.cancel()
+            if keeping is not None:
+                keeping.cancel()
             call.cancel()
 
     async def acknowledge(self, ids: Sequence[str]) -> None:
