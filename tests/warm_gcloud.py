@@ -26,6 +26,8 @@ from pathlib import Path
 _CLIENT = """\
 #!{python} -ES
 import array, json, os, socket, sys
+if "emulators" in sys.argv:  # it runs until a signal ends it, which must reach it and not this client
+    os.execv({gcloud!r}, [{gcloud!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 server.connect({path!r})
 asked = json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]).encode()
@@ -52,7 +54,7 @@ def warm_gcloud(folder: Path) -> Iterator[str]:
     path = folder / "gcloud.socket"
     client = folder / "bin" / "gcloud"
     client.parent.mkdir()
-    client.write_text(_CLIENT.format(python=python, path=str(path)))
+    client.write_text(_CLIENT.format(python=python, path=str(path), gcloud=found))
     client.chmod(0o755)
     server = subprocess.Popen(
         [python, "-S", __file__, str(root), str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
