@@ -211,6 +211,10 @@ class Event:
             # msgspec does not look at the encoding of the fields it skips.
             data.decode("utf-8")
             content = self._decoder.decode(data)
+            if b"\\u" in data:  # only an escape can spell a NUL
+                _check_text(content)
+        except MessageError:
+            raise
         except UnicodeDecodeError as error:
             raise MessageError(Reason.NOT_UTF8, f"data must be UTF-8 text; byte {error.start} is not") from None
         except RecursionError:
@@ -219,8 +223,9 @@ class Event:
             raise self._refusal(error) from None
         except msgspec.DecodeError as error:
             raise MessageError(Reason.NOT_JSON, f"data must be a JSON object: {error}") from None
-        if b"\\u" in data:  # only an escape can spell a NUL
-            _check_text(content)
+        except Exception as error:  # a check or a default of the class's own: its text may name a value (INV-6)
+            detail = f"a check of {self.content.__name__} failed: {type(error).__name__}"
+            raise MessageError(Reason.OUT_OF_RANGE, detail) from error
         return content
 
     def build(self, fields: Mapping[str, Any]) -> msgspec.Struct:

@@ -1,5 +1,6 @@
 """A declaration: what cannot work is refused at once, and what a message may be follows from its fields."""
 
+import contextlib
 import datetime
 import enum
 import json
@@ -224,6 +225,44 @@ def test_of_a_large_message_one_unknown_field_is_enough() -> None:
     large = {"order_id": "1", "customer": "x" * 70_000, "first": 1, "second": [[]] * 1000}
     assert PLACED.unknown_fields(json.dumps(large).encode()) == ["first"]
     assert PLACED.unknown_fields(json.dumps(large | {"first": 1}).replace("first", "a@b").encode()) == [UNREADABLE_NAME]
+
+
+class Checked(msgspec.Struct):
+    """Its own check looks something up, and its default divides."""
+
+    order_id: str
+    total: Any = msgspec.field(default_factory=lambda: 1 // 0)
+
+    def __post_init__(self) -> None:
+        """Look up what is not there."""
+        raise KeyError(self.order_id)
+
+
+@pytest.mark.parametrize("data", [b'{"order_id":"s3cret"}', b'{"order_id":"s3cret","total":1}'])
+def test_whatever_a_class_raises_its_message_fails_alone(data: bytes) -> None:
+    """INV-6: msgspec passes on what is neither a ValueError nor a TypeError. Answered 500, it would come again for ever."""
+    with pytest.raises(MessageError, match=r"a check of Checked failed: (KeyError|ZeroDivisionError)") as caught:
+        declared(content=Checked).decode(data)
+    assert (caught.value.reason, "s3cret" in caught.value.detail) == (Reason.OUT_OF_RANGE, False)
+
+
+class Anything(msgspec.Struct):
+    """Holds any JSON."""
+
+    order_id: str
+    extra: Any = None
+
+
+def test_any_depth_is_read_or_refused() -> None:
+    """Also where msgspec still reads a value, and the search for a NUL in it does not reach its end."""
+    event = declared(content=Anything)
+    read = set()
+    for depth in range(100, 1200):
+        with contextlib.suppress(MessageError):
+            event.decode(b'{"order_id":"\\u0041","extra":%s}' % (b"[" * depth + b"]" * depth))
+            read.add(depth)
+    assert 100 in read
+    assert 1199 not in read
 
 
 class Strict(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
