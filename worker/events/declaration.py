@@ -41,8 +41,8 @@ WhenThere = Literal["keep", "newest"]
 """What a message does whose row is there: the row stays as it is, or the newest version of it wins."""
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
-_PATH: Final = re.compile(r"`\$\.(\w+)([^`]*)`")
-_MISSING: Final = re.compile(r"missing required field `(\w+)`")
+_PATH: Final = re.compile(r"`\$\.([^`]+)`")
+_MISSING: Final = re.compile(r"missing required field `([^`]+)`")
 _UNKNOWN: Final = re.compile(r"unknown field `(.*)`", re.DOTALL)
 _NAMES_READ_MAX: Final = 65_536
 """Longest message, in bytes, whose unknown fields are all looked for; of a longer one the first is enough (INV-7)."""
@@ -297,14 +297,15 @@ class Event:
         if unknown := _UNKNOWN.search(text.partition(" - at `$")[0]):  # by a class that forbids them
             return MessageError(Reason.UNKNOWN_FIELD, f"field {_plain(unknown[1])} is unknown to {self.name}")
         path, missing = _PATH.search(text), _MISSING.search(text)
-        if path is None and missing is not None:
+        if path is None and missing is not None and missing[1] in self.fields:
             name = missing[1]
             return MessageError(Reason.MISSING_FIELD, f"{name} is missing; it must be {self.fields[name]}", name)
-        if path is None or path[1] not in self.fields:
+        name = "" if path is None else self._named(path[1])
+        if path is None or not name:
             if text.startswith("Expected `object`"):
                 return MessageError(Reason.NOT_AN_OBJECT, f"data must be a JSON object{self._with_required()}")
             return MessageError(Reason.OUT_OF_RANGE, text)  # the text of a check of the class's own
-        name, inner = path[1], path[2]
+        inner = path[1].removeprefix(name)
         if missing is not None:
             return MessageError(Reason.MISSING_FIELD, f"{name}{inner} has no {missing[1]}, which is required", name)
         limits = " <" in text or " >" in text or " of length" in text or " matching " in text or "multiple" in text
@@ -313,6 +314,10 @@ class Event:
         if inner and text.startswith("Expected"):  # the text names types and places, and no values
             return MessageError(reason, f"{name}{inner}: {text.partition(' - at ')[0]}", name)
         return MessageError(reason, f"{name} must be {self.fields[name]}", name)
+
+    def _named(self, path: str) -> str:
+        """The field that a path begins with; empty if it is none. A name may hold what divides a path: `order-id`, `a.b`."""
+        return max((name for name in self.fields if re.match(rf"{re.escape(name)}(?=[.\[]|\Z)", path)), key=len, default="")
 
     def _with_required(self) -> str:
         return f" with {' and '.join(self.required)}" if self.required else ""

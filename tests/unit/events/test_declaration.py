@@ -13,7 +13,7 @@ import pytest
 from msgspec import Meta
 from peewee import BigIntegerField, CompositeKey, Model, TextField, UUIDField
 
-from tests.unit.events.orders import PLACED, Order, OrderPlaced
+from tests.unit.events.orders import PLACED, Line, Order, OrderPlaced
 from worker.events.declaration import UNREADABLE_NAME, Event, EventError, MessageError, Reason
 
 
@@ -292,6 +292,31 @@ def test_a_class_may_forbid_unknown_fields_itself() -> None:
             Reason.UNKNOWN_FIELD,
             f"field {shown} is unknown to order.placed",
         )
+
+
+class Kebab(msgspec.Struct, rename="kebab"):
+    """Its fields' names in JSON are no words of one piece."""
+
+    order_id: str
+    the_kind: Literal["x", "y"] = "x"
+    the_lines: list[Line] = []
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "detail"),
+    [
+        (b"{}", Reason.MISSING_FIELD, "order-id is missing; it must be a string"),
+        (b'{"order-id":1}', Reason.WRONG_TYPE, "order-id must be a string"),
+        (b'{"order-id":"1","the-kind":"s3cret"}', Reason.OUT_OF_RANGE, "the-kind must be one of x, y"),
+        (b'{"order-id":"1","the-lines":[{}]}', Reason.MISSING_FIELD, "the-lines[0] has no sku, which is required"),
+        (b'{"order-id":"1","the-lines":[{"sku":1}]}', Reason.WRONG_TYPE, "the-lines[0].sku: Expected `str`, got `int`"),
+    ],
+)
+def test_a_name_of_several_words_is_a_name_like_others(data: bytes, reason: Reason, detail: str) -> None:
+    """The text names the field, and never the value that msgspec's own text has."""
+    with pytest.raises(MessageError) as caught:
+        declared(content=Kebab).decode(data)
+    assert (caught.value.reason, caught.value.detail) == (reason, detail)
 
 
 def test_a_field_is_known_by_its_name_in_json() -> None:
