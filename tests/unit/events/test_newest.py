@@ -101,6 +101,12 @@ def test_the_order_of_delivery_changes_nothing(store: Store, together: bool) -> 
     assert store.rows(Rejection) == []
 
 
+def test_a_message_without_a_version_is_older_than_a_negative_one(store: Store) -> None:
+    """As it is than every other: the order of delivery changes nothing."""
+    assert store.handle(placed("a", total=1), changed("b", -5, 2), placed("c", total=1)) == ["created", "updated", "stale"]
+    assert store.rows(Rejection) == []
+
+
 def test_an_older_version_is_stale_and_changes_nothing(store: Store) -> None:
     """Its receipt says so, and names whose it is."""
     assert store.handle(created(), updated("u2", 3000, "new")) == ["created", "updated"]
