@@ -16,7 +16,7 @@ address belongs in no log.
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -40,6 +40,9 @@ EVENT_TYPE_ATTRIBUTE: Final = "event_type"
 WhenThere = Literal["keep", "newest"]
 """What a message does whose row is there: the row stays as it is, or the newest version of it wins."""
 
+_INTEGERS: Final = ("INT", "BIGINT")
+_COLUMN_TEXTS: Final = ("TEXT", "VARCHAR")
+"""The types of columns, as Peewee's fields have them, that a key or a subject may have."""
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
 _PATH: Final = re.compile(r"`\$\.([^`]+)`")
 _MISSING: Final = re.compile(r"missing required field `([^`]+)`")
@@ -178,6 +181,11 @@ class Event:
         return {each.encode_name: _words(each.type) for each in _fields(self.content)}
 
     @functools.cached_property
+    def types(self) -> Mapping[str, Set[type[inspect.Type]]]:
+        """The types of values that each field takes, by name."""
+        return {each.encode_name: _types(each.type) for each in _fields(self.content)}
+
+    @functools.cached_property
     def kinds(self) -> Mapping[str, Literal["integer", "number", "text", "truth", "json"]]:
         """How the value of each field is written where everything is text, such as in a CSV, by name."""
         return {each.encode_name: _written(each.type) for each in _fields(self.content)}
@@ -185,8 +193,7 @@ class Event:
     @functools.cached_property
     def subject_is_number(self) -> bool:
         """Whether the subject is an integer; otherwise it is a text."""
-        kinds = [kind for each in _fields(self.content) if each.encode_name == self.subject for kind in _inner(each.type)]
-        return any(isinstance(kind, inspect.IntType) for kind in kinds)
+        return self.subject is not None and inspect.IntType in self.types[self.subject]
 
     @functools.cached_property
     def required(self) -> Sequence[str]:
@@ -350,7 +357,7 @@ def _check_model(event: Event) -> None:
         raise EventError(f"its model {event.model.__name__} has no primary key of one column")
     if key.name not in event.model.__dict__ or key.auto_increment:
         raise EventError(f"its model {event.model.__name__} must declare its primary key: the message says it")
-    if key.field_type not in ("INT", "BIGINT", "TEXT", "VARCHAR"):
+    if key.field_type not in (*_INTEGERS, *_COLUMN_TEXTS):
         raise EventError(f"its model's primary key {key.name} must be an integer or a text")
     if any(name != each.column_name for name, each in event.model._meta.fields.items()):
         raise EventError(f"a column of its model {event.model.__name__} must have the name of its field")
@@ -364,10 +371,22 @@ def _check_names(event: Event, fields: set[str]) -> None:
             raise EventError(
                 f"its subject {event.subject} is no column of {event.model.__name__}, and an erasure looks there"
             )
+        _check_subject(event, event.types[event.subject] - {inspect.NoneType}, event.subject)
     for name in event.unsaid:
         if name not in fields or name not in event.columns:
             raise EventError(f"unsaid names {name}, which is not both a field and a column")
     _check_updates(event, fields)
+
+
+def _check_subject(event: Event, types: Set[type[inspect.Type]], subject: str) -> None:
+    """An erasure looks for the one text or number that a subject is, in the list, in receipts and in the column."""
+    column = event.model._meta.fields[subject]
+    for kind, said, columns in ((inspect.IntType, "integer", _INTEGERS), (inspect.StrType, "text", _COLUMN_TEXTS)):
+        if types == {kind}:
+            if column.field_type not in columns:
+                raise EventError(f"its subject {subject} is of type {said}, and the column of that name is not")
+            return
+    raise EventError(f"its subject {subject} must be an integer, or a text, and it may be null")
 
 
 def _check_updates(event: Event, fields: set[str]) -> None:
@@ -375,6 +394,8 @@ def _check_updates(event: Event, fields: set[str]) -> None:
         raise EventError(f"when_there must be one of {', '.join(get_args(WhenThere))}")
     if event.version is not None and event.version not in fields:
         raise EventError(f"its version {event.version} is no field of {event.content.__name__}")
+    if event.version is not None and event.when_there == "newest" and event.types[event.version] != {inspect.IntType}:
+        raise EventError(f"its version {event.version} must be an integer, and not null: it orders the messages")
     if event.sets is not None and event.when_there == "keep":
         raise EventError("sets is for an event whose when_there is newest")
     for name in (*(event.sets or ()), *((event.gone,) if event.gone else ())):
@@ -409,8 +430,12 @@ def _inner(kind: inspect.Type) -> Iterator[inspect.Type]:
             yield from _inner(each)
 
 
+def _types(kind: inspect.Type) -> Set[type[inspect.Type]]:
+    return {type(each) for each in _inner(kind)} - {inspect.UnionType, inspect.Metadata}
+
+
 def _written(kind: inspect.Type) -> Literal["integer", "number", "text", "truth", "json"]:
-    kinds = {type(each) for each in _inner(kind)} - {inspect.NoneType, inspect.UnionType, inspect.Metadata}
+    kinds = _types(kind) - {inspect.NoneType}
     if kinds == {inspect.IntType}:
         return "integer"
     if kinds and kinds <= {inspect.FloatType, inspect.IntType}:

@@ -123,6 +123,32 @@ def test_what_cannot_work_is_refused_where_it_is_declared(changes: dict[str, Any
         declared(**changes)
 
 
+def with_field(kind: Any) -> type[msgspec.Struct]:
+    """The content of an order whose field `total` is of this type."""
+    return msgspec.defstruct("Odd", [("order_id", str), ("total", kind)])
+
+
+@pytest.mark.parametrize("kind", [str, bool, float, int | None, int | str, list[int], Any])
+def test_a_version_that_orders_nothing_is_refused(kind: Any) -> None:
+    """A text or a null would be older than every other version, and two of them a conflict."""
+    with pytest.raises(EventError, match="its version total must be an integer, and not null"):
+        declared(content=with_field(kind), when_there="newest", version="total")
+
+
+@pytest.mark.parametrize("kind", [int | str, float, bool, list[int], datetime.date, Literal[1], Any])
+def test_a_subject_that_an_erasure_would_not_find_is_refused(kind: Any) -> None:
+    """Of a field that is a number or a text, an erasure of the text would leave the rows."""
+    with pytest.raises(EventError, match="its subject total must be an integer, or a text, and it may be null"):
+        declared(content=with_field(kind), subject="total")
+
+
+def test_a_subject_and_its_column_are_of_one_type() -> None:
+    """PostgreSQL compares no text with a number."""
+    with pytest.raises(EventError, match="its subject total is of type text, and the column of that name is not"):
+        declared(content=with_field(str | None), subject="total")
+    declared(content=with_field(Annotated[int, Meta(ge=1)] | None), subject="total")
+
+
 class Size(enum.Enum):
     """Two sizes."""
 
