@@ -359,8 +359,11 @@ def _check_model(event: Event) -> None:
         raise EventError(f"its model {event.model.__name__} must declare its primary key: the message says it")
     if key.field_type not in (*_INTEGERS, *_COLUMN_TEXTS):
         raise EventError(f"its model's primary key {key.name} must be an integer or a text")
-    if any(name != each.column_name for name, each in event.model._meta.fields.items()):
-        raise EventError(f"a column of its model {event.model.__name__} must have the name of its field")
+    for name, each in event.model._meta.fields.items():
+        if name != each.column_name:
+            raise EventError(f"a column of its model {event.model.__name__} must have the name of its field")
+        if hasattr(Model, name):
+            raise EventError(f"its model {event.model.__name__} must have no field {name}: it hides what Peewee calls")
 
 
 def _check_names(event: Event, fields: set[str]) -> None:

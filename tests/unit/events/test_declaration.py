@@ -66,6 +66,13 @@ class Renamed(Model):
     customer = TextField(column_name="customer_id")
 
 
+class Hiding(Model):
+    """A table with a column of the name of a method of Peewee's models."""
+
+    order_id = TextField(primary_key=True)
+    select = TextField(null=True)
+
+
 class Array(msgspec.Struct, array_like=True):
     """Read from a JSON array."""
 
@@ -103,6 +110,7 @@ class Tagged(msgspec.Struct, tag="order"):
         ({"model": Numbered}, "Numbered must declare its primary key"),
         ({"model": Unusual}, "primary key order_id must be an integer or a text"),
         ({"model": Renamed}, "a column of its model Renamed must have the name of its field"),
+        ({"model": Hiding}, "its model Hiding must have no field select: it hides what Peewee calls"),
         ({"subject": "buyer"}, "its subject buyer is no field of OrderPlaced"),
         ({"subject": "express"}, "its subject express is no column of Order"),
         ({"unsaid": {"express": False}}, "unsaid names express, which is not both"),
