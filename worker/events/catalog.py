@@ -6,6 +6,7 @@ import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import contains
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Self
 
@@ -13,6 +14,7 @@ import msgspec
 from peewee import Model
 
 from worker.events.declaration import (
+    COLUMN_TYPES,
     EVENT_TYPE_ATTRIBUTE,
     MAX_INTEGER,
     MAX_KEY_BYTES,
@@ -73,6 +75,12 @@ class Table:
     def columns(self) -> Sequence[str]:
         """The names of the columns, in order."""
         return self.events[0].columns
+
+    @functools.cached_property
+    def types(self) -> Sequence[tuple[type, ...]]:
+        """What each column holds beside null."""
+        fields: Any = self.model._meta.sorted_fields
+        return [COLUMN_TYPES[each.field_type] for each in fields]
 
     @functools.cached_property
     def key(self) -> str:
@@ -155,7 +163,8 @@ def unknown_field(event: Event, name: str) -> str:
 class _Shape(NamedTuple):
     """What is looked at of each message of an event: read once, because it is on the main path."""
 
-    columns: int
+    types: Sequence[frozenset[type]]
+    """The types of values that each column takes."""
     key: str
     key_at: int
     key_type: type
@@ -292,13 +301,15 @@ class Catalog:
             log.exception("the row of a message cannot be made", extra={"action": "message.no_row"})
             detail = f"the row of {event.name} cannot be made: {type(error).__name__}; the log says why"
             raise MessageError(Reason.OUT_OF_RANGE, detail) from None
-        if len(row) != shape.columns:
-            raise MessageError(Reason.OUT_OF_RANGE, f"{event.name} makes {len(row)} values for {shape.columns} columns")
+        if len(row) != len(shape.types):
+            raise MessageError(Reason.OUT_OF_RANGE, f"{event.name} makes {len(row)} values for {len(shape.types)} columns")
         key: Any = row[shape.key_at]
         subject = None if shape.subject is None else getattr(fields, shape.subject)
         if type(key) is not shape.key_type or not isinstance(key, int | str):
             kind = "a text" if shape.key_type is str else "an integer"
             raise MessageError(Reason.WRONG_TYPE, f"{shape.key} must be {kind}", shape.key)
+        if False in map(contains, shape.types, map(type, row)):
+            _check_values(self.tables[event.table], row)
         if isinstance(key, str):
             _check_bytes(shape.key, key, MAX_KEY_BYTES)
         if subject is None or type(subject) is int:
@@ -318,7 +329,8 @@ class Catalog:
     def _shape(self, event: Event) -> _Shape:
         table = self.tables[event.table]
         subject = None if event.subject is None else event.attributes[event.subject]
-        return _Shape(len(table.columns), table.key, table.key_at, str if table.key_is_text else int, subject)
+        types = [frozenset((*each, type(None))) for each in table.types]
+        return _Shape(types, table.key, table.key_at, str if table.key_is_text else int, subject)
 
     def _table(self, name: str) -> Table:
         events = [event for event in self.events.values() if event.table == name]
@@ -341,6 +353,17 @@ class Catalog:
         if len(versions) > 1:
             raise EventError(f"{self.modules[first.name]}: the events of table {name} must be ordered by one version")
         return Table(name, first.model, events)
+
+
+def _check_values(table: Table, row: Sequence[Any]) -> None:
+    """Refuse a value of another type than its column's: SQLite takes any, and may give back another one."""
+    for name, types, value in zip(table.columns, table.types, row, strict=True):
+        right = isinstance(value, types) and (bool in types or not isinstance(value, bool))  # also an enumeration's text
+        if value is not None and not right:
+            said = " or ".join(each.__name__ for each in types)
+            raise MessageError(
+                Reason.WRONG_TYPE, f"the row's {name} is of type {type(value).__name__}, and not {said}", name
+            )
 
 
 def _check_bytes(name: str, text: str, most: int) -> None:

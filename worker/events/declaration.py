@@ -40,6 +40,20 @@ EVENT_TYPE_ATTRIBUTE: Final = "event_type"
 WhenThere = Literal["keep", "newest"]
 """What a message does whose row is there: the row stays as it is, or the newest version of it wins."""
 
+COLUMN_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    "SMALLINT": (int,),
+    "INT": (int,),
+    "BIGINT": (int,),
+    "CHAR": (str,),
+    "VARCHAR": (str,),
+    "TEXT": (str,),
+    "FLOAT": (float, int),
+    "DOUBLE": (float, int),
+    "BLOB": (bytes,),
+    "BOOL": (bool,),
+}
+"""The types of columns, as Peewee's fields have them, and the values that each holds beside null. Such a value comes back
+from either database as it went in, so that a later message of the same content is told from a conflict."""
 _INTEGERS: Final = ("INT", "BIGINT")
 _COLUMN_TEXTS: Final = ("TEXT", "VARCHAR")
 """The types of columns, as Peewee's fields have them, that a key or a subject may have."""
@@ -362,6 +376,11 @@ def _check_model(event: Event) -> None:
     for name, each in event.model._meta.fields.items():
         if name != each.column_name:
             raise EventError(f"a column of its model {event.model.__name__} must have the name of its field")
+        if each.field_type not in COLUMN_TYPES:
+            raise EventError(
+                f"column {name} of its model {event.model.__name__} is a {type(each).__name__}, and a value must come back "
+                "as it was written: declare a text, an integer, a float, bytes or a boolean"
+            )
         if hasattr(Model, name):
             raise EventError(f"its model {event.model.__name__} must have no field {name}: it hides what Peewee calls")
 

@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,11 @@ def test_keys_and_subjects_have_limits(fields: dict[str, Any], reason: str, said
         (lambda *_: ("1",), "order.odd makes 1 values for 4 columns"),
         (lambda *_: (1, None, 0, None), "order_id must be a text"),
         (lambda *_: (None, None, 0, None), "order_id must be a text"),
+        (lambda *_: ("1", None, "0", None), "the row's total is of type str, and not int"),
+        (lambda *_: ("1", None, 0.5, None), "the row's total is of type float, and not int"),
+        (lambda *_: ("1", None, True, None), "the row's total is of type bool, and not int"),
+        (lambda *_: ("1", None, 0, []), "the row's lines is of type list, and not str"),
+        (lambda *_: ("1", None, 0, datetime(2026, 1, 1, tzinfo=UTC)), "the row's lines is of type datetime, and not str"),
         (lambda *_: ("\ud800", None, 0, None), "order_id must not contain a lone surrogate"),
     ],
 )
@@ -186,6 +193,22 @@ def test_a_row_that_cannot_be_one_fails_its_message_alone(row: Any, said: str) -
     content = message(catalog, "order.odd", "m1", order_id="1").content
     assert isinstance(content, Problem)
     assert content.detail == said
+
+
+def test_an_enumeration_is_the_text_or_the_number_that_it_is() -> None:
+    """What a struct makes of a field may go into a row."""
+
+    class Colour(StrEnum):
+        RED = "red"
+
+    class Level(IntEnum):
+        LOW = 1
+
+    row = ("1", Colour.RED, Level.LOW, None)
+    catalog = Catalog({"odd": [Event("order.odd", OrderPlaced, Order, row=lambda *_: row)]})
+    content = message(catalog, "order.odd", "m1", order_id="1").content
+    assert isinstance(content, Content)
+    assert content.row == ("1", "red", 1, None)
 
 
 def test_unknown_fields_are_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 from msgspec import Meta
-from peewee import BigIntegerField, CompositeKey, Model, TextField, UUIDField
+from peewee import BigIntegerField, CompositeKey, DateTimeField, Model, TextField, UUIDField
 
 from tests.unit.events.orders import PLACED, Line, Order, OrderPlaced
 from worker.events.declaration import UNREADABLE_NAME, Event, EventError, MessageError, Reason
@@ -66,11 +66,18 @@ class Renamed(Model):
     customer = TextField(column_name="customer_id")
 
 
+class Dated(Model):
+    """A table with a column whose values SQLite gives back as texts."""
+
+    order_id = TextField(primary_key=True)
+    placed_at = DateTimeField(null=True)
+
+
 class Hiding(Model):
     """A table with a column of the name of a method of Peewee's models."""
 
     order_id = TextField(primary_key=True)
-    select = TextField(null=True)
+    select = TextField(null=True)  # type: ignore[assignment]  # that is what is refused
 
 
 class Array(msgspec.Struct, array_like=True):
@@ -110,6 +117,7 @@ class Tagged(msgspec.Struct, tag="order"):
         ({"model": Numbered}, "Numbered must declare its primary key"),
         ({"model": Unusual}, "primary key order_id must be an integer or a text"),
         ({"model": Renamed}, "a column of its model Renamed must have the name of its field"),
+        ({"model": Dated}, "column placed_at of its model Dated is a DateTimeField, and a value must come back as it was"),
         ({"model": Hiding}, "its model Hiding must have no field select: it hides what Peewee calls"),
         ({"subject": "buyer"}, "its subject buyer is no field of OrderPlaced"),
         ({"subject": "express"}, "its subject express is no column of Order"),
