@@ -4,6 +4,7 @@ import difflib
 import functools
 import importlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import contains
@@ -31,6 +32,8 @@ DEFAULT_EVENT: Final = "user.created"
 """The event of a message that names none."""
 OWN_TABLES: Final = ("receipts", "rejections", "erased", "versions", "instances")
 """Tables that the worker keeps itself."""
+HISTORY: Final = "schema_migration"
+"""The table in which a database remembers the worker's own migrations; those of events begin in the same way."""
 _NAMES_MAX: Final = 20
 """Most names of unknown fields that are counted for one event: they come from outside (INV-7)."""
 _OTHER_NAMES: Final = "(other)"
@@ -172,6 +175,11 @@ class _Shape(NamedTuple):
     """The attribute of the content that holds the subject."""
 
 
+def history(package: str) -> str:
+    """The table in which a database remembers the migrations of a package."""
+    return f"{HISTORY}_{re.sub(r'[^0-9A-Za-z]', '_', package)}"
+
+
 class Catalog:
     """Events by name, and their tables.
 
@@ -223,6 +231,7 @@ class Catalog:
         """
         modules: dict[str, Sequence[Event]] = {}
         folders: dict[str, Path] = {}
+        histories: dict[str, str] = {}
         for name in filter(None, (each.strip() for each in names.split(","))):
             if name in modules:
                 raise EventError(f"{name} is named twice")
@@ -230,10 +239,12 @@ class Catalog:
             modules[name] = module.EVENTS
             if (folder := getattr(module, "MIGRATIONS", None)) is not None:
                 package = module.__package__ or name
-                if not Path(folder).is_dir():
-                    raise EventError(f"{name}: MIGRATIONS names {folder}, which is no folder")
+                if not isinstance(folder, str | Path) or not Path(folder).is_dir():
+                    raise EventError(f"{name}: MIGRATIONS names {folder!s}, which is no folder")
                 if folders.setdefault(package, Path(folder)) != Path(folder):
                     raise EventError(f"{name}: the modules of package {package} must share one folder of MIGRATIONS")
+                if (other := histories.setdefault(history(package).lower(), package)) != package:
+                    raise EventError(f"{name}: a database cannot tell the migrations of {package} from those of {other}")
         if not modules:
             raise EventError(f"no module is named; name one at least, such as {BUILT_IN}")
         return cls(modules, folders, unknown=unknown)
@@ -335,8 +346,11 @@ class Catalog:
     def _table(self, name: str) -> Table:
         events = [event for event in self.events.values() if event.table == name]
         first = events[0]
-        if name in OWN_TABLES or name.startswith(("schema_migration", "sqlite_", "_litestream")):
+        known = name.lower()  # as SQLite takes it
+        if known in OWN_TABLES or known.startswith((HISTORY, "sqlite_", "_litestream")):
             raise EventError(f"{self.modules[first.name]}: event {first.name}: table {name} is the worker's own")
+        if other := next((each for each in self.tables if each.lower() == known), None):
+            raise EventError(f"{self.modules[first.name]}: event {first.name}: to SQLite table {name} is table {other}")
         for event in events[1:]:
             who = f"{self.modules[event.name]}: event {event.name}"
             if event.model is not first.model:
@@ -386,7 +400,7 @@ def _imported(name: str) -> Any:
         raise EventError(f"{name}: {error}") from None
     except ImportError as error:
         raise EventError(f"{name} cannot be imported: {error}; put its folder into PYTHONPATH, or install it") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EventError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
     events = getattr(module, "EVENTS", None)
     if not isinstance(events, list | tuple) or not events or not all(isinstance(each, Event) for each in events):

@@ -55,6 +55,8 @@ def event(name: str = "order.other", model: type[Model] = Order, **more: Any) ->
         (event(when_there="newest"), "^first: the events of table orders must be ordered by one version"),
         (event(model=other_model("receipts")), "^second: event order.other: table receipts is the worker's own"),
         (event(model=other_model("schema_migration_x")), "table schema_migration_x is the worker's own"),
+        (event(model=other_model("Receipts")), "^second: event order.other: table Receipts is the worker's own"),
+        (event(model=other_model("Orders")), "^second: event order.other: to SQLite table Orders is table orders"),
     ],
 )
 def test_events_that_contradict_one_another_are_refused_by_their_module(second: Event, said: str) -> None:
@@ -87,6 +89,8 @@ USING = "from worker.events.users import EVENTS\n"
             "from worker.events.users import *\nEVENTS = [Event('a b', UserCreated, User, row=tuple)]",
             "acme_events: its name must begin with a letter",
         ),
+        ("raise SystemExit('no configuration')", "acme_events cannot be imported: SystemExit: no configuration"),
+        (f"{USING}MIGRATIONS = 5", "acme_events: MIGRATIONS names 5, which is no folder"),
         (f"{USING}MIGRATIONS = '/no/folder'", "acme_events: MIGRATIONS names /no/folder, which is no folder"),
     ],
 )
@@ -96,6 +100,18 @@ def test_a_module_that_cannot_be_loaded_is_named(modules: Path, source: str, sai
     with pytest.raises(ConfigError) as caught:
         catalog_of(Settings(replica_url="gs://acme/users", events="acme_events"))
     assert str(caught.value).startswith(f"EVENTS is 'acme_events': {said}")
+
+
+def test_packages_whose_migrations_would_be_taken_for_one_anothers_are_refused(modules: Path) -> None:
+    """A database would think that the second one's had run."""
+    for package in ("acme/shop", "acme_shop"):
+        (modules / package).mkdir(parents=True)
+        source = f"{USING}MIGRATIONS = __file__.removesuffix('/__init__.py')"
+        (modules / package / "__init__.py").write_text(source)
+    with pytest.raises(
+        EventError, match=r"^acme_shop: a database cannot tell the migrations of acme_shop from those of acme.s"
+    ):
+        Catalog.load("acme.shop,acme_shop")
 
 
 @pytest.mark.parametrize(
