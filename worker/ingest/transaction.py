@@ -85,13 +85,15 @@ class Transaction:
         made = self._plan([entry], (), overwrite=overwrite)
         Receipt.delete().where(Receipt.message_id == message_id).execute(self.database)
         self._write(made)
+        # Data that is an object says nothing to an erasure: whose it is, is then what was read of it first.
+        about = (row["body"] and row["about"]) or content.subject or row["about"]
         if made.rejections:
             [again] = made.rejections
-            self._update(message_id, {name: again[name] for name in ("reason", "detail", "stored", "about")})
+            self._update(message_id, {name: again[name] for name in ("reason", "detail", "stored")} | {"about": about})
         elif made.outcomes[0] == "erased":  # only now can it be read whose data it is: nothing of it is kept
             Rejection.delete().where(Rejection.message_id == message_id).execute(self.database)
         else:
-            self._update(message_id, {"resolved_at": self.now, "resolution": made.outcomes[0]})
+            self._update(message_id, {"resolved_at": self.now, "resolution": made.outcomes[0], "about": about})
         return made.outcomes[0]
 
     def discard(self, message_id: str) -> None:
