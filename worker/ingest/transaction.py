@@ -14,12 +14,14 @@ import msgspec
 from worker.database.bulk import batches, find, holds_any, insert, upsert
 from worker.database.models import CONFLICT, DISCARDED, Connection, Erased, Receipt, Rejection, Version
 from worker.errors import NotAConflict, NotFound, Refused, Resolved
-from worker.events.catalog import Catalog, Content, Table
-from worker.events.declaration import MAX_INTEGER
+from worker.events.catalog import DEFAULT_EVENT, Catalog, Content, Table
+from worker.events.declaration import EVENT_TYPE_ATTRIBUTE, MAX_INTEGER
 from worker.ingest.messages import Delivery, Entry, Outcome
 from worker.ingest.outcomes import Key, Plan, Row, Stored, VersionRow, plan, version_of
 
 _STATEMENT_VALUES: Final = 500
+_WHOSE: Final = (Rejection.about, Rejection.data, Rejection.stored, Rejection.attributes)
+"""What says whose data a rejection holds."""
 _NUMBER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
 """A subject that is a number, as receipts and the list of erased subjects write it; `007` is a text."""
 
@@ -115,14 +117,14 @@ class Transaction:
 
     def bodies_about(self, subject: str) -> list[str]:
         """The objects that hold large rejected messages about a subject."""
-        named = Rejection.select(Rejection.body, Rejection.about, Rejection.data, Rejection.stored)
+        named = Rejection.select(Rejection.body, *_WHOSE)
         rows: Iterable[dict[str, Any]] = named.where(Rejection.body.is_null(False)).dicts().bind(self.database).iterator()
         return [row["body"] for row in rows if subject in self._about(row)]
 
     def erase_all(self, subjects: Sequence[str]) -> Removed:
         """Erase several subjects in one pass over each table; see `erase`."""
         erased = set(subjects)
-        kept = Rejection.select(Rejection.message_id, Rejection.data, Rejection.stored, Rejection.about).dicts()
+        kept = Rejection.select(Rejection.message_id, *_WHOSE).dicts()
         found: Iterable[dict[str, Any]] = kept.bind(self.database).iterator()
         rejected = [row["message_id"] for row in found if self._about(row) & erased]
         rows = receipts = 0
@@ -221,5 +223,7 @@ class Transaction:
     def _about(self, rejection: dict[str, Any]) -> set[str | None]:
         """Whose data a rejection holds: by what it met, and by what it says or tries to say."""
         stored = rejection["stored"]
-        met = None if stored is None else self.catalog.subject_of(msgspec.json.decode(stored))
-        return {met, rejection["about"], self.catalog.claimed_subject(bytes(rejection["data"]))}
+        attributes = msgspec.json.decode(rejection["attributes"])
+        event = self.catalog.events.get(attributes.get(EVENT_TYPE_ATTRIBUTE, DEFAULT_EVENT))
+        met = () if stored is None else self.catalog.subjects_in(msgspec.json.decode(stored), event)
+        return {rejection["about"], *met, *self.catalog.claimed_subjects(bytes(rejection["data"]), event)}

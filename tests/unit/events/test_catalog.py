@@ -166,6 +166,7 @@ def test_a_message_of_no_known_event_is_asked_for_each_subject() -> None:
     assert BOTH.claimed_subject(b'{"customer":"ann"}') == "ann"
     assert BOTH.claimed_subject(b'{"user_id":"7"}') == "7"
     assert BOTH.read(b'{"customer":"ann"}', {"event_type": "order.gone"}, 0).subject == "ann"
+    assert list(BOTH.claimed_subjects(b'{"customer":"ann","user_id":7}')) == ["ann", "7"]
 
 
 def test_where_all_subjects_are_numbers_one_is_written_in_one_way() -> None:
