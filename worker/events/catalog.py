@@ -262,14 +262,24 @@ class Catalog:
             raise MessageError(Reason.UNKNOWN_EVENT, detail, EVENT_TYPE_ATTRIBUTE)
         return event
 
-    def read(self, data: bytes, attributes: Mapping[str, str], publish_time: int) -> Content | Problem:
-        """Read a message, or say what is wrong with it. `publish_time` is in milliseconds since the epoch."""
+    def read(
+        self, data: bytes, attributes: Mapping[str, str], publish_time: int, *, again: bool = False
+    ) -> Content | Problem:
+        """Read a message, or say what is wrong with it.
+
+        Args:
+            data: The message's.
+            attributes: The message's.
+            publish_time: In milliseconds since the epoch.
+            again: Its unknown fields were counted when it came first. Only then may another thread than the loop's call this.
+        """
         event = None
         try:
             event = self.event(attributes)
             fields = event.decode(data)
             if unknown := event.unknown_fields(data):
-                self.unknown_fields.add(event, unknown)
+                if not again:
+                    self.unknown_fields.add(event, unknown)
                 if self._reject_unknown:
                     raise MessageError(Reason.UNKNOWN_FIELD, unknown_field(event, unknown[0]))
             return self._content(event, fields, publish_time)

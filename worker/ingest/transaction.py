@@ -82,7 +82,7 @@ class Transaction:
             attributes=msgspec.json.decode(row["attributes"], type=dict[str, str]),
             delivery_attempt=row["delivery_attempt"],
         )
-        content = self.catalog.read(delivery.data, delivery.attributes, delivery.publish_time)
+        content = self.catalog.read(delivery.data, delivery.attributes, delivery.publish_time, again=True)
         entry = Entry(delivery, content, 0.0, None, row["body"])  # type: ignore[arg-type]  # no sender
         made = self._plan([entry], (), overwrite=overwrite)
         Receipt.delete().where(Receipt.message_id == message_id).execute(self.database)

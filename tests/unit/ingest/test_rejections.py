@@ -18,7 +18,7 @@ from worker.database import connections, rejections, schema
 from worker.database.models import Connection, Erased, Receipt, Rejection
 from worker.database.rejections import Filter
 from worker.errors import NotFound, Refused, Resolved
-from worker.events.catalog import Problem
+from worker.events.catalog import Problem, UnknownFields
 from worker.events.users import User
 from worker.ingest.expiry import Expiry
 from worker.ingest.messages import Entry
@@ -173,6 +173,14 @@ def test_a_correction_says_whose_an_unreadable_message_was(store: Store) -> None
     store.handle(lambda: malformed("m1"))
     assert store.transaction(lambda transaction: transaction.retry("m1", b'{"user_id":6}')) == "created"
     assert store.transaction(lambda transaction: transaction.erase("6")).rejections == 1
+
+
+def test_a_retry_counts_no_unknown_field(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message was counted when it came, and the counts belong to the event loop: a retry runs on the writer's thread."""
+    monkeypatch.setattr(CATALOG, "unknown_fields", UnknownFields())
+    store.handle(lambda: malformed("m1"))
+    assert store.transaction(lambda transaction: transaction.retry("m1", b'{"user_id":6,"emial":"a"}')) == "created"
+    assert CATALOG.unknown_fields.counts == {}
 
 
 def test_a_discarded_message_stays_without_effect(store: Store) -> None:
