@@ -271,7 +271,7 @@ class Catalog:
             data: The message's.
             attributes: The message's.
             publish_time: In milliseconds since the epoch.
-            again: Its unknown fields were counted when it came first. Only then may another thread than the loop's call this.
+            again: Its unknown fields were counted when it came first. Only then may another thread call this.
         """
         event = None
         try:
