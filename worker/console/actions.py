@@ -19,7 +19,7 @@ from publisher import values
 from publisher.values import counted, rfc3339
 from worker.console.context import Context
 from worker.console.jobs import Say
-from worker.console.pages import Pages
+from worker.console.pages import Pages, argument
 from worker.console.safety import WrongFormError
 from worker.database.models import REASONS
 from worker.errors import QueueMissing, ServiceRefused
@@ -218,7 +218,7 @@ class Actions:
             ("subject", subject),
             ("would", "erase the person's rows in every table for good, also from every later restore and replay"),
         ]
-        return self._shown("Erase", rows, f"python -m worker erase {shlex.quote(subject)} --yes")
+        return self._shown("Erase", rows, f"python -m worker erase --yes {argument(subject)}")
 
     def _shown(self, title: str, rows: list[tuple[str, str]], command: str) -> Response:
         return self._pages.page("shown.html", title=title, rows=rows, command_line=command)
