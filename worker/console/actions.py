@@ -119,7 +119,8 @@ class Actions:
                     say(f"{number:,} of {len(chosen):,}")
             return {"total": len(chosen), "outcomes": dict(outcomes), "open": sum(outcomes[name] for name in _OPEN)}
 
-        self._context.jobs.start(verb, f"{verb.capitalize()} every {reason}", work)
+        if not self._context.jobs.start(verb, f"{verb.capitalize()} every {reason}", work):
+            raise WrongFormError(f"another {verb} runs, and this one was not begun; wait for its end")
         return f"/job?kind={verb}"
 
     async def _export(self, form: dict[str, str]) -> Response:

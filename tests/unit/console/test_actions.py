@@ -130,3 +130,17 @@ def test_a_command_names_the_person_whatever_the_subject_is(subject: str) -> Non
         assert parsed(words).items() >= {"subject": subject, "yes": True}.items()
 
     console(Service("7"), body)
+
+
+def test_a_second_retry_of_many_is_not_begun_in_silence() -> None:
+    """The page of the first one would be taken for its own."""
+    service = Service("7")
+
+    async def body(client: httpx.AsyncClient, token: dict[str, str]) -> None:
+        first = await client.post("/retry", data={**token, "reason": "not_json"})
+        second = await client.post("/retry", data={**token, "reason": "conflict"})
+        service.go.set()
+        assert (first.status_code, second.status_code) == (303, 400)
+        assert "another retry runs, and this one was not begun" in second.text
+
+    console(service, body)
