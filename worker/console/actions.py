@@ -37,6 +37,7 @@ from worker.replica import bucket
 from worker.replica.litestream import find_binary
 
 _REQUEST_SECONDS: Final = 60.0
+_NOT_FOUND: Final = 404
 _OPEN: Final = ("rejected", "conflict")
 """Outcomes of a retry after which a rejection is still open."""
 _LOCAL_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?(\.\d+)?")
@@ -132,11 +133,23 @@ class Actions:
                 yield line(await service.whole(message_id or ""))
                 return
             async for row in service.each(wanted):
-                yield line(await service.whole(row["message_id"]))
+                try:
+                    yield line(await service.whole(row["message_id"]))
+                except ServiceRefused as error:
+                    if error.status != _NOT_FOUND:  # this one was erased meanwhile
+                        raise
+
+        found = lines()
+        first = await anext(found, b"")  # before the answer's status, which could not say any more that there is nothing
+
+        async def whole() -> AsyncIterator[bytes]:
+            yield first
+            async for each in found:
+                yield each
 
         name = f"rejections-{datetime.now(UTC):%Y%m%d-%H%M%S}.jsonl"
         headers = {"content-disposition": f'attachment; filename="{name}"'}
-        return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
+        return StreamingResponse(whole(), media_type="application/x-ndjson", headers=headers)
 
     # Jobs.
 

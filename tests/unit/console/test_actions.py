@@ -1,6 +1,7 @@
 """What forms do, and what pages tell a person to type, over a service that is not there."""
 
 import asyncio
+import json
 import re
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -46,6 +47,7 @@ class Service:
 
     def __init__(self, *ids: str) -> None:
         self.ids, self.go, self.retried = list(ids), asyncio.Event(), list[str]()
+        self.gone: set[str] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -55,8 +57,8 @@ class Service:
 
     async def whole(self, message_id: str) -> dict[str, Any]:
         """See `worker.operations.service_client.Service`."""
-        if message_id not in self.ids:
-            raise ServiceRefused("the service answered 404: there is no rejection with this message id")
+        if message_id not in self.ids or message_id in self.gone:
+            raise ServiceRefused("the service answered 404: there is no rejection with this message id", status=404)
         return rejection(message_id)
 
     async def each(self, wanted: Wanted) -> AsyncIterator[dict[str, Any]]:
@@ -142,5 +144,29 @@ def test_a_second_retry_of_many_is_not_begun_in_silence() -> None:
         service.go.set()
         assert (first.status_code, second.status_code) == (303, 400)
         assert "another retry runs, and this one was not begun" in second.text
+
+    console(service, body)
+
+
+def test_an_export_that_cannot_be_had_is_a_page_that_says_so() -> None:
+    """And no file that is empty, or not whole."""
+
+    async def body(client: httpx.AsyncClient, token: dict[str, str]) -> None:
+        answer = await client.post("/export", data={**token, "id": "8"})
+        assert (answer.status_code, answer.headers["content-type"]) == (502, "text/html; charset=utf-8")
+        assert "there is no rejection with this message id" in answer.text
+
+    console(Service("7"), body)
+
+
+def test_an_export_of_all_passes_over_what_has_gone_meanwhile() -> None:
+    """The others are in the file, a line each."""
+    service = Service("7", "8", "9")
+
+    async def body(client: httpx.AsyncClient, token: dict[str, str]) -> None:
+        service.gone = {"7", "9"}
+        answer = await client.post("/export", data={**token, "reason": "not_json"})
+        assert answer.status_code == 200
+        assert [json.loads(line)["_rejection"]["message_id"] for line in answer.text.splitlines()] == ["8"]
 
     console(service, body)
