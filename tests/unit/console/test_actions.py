@@ -1,4 +1,4 @@
-"""What forms do, and what pages tell a person to type, over a service that is not there."""
+"""What forms do, and what pages say and tell a person to type, over a service and a bucket that are not there."""
 
 import asyncio
 import json
@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable
 from html import unescape
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import click
 import httpx
@@ -14,9 +14,10 @@ import pytest
 
 from worker.cli.main import command as solowriter
 from worker.config import Settings
+from worker.console import bucket_look
 from worker.console.app import build
 from worker.console.context import Context
-from worker.errors import ServiceRefused
+from worker.errors import ServiceRefused, StoreUnavailable
 from worker.operations.service_client import Wanted
 
 HOST = "127.0.0.1:8090"
@@ -170,3 +171,19 @@ def test_an_export_of_all_passes_over_what_has_gone_meanwhile() -> None:
         assert [json.loads(line)["_rejection"]["message_id"] for line in answer.text.splitlines()] == ["8"]
 
     console(service, body)
+
+
+def test_a_drill_that_cannot_be_read_is_not_said_to_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That none is recorded is known only from a bucket that has answered."""
+
+    async def silent(*_: object, **__: object) -> NoReturn:
+        raise StoreUnavailable("the bucket does not answer")
+
+    async def body(client: httpx.AsyncClient, token: dict[str, str]) -> None:
+        page = (await client.get("/bucket")).text
+        assert "the bucket does not answer" in page
+        assert "None is recorded" not in page
+        assert "What it came to is not known." in page
+
+    monkeypatch.setattr(bucket_look, "survey", silent)
+    console(Service("7"), body)
