@@ -222,7 +222,7 @@ def destructive_verbs_are_only_shown(site: Site) -> None:
     """Erasing and breaking the lease give a dry run and the command; the user and the lease are as before."""
     site.open()
     site.browser.one("#erase-subject").send_keys("1" + Keys.ENTER)
-    site.browser.until_shows("python -m worker erase 1 --yes")
+    site.browser.until_shows("python -m worker erase --yes 1")
     site.open()
     site.browser.click("form[action='/break'] button")
     site.browser.until_shows("python -m worker lease break --yes")

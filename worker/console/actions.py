@@ -19,7 +19,7 @@ from publisher import values
 from publisher.values import counted, rfc3339
 from worker.console.context import Context
 from worker.console.jobs import Say
-from worker.console.pages import Pages
+from worker.console.pages import Pages, argument
 from worker.console.safety import WrongFormError
 from worker.database.models import REASONS
 from worker.errors import QueueMissing, ServiceRefused
@@ -37,6 +37,7 @@ from worker.replica import bucket
 from worker.replica.litestream import find_binary
 
 _REQUEST_SECONDS: Final = 60.0
+_NOT_FOUND: Final = 404
 _OPEN: Final = ("rejected", "conflict")
 """Outcomes of a retry after which a rejection is still open."""
 _LOCAL_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?(\.\d+)?")
@@ -119,7 +120,8 @@ class Actions:
                     say(f"{number:,} of {len(chosen):,}")
             return {"total": len(chosen), "outcomes": dict(outcomes), "open": sum(outcomes[name] for name in _OPEN)}
 
-        self._context.jobs.start(verb, f"{verb.capitalize()} every {reason}", work)
+        if not self._context.jobs.start(verb, f"{verb.capitalize()} every {reason}", work):
+            raise WrongFormError(f"another {verb} runs, and this one was not begun; wait for its end")
         return f"/job?kind={verb}"
 
     async def _export(self, form: dict[str, str]) -> Response:
@@ -131,11 +133,23 @@ class Actions:
                 yield line(await service.whole(message_id or ""))
                 return
             async for row in service.each(wanted):
-                yield line(await service.whole(row["message_id"]))
+                try:
+                    yield line(await service.whole(row["message_id"]))
+                except ServiceRefused as error:
+                    if error.status != _NOT_FOUND:  # this one was erased meanwhile
+                        raise
+
+        found = lines()
+        first = await anext(found, b"")  # before the answer's status, which could not say any more that there is nothing
+
+        async def whole() -> AsyncIterator[bytes]:
+            yield first
+            async for each in found:
+                yield each
 
         name = f"rejections-{datetime.now(UTC):%Y%m%d-%H%M%S}.jsonl"
         headers = {"content-disposition": f'attachment; filename="{name}"'}
-        return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
+        return StreamingResponse(whole(), media_type="application/x-ndjson", headers=headers)
 
     # Jobs.
 
@@ -218,7 +232,7 @@ class Actions:
             ("subject", subject),
             ("would", "erase the person's rows in every table for good, also from every later restore and replay"),
         ]
-        return self._shown("Erase", rows, f"python -m worker erase {shlex.quote(subject)} --yes")
+        return self._shown("Erase", rows, f"python -m worker erase --yes {argument(subject)}")
 
     def _shown(self, title: str, rows: list[tuple[str, str]], command: str) -> Response:
         return self._pages.page("shown.html", title=title, rows=rows, command_line=command)

@@ -26,6 +26,8 @@ class BucketLook:
     survey: Survey | None
     checkpoints: list[Listed] | None
     drill: Drill | None
+    drilled: bool | None
+    """Whether a drill is recorded."""
     timeline: Timeline | None
     problems: list[str]
     at: datetime
@@ -39,7 +41,7 @@ async def look(bucket: Bucket, queue: Queue | None) -> BucketLook:
         queue: The subscription whose snapshots the checkpoints are; None where it is not said.
     """
     store, problems = bucket.patient(_PATIENCE_SECONDS), []
-    found, drill, listed = None, None, None
+    found, drill, drilled, listed = None, None, None, None
     try:
         found = await survey(store, timeout=_REQUEST_SECONDS)
     except WorkerError as error:
@@ -47,8 +49,9 @@ async def look(bucket: Bucket, queue: Queue | None) -> BucketLook:
     if found is not None:
         try:
             drill = await drill_record.latest(store, timeout=_REQUEST_SECONDS)
+            drilled = True
         except (NotInReplica, StoreMissing):
-            drill = None
+            drilled = False
         except WorkerError as error:
             problems.append(str(error))
     if queue is not None and found is not None:
@@ -58,4 +61,4 @@ async def look(bucket: Bucket, queue: Queue | None) -> BucketLook:
             problems.append(f"the checkpoints are not known: {error}")
     now = datetime.now(UTC)
     made = None if found is None else timeline(found, listed or [], now)
-    return BucketLook(found, listed, drill, made, problems, now)
+    return BucketLook(found, listed, drill, drilled, made, problems, now)

@@ -107,11 +107,17 @@ def _same(said: Any, kept: Any) -> bool:
             kept = json.loads(kept)
         except (ValueError, RecursionError):
             return False
-    return bool(said == kept)
+    try:
+        return bool(said == kept)
+    except RecursionError:
+        return False
 
 
 def _value(value: Any) -> str:
-    return cut(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 2000)
+    try:
+        return cut(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 2000)
+    except RecursionError:  # the text was read, and writing it needs one more level
+        return "(nested too deeply to be shown as a field)"
 
 
 def _object(data: bytes) -> dict[str, Any] | None:

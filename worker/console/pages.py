@@ -61,7 +61,7 @@ class Pages:
             "number": lambda value: wording.NOT_KNOWN if value is None else f"{value:,}",
             "known": lambda value: wording.NOT_KNOWN if value in (None, "") else visible(str(value)),
             "attr_unit": lambda value, unit: _UNITS[unit](value),
-            "shell": lambda value: shlex.quote(value) if value.isprintable() else "ID",
+            "shell": lambda value: argument(value) if value.isprintable() else "ID",
             "visible": visible,
             "cut": cut,
             "json": lambda value: json.dumps(value, ensure_ascii=False),
@@ -84,6 +84,11 @@ class Pages:
             return None
         headers = {"content-type": _TYPES[Path(name).suffix], "cache-control": _FOREVER}
         return Response(self._files[name], headers=headers)
+
+
+def argument(text: str) -> str:
+    """A text as the last argument of a command: a stranger may have given his message the id `--all`."""
+    return f"-- {shlex.quote(text)}" if text.startswith("-") else shlex.quote(text)
 
 
 def _time(value: datetime | str | None) -> str:

@@ -4,7 +4,6 @@ The worker's own migrations come first, then those of each package of events, in
 the migrations of each package in a table of their own.
 """
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -16,10 +15,9 @@ from worker.config.limits import BUSY_TIMEOUT_SECONDS
 from worker.database.connections import connect
 from worker.database.models import Connection
 from worker.errors import SchemaDiffers
-from worker.events.catalog import Catalog, Table
+from worker.events.catalog import HISTORY, Catalog, Table, history
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
-_HISTORY: Final = "schema_migration"
 _SQLITE_ERROR: Final = 1
 """SQLite's code of a statement that cannot be run. Source: SQLite documentation, "Result and Error Codes"."""
 _KINDS: Final = {"INT": "integer", "CHAR": "text", "CLOB": "text", "TEXT": "text", "BLOB": "bytes", "BYTEA": "bytes"}
@@ -42,11 +40,10 @@ def migrate(path: Path, catalog: Catalog, *, busy_timeout_seconds: float = BUSY_
 
 def up(database: Connection, catalog: Catalog) -> list[str]:
     """Bring an open database to the newest schema; see `migrate`."""
-    applied: list[str] = Runner(database, str(MIGRATIONS), table_name=_HISTORY).up()
+    applied: list[str] = Runner(database, str(MIGRATIONS), table_name=HISTORY).up()
     for package, folder in catalog.migrations.items():
-        history = f"{_HISTORY}_{re.sub(r'[^0-9A-Za-z]', '_', package)}"
         try:
-            applied += [f"{package}/{name}" for name in Runner(database, str(folder), table_name=history).up()]
+            applied += [f"{package}/{name}" for name in Runner(database, str(folder), table_name=history(package)).up()]
         except Exception as error:
             if isinstance(error, peewee.OperationalError) and not _is_statements(error):
                 raise  # the database's fault: locked, full, out of reach

@@ -4,8 +4,10 @@ import difflib
 import functools
 import importlib
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import contains
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Self
 
@@ -13,6 +15,7 @@ import msgspec
 from peewee import Model
 
 from worker.events.declaration import (
+    COLUMN_TYPES,
     EVENT_TYPE_ATTRIBUTE,
     MAX_INTEGER,
     MAX_KEY_BYTES,
@@ -29,6 +32,8 @@ DEFAULT_EVENT: Final = "user.created"
 """The event of a message that names none."""
 OWN_TABLES: Final = ("receipts", "rejections", "erased", "versions", "instances")
 """Tables that the worker keeps itself."""
+HISTORY: Final = "schema_migration"
+"""The table in which a database remembers the worker's own migrations; those of events begin in the same way."""
 _NAMES_MAX: Final = 20
 """Most names of unknown fields that are counted for one event: they come from outside (INV-7)."""
 _OTHER_NAMES: Final = "(other)"
@@ -73,6 +78,12 @@ class Table:
     def columns(self) -> Sequence[str]:
         """The names of the columns, in order."""
         return self.events[0].columns
+
+    @functools.cached_property
+    def types(self) -> Sequence[tuple[type, ...]]:
+        """What each column holds beside null."""
+        fields: Any = self.model._meta.sorted_fields
+        return [COLUMN_TYPES[each.field_type] for each in fields]
 
     @functools.cached_property
     def key(self) -> str:
@@ -152,15 +163,30 @@ def unknown_field(event: Event, name: str) -> str:
     return f"field {name} is unknown: {hint}"
 
 
+class HiddenError(Exception):
+    """Stands in a log for an error whose own text may hold a person's data."""
+
+
+def without_values(error: Exception, text: str) -> Any:
+    """What `exc_info` of a log takes: where an error was raised, with this text for its own."""
+    return HiddenError, HiddenError(text), error.__traceback__
+
+
 class _Shape(NamedTuple):
     """What is looked at of each message of an event: read once, because it is on the main path."""
 
-    columns: int
+    types: Sequence[frozenset[type]]
+    """The types of values that each column takes."""
     key: str
     key_at: int
     key_type: type
     subject: str | None
     """The attribute of the content that holds the subject."""
+
+
+def history(package: str) -> str:
+    """The table in which a database remembers the migrations of a package."""
+    return f"{HISTORY}_{re.sub(r'[^0-9A-Za-z]', '_', package)}"
 
 
 class Catalog:
@@ -214,6 +240,7 @@ class Catalog:
         """
         modules: dict[str, Sequence[Event]] = {}
         folders: dict[str, Path] = {}
+        histories: dict[str, str] = {}
         for name in filter(None, (each.strip() for each in names.split(","))):
             if name in modules:
                 raise EventError(f"{name} is named twice")
@@ -221,10 +248,12 @@ class Catalog:
             modules[name] = module.EVENTS
             if (folder := getattr(module, "MIGRATIONS", None)) is not None:
                 package = module.__package__ or name
-                if not Path(folder).is_dir():
-                    raise EventError(f"{name}: MIGRATIONS names {folder}, which is no folder")
+                if not isinstance(folder, str | Path) or not Path(folder).is_dir():
+                    raise EventError(f"{name}: MIGRATIONS names {folder!s}, which is no folder")
                 if folders.setdefault(package, Path(folder)) != Path(folder):
                     raise EventError(f"{name}: the modules of package {package} must share one folder of MIGRATIONS")
+                if (other := histories.setdefault(history(package).lower(), package)) != package:
+                    raise EventError(f"{name}: a database cannot tell the migrations of {package} from those of {other}")
         if not modules:
             raise EventError(f"no module is named; name one at least, such as {BUILT_IN}")
         return cls(modules, folders, unknown=unknown)
@@ -242,14 +271,24 @@ class Catalog:
             raise MessageError(Reason.UNKNOWN_EVENT, detail, EVENT_TYPE_ATTRIBUTE)
         return event
 
-    def read(self, data: bytes, attributes: Mapping[str, str], publish_time: int) -> Content | Problem:
-        """Read a message, or say what is wrong with it. `publish_time` is in milliseconds since the epoch."""
+    def read(
+        self, data: bytes, attributes: Mapping[str, str], publish_time: int, *, again: bool = False
+    ) -> Content | Problem:
+        """Read a message, or say what is wrong with it.
+
+        Args:
+            data: The message's.
+            attributes: The message's.
+            publish_time: In milliseconds since the epoch.
+            again: Its unknown fields were counted when it came first. Only then may another thread call this.
+        """
         event = None
         try:
             event = self.event(attributes)
             fields = event.decode(data)
             if unknown := event.unknown_fields(data):
-                self.unknown_fields.add(event, unknown)
+                if not again:
+                    self.unknown_fields.add(event, unknown)
                 if self._reject_unknown:
                     raise MessageError(Reason.UNKNOWN_FIELD, unknown_field(event, unknown[0]))
             return self._content(event, fields, publish_time)
@@ -261,16 +300,20 @@ class Catalog:
         number = all(self._numbers.values()) and text.isascii() and text.removeprefix("-").isdecimal()
         return str(int(text)) if number else text
 
-    def subject_of(self, row: Mapping[str, Any]) -> str | None:
-        """Whose row it is, of a stored row whose table is not known."""
-        return next((str(row[name]) for name in self._subjects if row.get(name) is not None), None)
+    def subjects_in(self, row: Mapping[str, Any], event: Event | None) -> Iterator[str]:
+        """Whose row a stored one is; where the event that met it is not known any more, whose it may be."""
+        return (str(row[name]) for name in self._named(event) if row.get(name) is not None)
 
     def claimed_subject(self, data: bytes, event: Event | None = None) -> str | None:
-        """Whose data a message that breaks the format tries to be; None if that cannot be read.
+        """Whose data a message that breaks the format tries to be; None if that cannot be read."""
+        return next(self.claimed_subjects(data, event), None)
+
+    def claimed_subjects(self, data: bytes, event: Event | None = None) -> Iterator[str]:
+        """Whose data a message tries to be; several only if its event is not known.
 
         Whatever else is in it is passed over and not built: 10 MB of empty lists take seconds, and 20 times their size.
         """
-        for name in self._subjects if event is None else filter(None, [event.subject]):
+        for name in self._named(event):
             try:
                 stated = bytes(self._claims[name].decode(data).subject)  # type: ignore[attr-defined]  # made by _claim
                 value = msgspec.json.decode(stated) if 0 < len(stated) <= _SUBJECT_JSON_BYTES else None
@@ -279,26 +322,32 @@ class Catalog:
             if self._numbers[name] and isinstance(value, str) and value.isascii() and value.isdecimal():
                 value = int(value) if len(value) <= _SUBJECT_DIGITS else None
             if type(value) is int and 0 < value <= MAX_INTEGER:
-                return str(value)
-            if not self._numbers[name] and isinstance(value, str) and 0 < len(value.encode()) <= MAX_SUBJECT_BYTES:
-                return value
-        return None
+                yield str(value)
+            elif not self._numbers[name] and isinstance(value, str) and 0 < len(value.encode()) <= MAX_SUBJECT_BYTES:
+                yield value
+
+    def _named(self, event: Event | None) -> Sequence[str]:
+        """The names of fields and columns that may say whose something is."""
+        return self._subjects if event is None else [] if event.subject is None else [event.subject]
 
     def _content(self, event: Event, fields: msgspec.Struct, publish_time: int) -> Content:
         shape = self._shapes[event.name]
         try:
             row: tuple[Any, ...] = tuple(event.row(fields, publish_time))
         except Exception as error:  # an adopter's code: whatever it raises, this message fails alone (INV-6)
-            log.exception("the row of a message cannot be made", extra={"action": "message.no_row"})
+            where = without_values(error, type(error).__name__)
+            log.error("the row of a message cannot be made", exc_info=where, extra={"action": "message.no_row"})
             detail = f"the row of {event.name} cannot be made: {type(error).__name__}; the log says why"
             raise MessageError(Reason.OUT_OF_RANGE, detail) from None
-        if len(row) != shape.columns:
-            raise MessageError(Reason.OUT_OF_RANGE, f"{event.name} makes {len(row)} values for {shape.columns} columns")
+        if len(row) != len(shape.types):
+            raise MessageError(Reason.OUT_OF_RANGE, f"{event.name} makes {len(row)} values for {len(shape.types)} columns")
         key: Any = row[shape.key_at]
         subject = None if shape.subject is None else getattr(fields, shape.subject)
         if type(key) is not shape.key_type or not isinstance(key, int | str):
             kind = "a text" if shape.key_type is str else "an integer"
             raise MessageError(Reason.WRONG_TYPE, f"{shape.key} must be {kind}", shape.key)
+        if False in map(contains, shape.types, map(type, row)):
+            _check_values(self.tables[event.table], row)
         if isinstance(key, str):
             _check_bytes(shape.key, key, MAX_KEY_BYTES)
         if subject is None or type(subject) is int:
@@ -318,13 +367,17 @@ class Catalog:
     def _shape(self, event: Event) -> _Shape:
         table = self.tables[event.table]
         subject = None if event.subject is None else event.attributes[event.subject]
-        return _Shape(len(table.columns), table.key, table.key_at, str if table.key_is_text else int, subject)
+        types = [frozenset((*each, type(None))) for each in table.types]
+        return _Shape(types, table.key, table.key_at, str if table.key_is_text else int, subject)
 
     def _table(self, name: str) -> Table:
         events = [event for event in self.events.values() if event.table == name]
         first = events[0]
-        if name in OWN_TABLES or name.startswith(("schema_migration", "sqlite_", "_litestream")):
+        known = name.lower()  # as SQLite takes it
+        if known in OWN_TABLES or known.startswith((HISTORY, "sqlite_", "_litestream")):
             raise EventError(f"{self.modules[first.name]}: event {first.name}: table {name} is the worker's own")
+        if other := next((each for each in self.tables if each.lower() == known), None):
+            raise EventError(f"{self.modules[first.name]}: event {first.name}: to SQLite table {name} is table {other}")
         for event in events[1:]:
             who = f"{self.modules[event.name]}: event {event.name}"
             if event.model is not first.model:
@@ -341,6 +394,17 @@ class Catalog:
         if len(versions) > 1:
             raise EventError(f"{self.modules[first.name]}: the events of table {name} must be ordered by one version")
         return Table(name, first.model, events)
+
+
+def _check_values(table: Table, row: Sequence[Any]) -> None:
+    """Refuse a value of another type than its column's: SQLite takes any, and may give back another one."""
+    for name, types, value in zip(table.columns, table.types, row, strict=True):
+        right = isinstance(value, types) and (bool in types or not isinstance(value, bool))  # also an enumeration's text
+        if value is not None and not right:
+            said = " or ".join(each.__name__ for each in types)
+            raise MessageError(
+                Reason.WRONG_TYPE, f"the row's {name} is of type {type(value).__name__}, and not {said}", name
+            )
 
 
 def _check_bytes(name: str, text: str, most: int) -> None:
@@ -365,7 +429,7 @@ def _imported(name: str) -> Any:
         raise EventError(
             f"{name} cannot be imported: {error}; put the folder that holds it into PYTHONPATH, or install it"
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EventError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
     events = getattr(module, "EVENTS", None)
     if not isinstance(events, list | tuple) or not events or not all(isinstance(each, Event) for each in events):

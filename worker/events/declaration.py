@@ -16,7 +16,7 @@ address belongs in no log.
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -40,9 +40,26 @@ EVENT_TYPE_ATTRIBUTE: Final = "event_type"
 WhenThere = Literal["keep", "newest"]
 """What a message does whose row is there: the row stays as it is, or the newest version of it wins."""
 
+COLUMN_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    "SMALLINT": (int,),
+    "INT": (int,),
+    "BIGINT": (int,),
+    "CHAR": (str,),
+    "VARCHAR": (str,),
+    "TEXT": (str,),
+    "FLOAT": (float, int),
+    "DOUBLE": (float, int),
+    "BLOB": (bytes,),
+    "BOOL": (bool,),
+}
+"""The types of columns, as Peewee's fields have them, and the values that each holds beside null. Such a value comes back
+from either database as it went in, so that a later message of the same content is told from a conflict."""
+_INTEGERS: Final = ("INT", "BIGINT")
+_COLUMN_TEXTS: Final = ("TEXT", "VARCHAR")
+"""The types of columns, as Peewee's fields have them, that a key or a subject may have."""
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
-_PATH: Final = re.compile(r"`\$\.(\w+)([^`]*)`")
-_MISSING: Final = re.compile(r"missing required field `(\w+)`")
+_PATH: Final = re.compile(r"`\$\.([^`]+)`")
+_MISSING: Final = re.compile(r"missing required field `([^`]+)`")
 _UNKNOWN: Final = re.compile(r"unknown field `(.*)`", re.DOTALL)
 _NAMES_READ_MAX: Final = 65_536
 """Longest message, in bytes, whose unknown fields are all looked for; of a longer one the first is enough (INV-7)."""
@@ -178,6 +195,11 @@ class Event:
         return {each.encode_name: _words(each.type) for each in _fields(self.content)}
 
     @functools.cached_property
+    def types(self) -> Mapping[str, Set[type[inspect.Type]]]:
+        """The types of values that each field takes, by name."""
+        return {each.encode_name: _types(each.type) for each in _fields(self.content)}
+
+    @functools.cached_property
     def kinds(self) -> Mapping[str, Literal["integer", "number", "text", "truth", "json"]]:
         """How the value of each field is written where everything is text, such as in a CSV, by name."""
         return {each.encode_name: _written(each.type) for each in _fields(self.content)}
@@ -185,8 +207,7 @@ class Event:
     @functools.cached_property
     def subject_is_number(self) -> bool:
         """Whether the subject is an integer; otherwise it is a text."""
-        kinds = [kind for each in _fields(self.content) if each.encode_name == self.subject for kind in _inner(each.type)]
-        return any(isinstance(kind, inspect.IntType) for kind in kinds)
+        return self.subject is not None and inspect.IntType in self.types[self.subject]
 
     @functools.cached_property
     def required(self) -> Sequence[str]:
@@ -211,6 +232,10 @@ class Event:
             # msgspec does not look at the encoding of the fields it skips.
             data.decode("utf-8")
             content = self._decoder.decode(data)
+            if b"\\u" in data:  # only an escape can spell a NUL
+                _check_text(content)
+        except MessageError:
+            raise
         except UnicodeDecodeError as error:
             raise MessageError(Reason.NOT_UTF8, f"data must be UTF-8 text; byte {error.start} is not") from None
         except RecursionError:
@@ -219,8 +244,8 @@ class Event:
             raise self._refusal(error) from None
         except msgspec.DecodeError as error:
             raise MessageError(Reason.NOT_JSON, f"data must be a JSON object: {error}") from None
-        if b"\\u" in data:  # only an escape can spell a NUL
-            _check_text(content)
+        except Exception as error:
+            raise self._failed(error) from error
         return content
 
     def build(self, fields: Mapping[str, Any]) -> msgspec.Struct:
@@ -237,7 +262,9 @@ class Event:
             content: msgspec.Struct = msgspec.convert(dict(fields), self.content)
         except msgspec.ValidationError as error:
             raise self._refusal(error) from None
-        _check_text(content)
+        except Exception as error:
+            raise self._failed(error) from error
+        self._check_built(content)
         return content
 
     def encode(self, content: msgspec.Struct) -> bytes:
@@ -246,7 +273,7 @@ class Event:
         Raises:
             MessageError: The content breaks the format, or the result is longer than MAX_DATA_BYTES.
         """
-        _check_text(content)
+        self._check_built(content)
         try:
             data = msgspec.json.encode(content)
         except (TypeError, OverflowError) as error:
@@ -285,6 +312,16 @@ class Event:
         fields = [(f"field{at}", msgspec.Raw, _optional(each.encode_name)) for at, each in enumerate(_fields(self.content))]
         return msgspec.json.Decoder(msgspec.defstruct("Known", fields, forbid_unknown_fields=True))
 
+    def _failed(self, error: Exception) -> MessageError:
+        """A check or a default of the class's own has failed: the error's text may name a value (INV-6)."""
+        return MessageError(Reason.OUT_OF_RANGE, f"a check of {self.content.__name__} failed: {type(error).__name__}")
+
+    def _check_built(self, content: msgspec.Struct) -> None:
+        try:
+            _check_text(content)
+        except RecursionError:
+            raise MessageError(Reason.NOT_JSON, "a field is nested too deeply") from None
+
     def _refusal(self, error: msgspec.ValidationError) -> MessageError:
         if isinstance(error.__cause__, MessageError):  # raised by a check of the class's own
             return error.__cause__
@@ -292,14 +329,15 @@ class Event:
         if unknown := _UNKNOWN.search(text.partition(" - at `$")[0]):  # by a class that forbids them
             return MessageError(Reason.UNKNOWN_FIELD, f"field {_plain(unknown[1])} is unknown to {self.name}")
         path, missing = _PATH.search(text), _MISSING.search(text)
-        if path is None and missing is not None:
+        if path is None and missing is not None and missing[1] in self.fields:
             name = missing[1]
             return MessageError(Reason.MISSING_FIELD, f"{name} is missing; it must be {self.fields[name]}", name)
-        if path is None or path[1] not in self.fields:
+        name = "" if path is None else self._named(path[1])
+        if path is None or not name:
             if text.startswith("Expected `object`"):
                 return MessageError(Reason.NOT_AN_OBJECT, f"data must be a JSON object{self._with_required()}")
             return MessageError(Reason.OUT_OF_RANGE, text)  # the text of a check of the class's own
-        name, inner = path[1], path[2]
+        inner = path[1].removeprefix(name)
         if missing is not None:
             return MessageError(Reason.MISSING_FIELD, f"{name}{inner} has no {missing[1]}, which is required", name)
         limits = " <" in text or " >" in text or " of length" in text or " matching " in text or "multiple" in text
@@ -308,6 +346,10 @@ class Event:
         if inner and text.startswith("Expected"):  # the text names types and places, and no values
             return MessageError(reason, f"{name}{inner}: {text.partition(' - at ')[0]}", name)
         return MessageError(reason, f"{name} must be {self.fields[name]}", name)
+
+    def _named(self, path: str) -> str:
+        """The field that a path begins with; empty if it is none. A name may hold what divides a path: `order-id`, `a.b`."""
+        return max((name for name in self.fields if re.match(rf"{re.escape(name)}(?=[.\[]|\Z)", path)), key=len, default="")
 
     def _with_required(self) -> str:
         return f" with {' and '.join(self.required)}" if self.required else ""
@@ -340,10 +382,18 @@ def _check_model(event: Event) -> None:
         raise EventError(f"its model {event.model.__name__} has no primary key of one column")
     if key.name not in event.model.__dict__ or key.auto_increment:
         raise EventError(f"its model {event.model.__name__} must declare its primary key: the message says it")
-    if key.field_type not in ("INT", "BIGINT", "TEXT", "VARCHAR"):
+    if key.field_type not in (*_INTEGERS, *_COLUMN_TEXTS):
         raise EventError(f"its model's primary key {key.name} must be an integer or a text")
-    if any(name != each.column_name for name, each in event.model._meta.fields.items()):
-        raise EventError(f"a column of its model {event.model.__name__} must have the name of its field")
+    for name, each in event.model._meta.fields.items():
+        if name != each.column_name:
+            raise EventError(f"a column of its model {event.model.__name__} must have the name of its field")
+        if each.field_type not in COLUMN_TYPES:
+            raise EventError(
+                f"column {name} of its model {event.model.__name__} is a {type(each).__name__}, and a value must come back "
+                "as it was written: declare a text, an integer, a float, bytes or a boolean"
+            )
+        if hasattr(Model, name):
+            raise EventError(f"its model {event.model.__name__} must have no field {name}: it hides what Peewee calls")
 
 
 def _check_names(event: Event, fields: set[str]) -> None:
@@ -354,10 +404,22 @@ def _check_names(event: Event, fields: set[str]) -> None:
             raise EventError(
                 f"its subject {event.subject} is no column of {event.model.__name__}, and an erasure looks there"
             )
+        _check_subject(event, event.types[event.subject] - {inspect.NoneType}, event.subject)
     for name in event.unsaid:
         if name not in fields or name not in event.columns:
             raise EventError(f"unsaid names {name}, which is not both a field and a column")
     _check_updates(event, fields)
+
+
+def _check_subject(event: Event, types: Set[type[inspect.Type]], subject: str) -> None:
+    """An erasure looks for the one text or number that a subject is, in the list, in receipts and in the column."""
+    column = event.model._meta.fields[subject]
+    for kind, said, columns in ((inspect.IntType, "integer", _INTEGERS), (inspect.StrType, "text", _COLUMN_TEXTS)):
+        if types == {kind}:
+            if column.field_type not in columns:
+                raise EventError(f"its subject {subject} is of type {said}, and the column of that name is not")
+            return
+    raise EventError(f"its subject {subject} must be an integer, or a text, and it may be null")
 
 
 def _check_updates(event: Event, fields: set[str]) -> None:
@@ -365,6 +427,8 @@ def _check_updates(event: Event, fields: set[str]) -> None:
         raise EventError(f"when_there must be one of {', '.join(get_args(WhenThere))}")
     if event.version is not None and event.version not in fields:
         raise EventError(f"its version {event.version} is no field of {event.content.__name__}")
+    if event.version is not None and event.when_there == "newest" and event.types[event.version] != {inspect.IntType}:
+        raise EventError(f"its version {event.version} must be an integer, and not null: it orders the messages")
     if event.sets is not None and event.when_there == "keep":
         raise EventError("sets is for an event whose when_there is newest")
     for name in (*(event.sets or ()), *((event.gone,) if event.gone else ())):
@@ -399,8 +463,12 @@ def _inner(kind: inspect.Type) -> Iterator[inspect.Type]:
             yield from _inner(each)
 
 
+def _types(kind: inspect.Type) -> Set[type[inspect.Type]]:
+    return {type(each) for each in _inner(kind)} - {inspect.UnionType, inspect.Metadata}
+
+
 def _written(kind: inspect.Type) -> Literal["integer", "number", "text", "truth", "json"]:
-    kinds = {type(each) for each in _inner(kind)} - {inspect.NoneType, inspect.UnionType, inspect.Metadata}
+    kinds = _types(kind) - {inspect.NoneType}
     if kinds == {inspect.IntType}:
         return "integer"
     if kinds and kinds <= {inspect.FloatType, inspect.IntType}:

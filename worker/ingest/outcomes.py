@@ -12,7 +12,7 @@ disagree on that are a conflict, whether the correction comes before or after.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -23,6 +23,8 @@ from worker.ingest.messages import Delivery, Entry, Outcome
 Row = tuple[Any, ...]
 """A row, in the columns' order."""
 Key = int | str
+_OLDEST: Final = -(2**63) - 1
+"""The version of a message that has none: older than each that a column holds."""
 
 
 class ReceiptRow(NamedTuple):
@@ -209,12 +211,12 @@ class _Decider:
 
 
 def _own_version(table: Table, content: Content, delivery: Delivery) -> int:
-    """The version of a message, by what orders the updates of its table; -1, older than each of them, if it has none."""
+    """The version of a message, by what orders the updates of its table; _OLDEST if it has none."""
     field_name = table.updates[0].version
     if field_name is None:
         return delivery.publish_time
     version = content.event.value(content.fields, field_name)
-    return version if isinstance(version, int) else -1
+    return version if type(version) is int else _OLDEST
 
 
 def _order(message_id: str) -> tuple[int, str]:

@@ -14,12 +14,14 @@ import msgspec
 from worker.database.bulk import batches, find, holds_any, insert, upsert
 from worker.database.models import CONFLICT, DISCARDED, Connection, Erased, Receipt, Rejection, Version
 from worker.errors import NotAConflict, NotFound, Refused, Resolved
-from worker.events.catalog import Catalog, Content, Table
-from worker.events.declaration import MAX_INTEGER
+from worker.events.catalog import DEFAULT_EVENT, Catalog, Content, Table
+from worker.events.declaration import EVENT_TYPE_ATTRIBUTE, MAX_INTEGER
 from worker.ingest.messages import Delivery, Entry, Outcome
 from worker.ingest.outcomes import Key, Plan, Row, Stored, VersionRow, plan, version_of
 
 _STATEMENT_VALUES: Final = 500
+_WHOSE: Final = (Rejection.about, Rejection.data, Rejection.stored, Rejection.attributes)
+"""What says whose data a rejection holds."""
 _NUMBER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
 """A subject that is a number, as receipts and the list of erased subjects write it; `007` is a text."""
 
@@ -80,18 +82,20 @@ class Transaction:
             attributes=msgspec.json.decode(row["attributes"], type=dict[str, str]),
             delivery_attempt=row["delivery_attempt"],
         )
-        content = self.catalog.read(delivery.data, delivery.attributes, delivery.publish_time)
+        content = self.catalog.read(delivery.data, delivery.attributes, delivery.publish_time, again=True)
         entry = Entry(delivery, content, 0.0, None, row["body"])  # type: ignore[arg-type]  # no sender
         made = self._plan([entry], (), overwrite=overwrite)
         Receipt.delete().where(Receipt.message_id == message_id).execute(self.database)
         self._write(made)
+        # Data that is an object says nothing to an erasure: whose it is, is then what was read of it first.
+        about = (row["body"] and row["about"]) or content.subject or row["about"]
         if made.rejections:
             [again] = made.rejections
-            self._update(message_id, {name: again[name] for name in ("reason", "detail", "stored", "about")})
+            self._update(message_id, {name: again[name] for name in ("reason", "detail", "stored")} | {"about": about})
         elif made.outcomes[0] == "erased":  # only now can it be read whose data it is: nothing of it is kept
             Rejection.delete().where(Rejection.message_id == message_id).execute(self.database)
         else:
-            self._update(message_id, {"resolved_at": self.now, "resolution": made.outcomes[0]})
+            self._update(message_id, {"resolved_at": self.now, "resolution": made.outcomes[0], "about": about})
         return made.outcomes[0]
 
     def discard(self, message_id: str) -> None:
@@ -113,14 +117,14 @@ class Transaction:
 
     def bodies_about(self, subject: str) -> list[str]:
         """The objects that hold large rejected messages about a subject."""
-        named = Rejection.select(Rejection.body, Rejection.about, Rejection.data, Rejection.stored)
+        named = Rejection.select(Rejection.body, *_WHOSE)
         rows: Iterable[dict[str, Any]] = named.where(Rejection.body.is_null(False)).dicts().bind(self.database).iterator()
         return [row["body"] for row in rows if subject in self._about(row)]
 
     def erase_all(self, subjects: Sequence[str]) -> Removed:
         """Erase several subjects in one pass over each table; see `erase`."""
         erased = set(subjects)
-        kept = Rejection.select(Rejection.message_id, Rejection.data, Rejection.stored, Rejection.about).dicts()
+        kept = Rejection.select(Rejection.message_id, *_WHOSE).dicts()
         found: Iterable[dict[str, Any]] = kept.bind(self.database).iterator()
         rejected = [row["message_id"] for row in found if self._about(row) & erased]
         rows = receipts = 0
@@ -219,5 +223,7 @@ class Transaction:
     def _about(self, rejection: dict[str, Any]) -> set[str | None]:
         """Whose data a rejection holds: by what it met, and by what it says or tries to say."""
         stored = rejection["stored"]
-        met = None if stored is None else self.catalog.subject_of(msgspec.json.decode(stored))
-        return {met, rejection["about"], self.catalog.claimed_subject(bytes(rejection["data"]))}
+        attributes = msgspec.json.decode(rejection["attributes"])
+        event = self.catalog.events.get(attributes.get(EVENT_TYPE_ATTRIBUTE, DEFAULT_EVENT))
+        met = () if stored is None else self.catalog.subjects_in(msgspec.json.decode(stored), event)
+        return {rejection["about"], *met, *self.catalog.claimed_subjects(bytes(rejection["data"]), event)}

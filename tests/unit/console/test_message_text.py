@@ -21,6 +21,14 @@ def test_any_bytes_can_be_shown(data: bytes, stored: dict[str, object] | None) -
     shown(data, stored, "")
 
 
+def test_any_depth_can_be_shown() -> None:
+    """Also where a value can be read, and not be written again or compared."""
+    for depth in range(900, 1000):
+        deep = "[" * depth + "]" * depth
+        found = shown(b'{"user_id":"5","x":%s}' % deep.encode(), {"x": deep}, "users has this user_id with another x")
+        assert found.text.startswith('{"user_id":"5","x":[[')
+
+
 def test_a_long_text_is_cut_and_says_so() -> None:
     """A megabyte does not make a megabyte of page."""
     found = shown(json.dumps({"note": "x" * 1_000_000}).encode(), None, "")

@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,8 @@ def event(name: str = "order.other", model: type[Model] = Order, **more: Any) ->
         (event(when_there="newest"), "^first: the events of table orders must be ordered by one version"),
         (event(model=other_model("receipts")), "^second: event order.other: table receipts is the worker's own"),
         (event(model=other_model("schema_migration_x")), "table schema_migration_x is the worker's own"),
+        (event(model=other_model("Receipts")), "^second: event order.other: table Receipts is the worker's own"),
+        (event(model=other_model("Orders")), "^second: event order.other: to SQLite table Orders is table orders"),
     ],
 )
 def test_events_that_contradict_one_another_are_refused_by_their_module(second: Event, said: str) -> None:
@@ -88,6 +92,8 @@ USING = "from worker.events.users import EVENTS\n"
             "from worker.events.users import *\nEVENTS = [Event('a b', UserCreated, User, row=tuple)]",
             "acme_events: its name must begin with a letter",
         ),
+        ("raise SystemExit('no configuration')", "acme_events cannot be imported: SystemExit: no configuration"),
+        (f"{USING}MIGRATIONS = 5", "acme_events: MIGRATIONS names 5, which is no folder"),
         (f"{USING}MIGRATIONS = '/no/folder'", "acme_events: MIGRATIONS names /no/folder, which is no folder"),
     ],
 )
@@ -97,6 +103,18 @@ def test_a_module_that_cannot_be_loaded_is_named(modules: Path, source: str, sai
     with pytest.raises(ConfigError) as caught:
         catalog_of(Settings(replica_url="gs://acme/users", events="acme_events"))
     assert str(caught.value).startswith(f"EVENTS is 'acme_events': {said}")
+
+
+def test_packages_whose_migrations_would_be_taken_for_one_anothers_are_refused(modules: Path) -> None:
+    """A database would think that the second one's had run."""
+    for package in ("acme/shop", "acme_shop"):
+        (modules / package).mkdir(parents=True)
+        source = f"{USING}MIGRATIONS = __file__.removesuffix('/__init__.py')"
+        (modules / package / "__init__.py").write_text(source)
+    with pytest.raises(
+        EventError, match=r"^acme_shop: a database cannot tell the migrations of acme_shop from those of acme.s"
+    ):
+        Catalog.load("acme.shop,acme_shop")
 
 
 @pytest.mark.parametrize(
@@ -151,6 +169,7 @@ def test_a_message_of_no_known_event_is_asked_for_each_subject() -> None:
     assert BOTH.claimed_subject(b'{"customer":"ann"}') == "ann"
     assert BOTH.claimed_subject(b'{"user_id":"7"}') == "7"
     assert BOTH.read(b'{"customer":"ann"}', {"event_type": "order.gone"}, 0).subject == "ann"
+    assert list(BOTH.claimed_subjects(b'{"customer":"ann","user_id":7}')) == ["ann", "7"]
 
 
 def test_where_all_subjects_are_numbers_one_is_written_in_one_way() -> None:
@@ -180,6 +199,11 @@ def test_keys_and_subjects_have_limits(fields: dict[str, Any], reason: str, said
         (lambda *_: ("1",), "order.odd makes 1 values for 4 columns"),
         (lambda *_: (1, None, 0, None), "order_id must be a text"),
         (lambda *_: (None, None, 0, None), "order_id must be a text"),
+        (lambda *_: ("1", None, "0", None), "the row's total is of type str, and not int"),
+        (lambda *_: ("1", None, 0.5, None), "the row's total is of type float, and not int"),
+        (lambda *_: ("1", None, True, None), "the row's total is of type bool, and not int"),
+        (lambda *_: ("1", None, 0, []), "the row's lines is of type list, and not str"),
+        (lambda *_: ("1", None, 0, datetime(2026, 1, 1, tzinfo=UTC)), "the row's lines is of type datetime, and not str"),
         (lambda *_: ("\ud800", None, 0, None), "order_id must not contain a lone surrogate"),
     ],
 )
@@ -189,6 +213,35 @@ def test_a_row_that_cannot_be_one_fails_its_message_alone(row: Any, said: str) -
     content = message(catalog, "order.odd", "m1", order_id="1").content
     assert isinstance(content, Problem)
     assert content.detail == said
+
+
+def test_the_log_says_where_a_row_could_not_be_made_and_not_of_what(caplog: pytest.LogCaptureFixture) -> None:
+    """An error's own text may quote the message."""
+
+    def odd(content: OrderPlaced, _: int) -> tuple[Any, ...]:
+        return (int(content.order_id),)
+
+    catalog = Catalog({"odd": [Event("order.odd", OrderPlaced, Order, row=odd)]})
+    message(catalog, "order.odd", "m1", order_id="s3cret")
+    assert "in odd" in caplog.text
+    assert "HiddenError: ValueError" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+def test_an_enumeration_is_the_text_or_the_number_that_it_is() -> None:
+    """What a struct makes of a field may go into a row."""
+
+    class Colour(StrEnum):
+        RED = "red"
+
+    class Level(IntEnum):
+        LOW = 1
+
+    row = ("1", Colour.RED, Level.LOW, None)
+    catalog = Catalog({"odd": [Event("order.odd", OrderPlaced, Order, row=lambda *_: row)]})
+    content = message(catalog, "order.odd", "m1", order_id="1").content
+    assert isinstance(content, Content)
+    assert content.row == ("1", "red", 1, None)
 
 
 def test_unknown_fields_are_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """A declaration: what cannot work is refused at once, and what a message may be follows from its fields."""
 
+import contextlib
 import datetime
 import enum
 import json
@@ -10,9 +11,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 from msgspec import Meta
-from peewee import BigIntegerField, CompositeKey, Model, TextField, UUIDField
+from peewee import BigIntegerField, CompositeKey, DateTimeField, Model, TextField, UUIDField
 
-from tests.unit.events.orders import PLACED, Order, OrderPlaced
+from tests.unit.events.orders import PLACED, Line, Order, OrderPlaced
 from worker.events.declaration import UNREADABLE_NAME, Event, EventError, MessageError, Reason
 
 
@@ -65,6 +66,20 @@ class Renamed(Model):
     customer = TextField(column_name="customer_id")
 
 
+class Dated(Model):
+    """A table with a column whose values SQLite gives back as texts."""
+
+    order_id = TextField(primary_key=True)
+    placed_at = DateTimeField(null=True)
+
+
+class Hiding(Model):
+    """A table with a column of the name of a method of Peewee's models."""
+
+    order_id = TextField(primary_key=True)
+    select = TextField(null=True)  # type: ignore[assignment]  # that is what is refused
+
+
 class Array(msgspec.Struct, array_like=True):
     """Read from a JSON array."""
 
@@ -102,6 +117,8 @@ class Tagged(msgspec.Struct, tag="order"):
         ({"model": Numbered}, "Numbered must declare its primary key"),
         ({"model": Unusual}, "primary key order_id must be an integer or a text"),
         ({"model": Renamed}, "a column of its model Renamed must have the name of its field"),
+        ({"model": Dated}, "column placed_at of its model Dated is a DateTimeField, and a value must come back as it was"),
+        ({"model": Hiding}, "its model Hiding must have no field select: it hides what Peewee calls"),
         ({"subject": "buyer"}, "its subject buyer is no field of OrderPlaced"),
         ({"subject": "express"}, "its subject express is no column of Order"),
         ({"unsaid": {"express": False}}, "unsaid names express, which is not both"),
@@ -120,6 +137,32 @@ def test_what_cannot_work_is_refused_where_it_is_declared(changes: dict[str, Any
     """Not with the first message, and not with the first erasure."""
     with pytest.raises(EventError, match=said):
         declared(**changes)
+
+
+def with_field(kind: Any) -> type[msgspec.Struct]:
+    """The content of an order whose field `total` is of this type."""
+    return msgspec.defstruct("Odd", [("order_id", str), ("total", kind)])
+
+
+@pytest.mark.parametrize("kind", [str, bool, float, int | None, int | str, list[int], Any])
+def test_a_version_that_orders_nothing_is_refused(kind: Any) -> None:
+    """A text or a null would be older than every other version, and two of them a conflict."""
+    with pytest.raises(EventError, match="its version total must be an integer, and not null"):
+        declared(content=with_field(kind), when_there="newest", version="total")
+
+
+@pytest.mark.parametrize("kind", [int | str, float, bool, list[int], datetime.date, Literal[1], Any])
+def test_a_subject_that_an_erasure_would_not_find_is_refused(kind: Any) -> None:
+    """Of a field that is a number or a text, an erasure of the text would leave the rows."""
+    with pytest.raises(EventError, match="its subject total must be an integer, or a text, and it may be null"):
+        declared(content=with_field(kind), subject="total")
+
+
+def test_a_subject_and_its_column_are_of_one_type() -> None:
+    """PostgreSQL compares no text with a number."""
+    with pytest.raises(EventError, match="its subject total is of type text, and the column of that name is not"):
+        declared(content=with_field(str | None), subject="total")
+    declared(content=with_field(Annotated[int, Meta(ge=1)] | None), subject="total")
 
 
 class Size(enum.Enum):
@@ -226,6 +269,51 @@ def test_of_a_large_message_one_unknown_field_is_enough() -> None:
     assert PLACED.unknown_fields(json.dumps(large | {"first": 1}).replace("first", "a@b").encode()) == [UNREADABLE_NAME]
 
 
+class Checked(msgspec.Struct):
+    """Its own check looks something up, and its default divides."""
+
+    order_id: str
+    total: Any = msgspec.field(default_factory=lambda: 1 // 0)
+
+    def __post_init__(self) -> None:
+        """Look up what is not there."""
+        raise KeyError(self.order_id)
+
+
+@pytest.mark.parametrize("data", [b'{"order_id":"s3cret"}', b'{"order_id":"s3cret","total":1}'])
+def test_whatever_a_class_raises_its_message_fails_alone(data: bytes) -> None:
+    """INV-6: msgspec passes on what is neither a ValueError nor a TypeError. Answered 500, it would come again for ever."""
+    with pytest.raises(MessageError, match=r"a check of Checked failed: (KeyError|ZeroDivisionError)") as caught:
+        declared(content=Checked).decode(data)
+    with pytest.raises(MessageError, match="a check of Checked failed"):
+        declared(content=Checked).build(json.loads(data))
+    assert (caught.value.reason, "s3cret" in caught.value.detail) == (Reason.OUT_OF_RANGE, False)
+
+
+class Anything(msgspec.Struct):
+    """Holds any JSON."""
+
+    order_id: str
+    extra: Any = None
+
+
+def test_any_depth_is_read_or_refused() -> None:
+    """Also where msgspec still reads a value, and the search for a NUL in it does not reach its end."""
+    event = declared(content=Anything)
+    read = set()
+    for depth in range(100, 1200):
+        with contextlib.suppress(MessageError):
+            event.decode(b'{"order_id":"\\u0041","extra":%s}' % (b"[" * depth + b"]" * depth))
+            read.add(depth)
+    assert 100 in read
+    assert 1199 not in read
+    nested: list[Any] = []
+    for _ in range(2000):
+        nested = [nested]
+    with pytest.raises(MessageError, match="a field is nested too deeply"):
+        event.encode(Anything("1", nested))
+
+
 class Strict(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     """Its fields have other names in JSON, and no others may be there."""
 
@@ -253,6 +341,31 @@ def test_a_class_may_forbid_unknown_fields_itself() -> None:
             Reason.UNKNOWN_FIELD,
             f"field {shown} is unknown to order.placed",
         )
+
+
+class Kebab(msgspec.Struct, rename="kebab"):
+    """Its fields' names in JSON are no words of one piece."""
+
+    order_id: str
+    the_kind: Literal["x", "y"] = "x"
+    the_lines: list[Line] = []
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "detail"),
+    [
+        (b"{}", Reason.MISSING_FIELD, "order-id is missing; it must be a string"),
+        (b'{"order-id":1}', Reason.WRONG_TYPE, "order-id must be a string"),
+        (b'{"order-id":"1","the-kind":"s3cret"}', Reason.OUT_OF_RANGE, "the-kind must be one of x, y"),
+        (b'{"order-id":"1","the-lines":[{}]}', Reason.MISSING_FIELD, "the-lines[0] has no sku, which is required"),
+        (b'{"order-id":"1","the-lines":[{"sku":1}]}', Reason.WRONG_TYPE, "the-lines[0].sku: Expected `str`, got `int`"),
+    ],
+)
+def test_a_name_of_several_words_is_a_name_like_others(data: bytes, reason: Reason, detail: str) -> None:
+    """The text names the field, and never the value that msgspec's own text has."""
+    with pytest.raises(MessageError) as caught:
+        declared(content=Kebab).decode(data)
+    assert (caught.value.reason, caught.value.detail) == (reason, detail)
 
 
 def test_a_field_is_known_by_its_name_in_json() -> None:

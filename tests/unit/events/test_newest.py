@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
+from msgspec import structs
 from msgspec.structs import replace
+from peewee import BigIntegerField, Model, TextField
 
 from tests.unit.events.orders import Order, message
 from worker.database import schema
 from worker.database.connections import connect
 from worker.database.models import Connection, Erased, Receipt, Rejection, Version
 from worker.errors import NotAConflict
+from worker.events import users
 from worker.events.catalog import Catalog, Problem
+from worker.events.declaration import Event
 from worker.events.users import User
 from worker.ingest.messages import Entry
 from worker.ingest.transaction import Transaction
@@ -98,6 +103,12 @@ def test_the_order_of_delivery_changes_nothing(store: Store, together: bool) -> 
         (row,) = [each for each in store.rows(User) if each["user_id"] == user]
         ended.add((row["email_address"], row["created_at"], row["deleted"], row["settings"]))
     assert ended == {("d", 7, 0, "s")}
+    assert store.rows(Rejection) == []
+
+
+def test_a_message_without_a_version_is_older_than_a_negative_one(store: Store) -> None:
+    """As it is than every other: the order of delivery changes nothing."""
+    assert store.handle(placed("a", total=1), changed("b", -5, 2), placed("c", total=1)) == ["created", "updated", "stale"]
     assert store.rows(Rejection) == []
 
 
@@ -215,3 +226,39 @@ def test_a_text_of_digits_is_not_the_number(store: Store) -> None:
     store.handle(created(), placed("p", customer="05"))
     assert store.change(lambda transaction: transaction.erase("05")).rows == 1
     assert [row["user_id"] for row in store.rows(User)] == [5]
+
+
+class Ticket(Model):
+    """A ticket: its writer is the person, and the user beside it is who works on it."""
+
+    ticket_id = TextField(primary_key=True)
+    writer = TextField()
+    user_id = BigIntegerField()
+
+    class Meta:
+        table_name = "tickets"
+
+
+class TicketOpened(msgspec.Struct):
+    """As the row."""
+
+    ticket_id: str
+    writer: str
+    user_id: int
+
+
+def test_an_erasure_finds_the_other_side_of_a_conflict_by_its_own_subject(store: Store) -> None:
+    """Not by the subject of another table that the row names as well: of two persons one is meant, and the right one."""
+    opened = Event("ticket.opened", TicketOpened, Ticket, row=lambda content, _: structs.astuple(content), subject="writer")
+    catalog = Catalog({"users": users.EVENTS, "tickets": [opened]})
+    Ticket.bind(store.database)
+    store.database.create_tables([Ticket])
+    for number, writer in enumerate(("ann", "bob", "cid")):
+        sent = message(catalog, "ticket.opened", f"m{number}", ticket_id="1", writer=writer, user_id=9)
+        Transaction(store.database, catalog, 7, 1).handle([sent])
+    kept = [(row["message_id"], row["about"]) for row in store.rows(Rejection)]
+    assert kept == [("m1", "bob"), ("m2", "cid")]
+    at_work = Transaction(store.database, catalog, 7, 1)
+    assert at_work.erase("9").rejections == 0
+    assert at_work.erase("cid").rejections == 1
+    assert at_work.erase("ann").rejections == 1

@@ -130,3 +130,15 @@ def test_only_what_an_event_lets_be_read_is_read(database: Any, pages: Pages) ->
     closed = Pages(Catalog({"users": users.EVENTS[1:], "orders": EVENTS[1:]}), database)
     for path in ("/tables/orders/a", "/users/3", "/tables/users"):
         assert closed.get(path) == (404, {"error": "no such table can be read; there are none"})
+
+
+def test_a_page_goes_on_behind_the_smallest_key(database: Any, pages: Pages) -> None:
+    """-2^63 is an integer that a column holds, and so is 2^63-1."""
+    ends = [-(2**63), 2**63 - 1]
+    User.insert_many([{"user_id": key, "deleted": 0} for key in ends]).execute(database)
+    _, first = pages.get("/tables/users", limit=1)
+    assert first["after"] == ends[0]
+    status, second = pages.get("/tables/users", limit=1, after=first["after"])
+    assert (status, second["rows"][0]["user_id"]) == (200, 1)
+    assert pages.get(f"/users/{ends[0]}")[0] == pages.get(f"/users/{ends[1]}")[0] == 200
+    assert pages.get(f"/users/{ends[0] - 1}")[0] == pages.get(f"/users/{ends[1] + 1}")[0] == 400

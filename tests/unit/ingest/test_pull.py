@@ -312,10 +312,12 @@ def test_a_defect_fails_one_message_alone(caplog: pytest.LogCaptureFixture) -> N
     """INV-6: the others of its response are acknowledged, and it comes again, as after a push that is answered 500."""
 
     class Broken(Catalog):
-        def read(self, data: bytes, attributes: Mapping[str, str], published: int) -> Content | Problem:
+        def read(
+            self, data: bytes, attributes: Mapping[str, str], publish_time: int, *, again: bool = False
+        ) -> Content | Problem:
             if b"2" in data:
                 raise RuntimeError("a defect")
-            return CATALOG.read(data, attributes, published)
+            return CATALOG.read(data, attributes, publish_time, again=again)
 
     async def body(site: Site) -> None:
         bring(site, response(1, 2, 3))

@@ -18,6 +18,7 @@ from worker.database import connections, rejections, schema
 from worker.database.models import Connection, Erased, Receipt, Rejection
 from worker.database.rejections import Filter
 from worker.errors import NotFound, Refused, Resolved
+from worker.events.catalog import Problem, UnknownFields
 from worker.events.users import User
 from worker.ingest.expiry import Expiry
 from worker.ingest.messages import Entry
@@ -156,6 +157,30 @@ def test_a_retry_that_turns_out_to_be_about_an_erased_user_keeps_nothing(store: 
     assert store.transaction(lambda transaction: transaction.retry("m1")) == "erased"
     assert store.rows(Rejection) == []
     assert [(row["outcome"], row["subject"]) for row in store.rows(Receipt)] == [("erased", None)]
+
+
+@pytest.mark.parametrize("corrected", [b"{", b'{"user_id":6,"settings":1}', b'{"user_id":6}'])
+def test_whose_a_large_message_is_survives_a_retry_with_other_data(store: Store, corrected: bytes) -> None:
+    """Its bytes are in the bucket still, and an erasure finds them by that alone."""
+    problem = Problem("wrong_type", "settings must be a string", "5")
+    store.handle(lambda: replace(malformed("m1"), content=problem, body="rejected/1"))
+    store.transaction(lambda transaction: transaction.retry("m1", corrected))
+    assert store.transaction(lambda transaction: transaction.bodies_about("5")) == ["rejected/1"]
+
+
+def test_a_correction_says_whose_an_unreadable_message_was(store: Store) -> None:
+    """An erasure of the person takes what was published as well."""
+    store.handle(lambda: malformed("m1"))
+    assert store.transaction(lambda transaction: transaction.retry("m1", b'{"user_id":6}')) == "created"
+    assert store.transaction(lambda transaction: transaction.erase("6")).rejections == 1
+
+
+def test_a_retry_counts_no_unknown_field(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message was counted when it came, and the counts belong to the event loop: a retry runs on the writer's thread."""
+    monkeypatch.setattr(CATALOG, "unknown_fields", UnknownFields())
+    store.handle(lambda: malformed("m1"))
+    assert store.transaction(lambda transaction: transaction.retry("m1", b'{"user_id":6,"emial":"a"}')) == "created"
+    assert CATALOG.unknown_fields.counts == {}
 
 
 def test_a_discarded_message_stays_without_effect(store: Store) -> None:

@@ -88,7 +88,8 @@ def _key(table: Table, text: str) -> int | str:
             raise BadQuery(f"{table.key} must be a text of 1 to {MAX_KEY_BYTES} bytes")
         return text
     digits = text.removeprefix("-")
-    if not (digits.isascii() and digits.isdecimal() and len(digits) <= 19) or not -MAX_INTEGER <= int(text) <= MAX_INTEGER:
+    number = digits.isascii() and digits.isdecimal() and len(digits) <= 19
+    if not number or not -MAX_INTEGER - 1 <= int(text) <= MAX_INTEGER:
         raise BadQuery(f"{table.key} must be a whole number, at most 2^63-1")
     return int(text)
 
