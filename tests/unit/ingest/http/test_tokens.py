@@ -82,7 +82,7 @@ class Site:
             "audience": AUDIENCE,
             "certs_url": "http://certificates.example.com",
             "refresh_min_seconds": 60,
-            "timeout_seconds": 5,
+            "timeout_seconds": 60,
             "tokens_max": 100,
             "clock_skew_seconds": SKEW,
             "fetch": self.served,
