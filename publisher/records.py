@@ -372,7 +372,7 @@ def value(kind: str | None, text: str) -> Any:
                 return {"true": True, "false": False}.get(text.strip().lower(), text)
             case "json":
                 return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return text
 

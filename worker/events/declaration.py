@@ -244,9 +244,8 @@ class Event:
             raise self._refusal(error) from None
         except msgspec.DecodeError as error:
             raise MessageError(Reason.NOT_JSON, f"data must be a JSON object: {error}") from None
-        except Exception as error:  # a check or a default of the class's own: its text may name a value (INV-6)
-            detail = f"a check of {self.content.__name__} failed: {type(error).__name__}"
-            raise MessageError(Reason.OUT_OF_RANGE, detail) from error
+        except Exception as error:
+            raise self._failed(error) from error
         return content
 
     def build(self, fields: Mapping[str, Any]) -> msgspec.Struct:
@@ -263,7 +262,9 @@ class Event:
             content: msgspec.Struct = msgspec.convert(dict(fields), self.content)
         except msgspec.ValidationError as error:
             raise self._refusal(error) from None
-        _check_text(content)
+        except Exception as error:
+            raise self._failed(error) from error
+        self._check_built(content)
         return content
 
     def encode(self, content: msgspec.Struct) -> bytes:
@@ -272,7 +273,7 @@ class Event:
         Raises:
             MessageError: The content breaks the format, or the result is longer than MAX_DATA_BYTES.
         """
-        _check_text(content)
+        self._check_built(content)
         try:
             data = msgspec.json.encode(content)
         except (TypeError, OverflowError) as error:
@@ -310,6 +311,16 @@ class Event:
         # Fields alone: what the class checks of them has been checked.
         fields = [(f"field{at}", msgspec.Raw, _optional(each.encode_name)) for at, each in enumerate(_fields(self.content))]
         return msgspec.json.Decoder(msgspec.defstruct("Known", fields, forbid_unknown_fields=True))
+
+    def _failed(self, error: Exception) -> MessageError:
+        """A check or a default of the class's own has failed: the error's text may name a value (INV-6)."""
+        return MessageError(Reason.OUT_OF_RANGE, f"a check of {self.content.__name__} failed: {type(error).__name__}")
+
+    def _check_built(self, content: msgspec.Struct) -> None:
+        try:
+            _check_text(content)
+        except RecursionError:
+            raise MessageError(Reason.NOT_JSON, "a field is nested too deeply") from None
 
     def _refusal(self, error: msgspec.ValidationError) -> MessageError:
         if isinstance(error.__cause__, MessageError):  # raised by a check of the class's own

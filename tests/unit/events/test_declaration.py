@@ -285,6 +285,8 @@ def test_whatever_a_class_raises_its_message_fails_alone(data: bytes) -> None:
     """INV-6: msgspec passes on what is neither a ValueError nor a TypeError. Answered 500, it would come again for ever."""
     with pytest.raises(MessageError, match=r"a check of Checked failed: (KeyError|ZeroDivisionError)") as caught:
         declared(content=Checked).decode(data)
+    with pytest.raises(MessageError, match="a check of Checked failed"):
+        declared(content=Checked).build(json.loads(data))
     assert (caught.value.reason, "s3cret" in caught.value.detail) == (Reason.OUT_OF_RANGE, False)
 
 
@@ -305,6 +307,11 @@ def test_any_depth_is_read_or_refused() -> None:
             read.add(depth)
     assert 100 in read
     assert 1199 not in read
+    nested: list[Any] = []
+    for _ in range(2000):
+        nested = [nested]
+    with pytest.raises(MessageError, match="a field is nested too deeply"):
+        event.encode(Anything("1", nested))
 
 
 class Strict(msgspec.Struct, rename="camel", forbid_unknown_fields=True):

@@ -132,6 +132,14 @@ def test_a_csv_is_read_by_the_fields_of_its_event(run: Run, sink: Sink, tmp_path
         assert line in said
 
 
+def test_a_cell_of_any_depth_is_one_wrong_row(run: Run, sink: Sink, tmp_path: Path) -> None:
+    """The rows behind it are read."""
+    file = tmp_path / "orders.csv"
+    file.write_text(f"order_id,lines\n1,{'[' * 100_000}\n2,\n")
+    code, out, err = run("load", str(file), "--event", "order.placed")
+    assert (code, "1 accepted" in out, "line 2: wrong_type: lines must be an array" in err) == (1, True, True)
+
+
 def test_a_csv_must_name_the_required_fields_of_its_event(run: Run, sink: Sink, tmp_path: Path) -> None:
     """The error names them, and those that may be there."""
     path = tmp_path / "orders.csv"
