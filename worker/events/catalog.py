@@ -163,6 +163,15 @@ def unknown_field(event: Event, name: str) -> str:
     return f"field {name} is unknown: {hint}"
 
 
+class HiddenError(Exception):
+    """Stands in a log for an error whose own text may hold a person's data."""
+
+
+def without_values(error: Exception, text: str) -> Any:
+    """What `exc_info` of a log takes: where an error was raised, with this text for its own."""
+    return HiddenError, HiddenError(text), error.__traceback__
+
+
 class _Shape(NamedTuple):
     """What is looked at of each message of an event: read once, because it is on the main path."""
 
@@ -326,7 +335,8 @@ class Catalog:
         try:
             row: tuple[Any, ...] = tuple(event.row(fields, publish_time))
         except Exception as error:  # an adopter's code: whatever it raises, this message fails alone (INV-6)
-            log.exception("the row of a message cannot be made", extra={"action": "message.no_row"})
+            where = without_values(error, type(error).__name__)
+            log.error("the row of a message cannot be made", exc_info=where, extra={"action": "message.no_row"})
             detail = f"the row of {event.name} cannot be made: {type(error).__name__}; the log says why"
             raise MessageError(Reason.OUT_OF_RANGE, detail) from None
         if len(row) != len(shape.types):

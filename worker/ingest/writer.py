@@ -24,7 +24,7 @@ from msgspec import structs
 from worker.database.engine import Engine
 from worker.database.models import NOT_STORABLE, Connection
 from worker.errors import Refused, RequestError, Unwritable
-from worker.events.catalog import Catalog, Problem
+from worker.events.catalog import Catalog, Problem, without_values
 from worker.ingest.messages import Change, Entry, Group, Observer, Outcome, fail
 from worker.ingest.transaction import Transaction
 
@@ -200,7 +200,11 @@ class Writer:
             except Exception as error:
                 if not self._engine.blames_row(error):
                     raise
-                log.exception("the database refused a message altogether", extra={"action": "writer.refused"})
+                log.error(
+                    "the database refused a message altogether",
+                    exc_info=without_values(error, _without_detail(error)),
+                    extra={"action": "writer.refused"},
+                )
                 refused = Unwritable("the database refused this message; it stays in the queue, and the log says why")
                 loop = entry.done.get_loop()
                 loop.call_soon_threadsafe(fail, [entry], refused)
@@ -215,7 +219,8 @@ class Writer:
             if not self._engine.blames_row(error):
                 raise
             # Delivered again it would be refused again: kept, it can be retried once the cause is mended (INV-6).
-            log.exception("the database refused a valid row", extra={"action": "writer.not_storable"})
+            where = without_values(error, _without_detail(error))
+            log.error("the database refused a valid row", exc_info=where, extra={"action": "writer.not_storable"})
             text = f"the database refused the row: {type(error).__name__}; the log says why"
         return self._write([structs.replace(entry, content=Problem(NOT_STORABLE, text, entry.content.subject))])
 
@@ -230,3 +235,8 @@ class Writer:
             return apply(Transaction(database, self._catalog, self.epoch, now))
 
         return self._engine.run(work, alone=alone)
+
+
+def _without_detail(error: Exception) -> str:
+    """An error's name and the first line of its text: PostgreSQL's next ones quote the row."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -212,6 +212,19 @@ def test_a_row_that_cannot_be_one_fails_its_message_alone(row: Any, said: str) -
     assert content.detail == said
 
 
+def test_the_log_says_where_a_row_could_not_be_made_and_not_of_what(caplog: pytest.LogCaptureFixture) -> None:
+    """An error's own text may quote the message."""
+
+    def odd(content: OrderPlaced, _: int) -> tuple[Any, ...]:
+        return (int(content.order_id),)
+
+    catalog = Catalog({"odd": [Event("order.odd", OrderPlaced, Order, row=odd)]})
+    message(catalog, "order.odd", "m1", order_id="s3cret")
+    assert "in odd" in caplog.text
+    assert "HiddenError: ValueError" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
 def test_an_enumeration_is_the_text_or_the_number_that_it_is() -> None:
     """What a struct makes of a field may go into a row."""
 

@@ -328,6 +328,15 @@ def test_a_row_that_only_the_database_refuses_fails_alone(bench: Bench, table: s
     }
 
 
+def test_the_log_says_what_refused_a_row_and_not_what_it_held(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """PostgreSQL quotes the row in the lines below the first one."""
+    quoting = REFUSE.format(table="users", column="user_id").replace("'no'", "'unique constraint x\nDETAIL: (s3cret)'")
+    bench.execute(quoting)
+    assert bench.write(lambda: [entry(13, "m13")]) == ["rejected"]
+    assert "IntegrityError: unique constraint x" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
 def test_a_row_that_another_constraint_refuses_is_not_taken_for_written(bench: Bench) -> None:
     """A refusal by a constraint that the plan does not know is a rejection, never a row silently left out."""
     bench.execute("CREATE UNIQUE INDEX addresses ON users (email_address)")
