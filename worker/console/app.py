@@ -128,7 +128,10 @@ class Console:
         )
 
     async def _rejection(self, request: Request) -> Response:
-        found = await self._context.service.whole(request.query_params.get("id", ""))
+        message_id = request.query_params.get("id")
+        if not message_id:  # the service's path without an id is that of the list
+            raise WrongFormError("the address names no message: it ends in ?id= and the message's id")
+        found = await self._context.service.whole(message_id)
         data = base64.b64decode(found["data"])
         message = await asyncio.to_thread(shown, data, found["stored"], found["detail"])
         return self._pages.page(

@@ -32,6 +32,7 @@ HEADERS: Final = {
 }
 FORM_MAX_BYTES: Final = 1_000_000
 """Longest form: a mended message of 100,000 characters, each escaped as several."""
+_FIELDS_MAX: Final = 100
 TOKEN: Final = "token"
 HEALTH: Final = "/healthz"
 """The path that a platform's probe asks. It says nothing, so it is not checked."""
@@ -112,14 +113,17 @@ class Forms:
         """A form's fields.
 
         Raises:
-            WrongFormError: It is too long, or its token is not ours.
+            WrongFormError: It is too long, or has too many fields, or its token is not ours.
         """
         body = bytearray()
         async for piece in request.stream():
             body += piece
             if len(body) > FORM_MAX_BYTES:
                 raise WrongFormError(f"the form is over {FORM_MAX_BYTES:,} bytes; use the command")
-        fields = dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=100))
+        try:
+            fields = dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=_FIELDS_MAX))
+        except ValueError:
+            raise WrongFormError(f"the form has over {_FIELDS_MAX} fields, and is none of the console's") from None
         if not secrets.compare_digest(fields.pop(TOKEN, "").encode(), self.token.encode()):
             raise WrongFormError("the page is of an earlier run of the console; go back, load it again, and repeat")
         return fields

@@ -187,3 +187,16 @@ def test_a_drill_that_cannot_be_read_is_not_said_to_be_none(monkeypatch: pytest.
 
     monkeypatch.setattr(bucket_look, "survey", silent)
     console(Service("7"), body)
+
+
+def test_an_address_or_a_form_that_is_none_of_ours_is_refused_as_such() -> None:
+    """Not as a defect of the console."""
+
+    async def body(client: httpx.AsyncClient, token: dict[str, str]) -> None:
+        for path in ("/rejection", "/rejection?id="):
+            answer = await client.get(path)
+            assert (answer.status_code, "names no message" in answer.text) == (400, True)
+        answer = await client.post("/retry", data=token | {f"field{number}": "1" for number in range(100)})
+        assert (answer.status_code, "over 100 fields" in answer.text) == (400, True)
+
+    console(Service("7", ""), body)
