@@ -89,7 +89,7 @@ class Actions:
             return self._resolved(message_id, await self._context.service.discard(message_id))
         reason = _reason(form)
         ids = [row["message_id"] async for row in self._context.service.each(Wanted(reason=reason))]
-        if typed != str(len(ids)):
+        if typed.replace(",", "") != str(len(ids)):  # the page writes 1,234
             raise WrongFormError(
                 f"nothing was discarded: {counted(len(ids), 'message')} would be, and {typed[:20] or 'nothing'} was typed"
             )

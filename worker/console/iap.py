@@ -63,7 +63,8 @@ class Proxy:
     ) -> None:
         self._audience, self._fetch, self._clock, self._wall_clock = audience, fetch, clock, wall_clock
         self._keys: Mapping[str, str] = {}
-        self._fetched = float("-inf")
+        self._fetched = self._asked = float("-inf")
+        self._problem: str | None = None  # why they were not had when they were last asked for
         self._fetching = asyncio.Lock()  # the one guard of the keys
 
     async def who(self, headers: Headers) -> str:
@@ -102,16 +103,17 @@ class Proxy:
         return email
 
     async def _require(self, key: str) -> None:
+        if key in self._keys and self._clock() - self._fetched < _KEYS_SECONDS:  # it waits for no other request's key
+            return
         async with self._fetching:
-            age = self._clock() - self._fetched
-            if age < _AGAIN_SECONDS or (key in self._keys and age < _KEYS_SECONDS):
-                return
-            try:
-                self._keys = await asyncio.to_thread(self._fetch, KEYS_URL)
-            except Refused:
-                if key not in self._keys:
-                    raise
-            self._fetched = self._clock()
+            if self._clock() - self._asked >= _AGAIN_SECONDS:
+                self._asked, self._problem = self._clock(), None
+                try:
+                    self._keys, self._fetched = await asyncio.to_thread(self._fetch, KEYS_URL), self._clock()
+                except Refused as error:
+                    self._problem = str(error)
+            if self._problem is not None and key not in self._keys:
+                raise Refused(self._problem)
 
 
 def _key_id(token: str) -> str:

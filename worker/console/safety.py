@@ -3,6 +3,7 @@
 The console holds an operator's credentials, and a browser sends requests for any page that is open in it. So:
 
 - `Host` is a name of ours. A stranger's name that is made to lead to 127.0.0.1 (DNS rebinding) is none.
+- A page of another site may lead here, and asks for nothing in passing, such as an image that lists the bucket.
 - What changes something is a POST with `Origin` of ours, and with the token that only our own pages hold.
 - An answer runs no script but our own files, is shown in no frame, and is kept nowhere.
 - Behind Identity-Aware Proxy, a request has its signed header (iap.py).
@@ -75,6 +76,8 @@ class Safety:
                 return _refused(error.status, str(error))
         if scope["method"] not in ("GET", "HEAD") and not _ours(headers, host):
             return _refused(403, "this request came from another page; use the console's own")
+        if _embedded(headers):
+            return _refused(403, "another page asked for this in passing; open the console itself")
         return None
 
 
@@ -86,6 +89,12 @@ def _ours(headers: Headers, host: str) -> bool:
     return origin.lower() in (f"http://{host}", f"https://{host}") and headers.get("sec-fetch-site", "same-origin") == (
         "same-origin"
     )
+
+
+def _embedded(headers: Headers) -> bool:
+    """Whether another page asks, and not to be left for ours: an image of `/bucket` would list the bucket each time."""
+    foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    return foreign and headers.get("sec-fetch-mode", "navigate") != "navigate"
 
 
 def _refused(status: int, text: str) -> Response:

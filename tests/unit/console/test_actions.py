@@ -67,6 +67,10 @@ class Service:
         for message_id in self.ids:
             yield rejection(message_id)
 
+    async def discard(self, message_id: str) -> str:
+        """See `worker.operations.service_client.Service`."""
+        return "discarded"
+
     async def retry(self, message_id: str) -> str:
         """See `worker.operations.service_client.Service`."""
         await self.go.wait()
@@ -200,3 +204,14 @@ def test_an_address_or_a_form_that_is_none_of_ours_is_refused_as_such() -> None:
         assert (answer.status_code, "over 100 fields" in answer.text) == (400, True)
 
     console(Service("7", ""), body)
+
+
+@pytest.mark.parametrize(("typed", "status"), [("1,200", 303), ("1200", 303), ("1,201", 400), ("1.200", 400), ("", 400)])
+def test_the_number_to_discard_is_typed_as_the_page_writes_it(typed: str, status: int) -> None:
+    """Or as a number; anything else discards nothing."""
+
+    async def body(client: httpx.AsyncClient, token: dict[str, str]) -> None:
+        answer = await client.post("/discard", data={**token, "reason": "not_json", "number": typed})
+        assert answer.status_code == status
+
+    console(Service(*map(str, range(1200))), body)

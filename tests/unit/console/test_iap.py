@@ -119,3 +119,34 @@ def test_invented_keys_do_not_make_it_ask() -> None:
 
     asyncio.run(many())
     assert len(fetched) == 1
+
+
+def test_keys_that_cannot_be_had_are_not_asked_for_by_each_request() -> None:
+    """Nor does a request with a key that is known wait for the others; after half a minute they are asked for again."""
+    clock, asked = Clock(), list[str]()
+
+    def fetch(url: str) -> Mapping[str, str]:
+        asked.append(url)
+        if len(asked) == 2:
+            raise Refused("no answer")
+        return {"k1": public(KEY)}
+
+    verifier = proxy(fetch, clock)
+
+    async def many() -> None:
+        known = Headers(raw=[(HEADER.encode(), token(CLAIMS).encode())])
+        assert await verifier.who(known) == "ann@acme.example"
+        clock.now += 40
+        for number in range(5):
+            with pytest.raises(Refused, match="no answer"):
+                await verifier.who(Headers(raw=[(HEADER.encode(), token(CLAIMS, kid=f"invented-{number}").encode())]))
+        await verifier._fetching.acquire()  # as while another request fetches
+        assert await asyncio.wait_for(verifier.who(known), 5) == "ann@acme.example"
+        verifier._fetching.release()
+        assert len(asked) == 2
+        clock.now += 40
+        with pytest.raises(Unauthenticated):
+            await verifier.who(Headers(raw=[(HEADER.encode(), token(CLAIMS, kid="invented").encode())]))
+        assert len(asked) == 3
+
+    asyncio.run(many())

@@ -70,6 +70,22 @@ def test_a_form_of_another_page_is_refused(headers: dict[str, str]) -> None:
     assert ask("POST", "/break", headers=headers).status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("site", "mode", "status"),
+    [
+        ("cross-site", "no-cors", 403),
+        ("same-site", "no-cors", 403),
+        ("cross-site", "cors", 403),
+        ("cross-site", "navigate", 404),
+        ("same-origin", "cors", 404),
+        ("none", "navigate", 404),
+    ],
+)
+def test_another_page_makes_the_console_ask_for_nothing(site: str, mode: str, status: int) -> None:
+    """An image or a script of another page gets nothing, and costs no listing; a link from one is followed."""
+    assert ask("GET", "/job", headers={"sec-fetch-site": site, "sec-fetch-mode": mode}).status_code == status
+
+
 def test_a_form_without_our_token_is_refused() -> None:
     """The right origin is not enough: the token stands in our pages alone."""
     for form in ({}, {"token": "guessed"}):
