@@ -48,7 +48,7 @@ effect stays open. What is stored is overwritten by a conflict alone, and only w
 _DISCARD: Final = "Give messages up: they stay without effect, however often they come."
 _EXPORT: Final = """\
 Write rejections as JSON Lines to FILE, which does not exist yet, or to standard output (-). Correct the lines, publish them
-with `python -m publisher load FILE`, and discard the rejections.
+with `python -m publisher load FILE`, and discard the rejections. Without an ID it writes every open one.
 """
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -218,6 +218,7 @@ async def _discard(service: Service, options: Options) -> int:
 @command.command("export", cls=Command, help=_EXPORT, short_help="write them to a file that you correct and load")
 @url_option
 @click.argument("file", metavar="FILE", type=parameters.PATH)
+@_ids
 @_resolved
 @_filters
 @json_option
@@ -225,9 +226,11 @@ async def _discard(service: Service, options: Options) -> int:
 async def _export(service: Service, options: Options) -> int:
     console = Console(stderr=True)
     piped = str(options.file) == "-"
+    if options.ids and (options.all or _wanted(options) != Wanted()):
+        raise ServiceRefused("name message ids, or choose with --reason, --since, --until and --all; nothing was written")
     try:
         with console.status("exporting") as status:
-            wanted = _wanted(options, resolved=options.all)
+            wanted = options.ids or _wanted(options, resolved=options.all)
             with nullcontext(sys.stdout.buffer) if piped else options.file.open("xb") as file:
                 count = await export(service, wanted, file, lambda done: status.update(f"exporting: {done:,}"))
                 file.flush()

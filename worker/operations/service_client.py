@@ -6,7 +6,7 @@ The service is the one writer, so everything that changes a rejection is done by
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, BinaryIO, Final, NoReturn, Self
@@ -265,15 +265,23 @@ def _readable(data: bytes) -> dict[str, str]:
         return {"data_base64": base64.b64encode(data).decode()}
 
 
-async def export(service: Service, wanted: Wanted, file: BinaryIO, say: Callable[[int], None]) -> int:
-    """Write the rejections wanted to a file, a line each; how many. `say` hears the count as it grows.
+async def export(service: Service, wanted: Wanted | Sequence[str], file: BinaryIO, say: Callable[[int], None]) -> int:
+    """Write the rejections wanted, or those of these message ids, to a file, a line each; how many.
+
+    `say` hears the count as it grows.
 
     Raises:
         WorkerError: As for `Service.each`; the file then holds the lines so far.
     """
     count = 0
-    async for row in service.each(wanted):
-        file.write(line(await service.whole(row["message_id"])))
+    ids = (row["message_id"] async for row in service.each(wanted)) if isinstance(wanted, Wanted) else _each(wanted)
+    async for message_id in ids:
+        file.write(line(await service.whole(message_id)))
         count += 1
         say(count)
     return count
+
+
+async def _each(ids: Sequence[str]) -> AsyncIterator[str]:
+    for message_id in ids:
+        yield message_id

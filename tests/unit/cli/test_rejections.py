@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -48,6 +49,11 @@ class Service:
         for each in self.rows:
             if wanted.resolved or each["resolution"] is None:
                 yield each
+
+    async def whole(self, message_id: str) -> dict[str, Any]:
+        """See `Service.whole`."""
+        found = next(each for each in self.rows if each["message_id"] == message_id)
+        return {**found, "attributes": {}, "stored": None, "data": base64.b64encode(b"{}").decode()}
 
     async def discard(self, message_id: str) -> str:
         """See `Service.discard`."""
@@ -113,6 +119,19 @@ def test_the_list_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch,
     assert all(text.endswith("…") for text in lines[1:])
     tables.lines([("m" * 200, "detail")])
     assert capsys.readouterr().out == "m" * 200 + "\n"
+
+
+def test_some_are_exported_by_their_ids(service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Or all that are open; ids and filters together are refused, and write nothing."""
+    ids = [each["message_id"] for each in service.rows]
+    some, every = tmp_path / "some.jsonl", tmp_path / "every.jsonl"
+    assert main(["rejections", "export", str(some), ids[0], ids[2]], {}) == 0
+    assert main(["rejections", "export", str(every)], {}) == 0
+    written = [json.loads(text)["_rejection"]["message_id"] for text in some.read_text().splitlines()]
+    assert (written, len(every.read_text().splitlines())) == ([ids[0], ids[2]], 3)
+    assert main(["rejections", "export", str(tmp_path / "none.jsonl"), ids[0], "--all"], {}) == 1
+    assert not (tmp_path / "none.jsonl").exists()
+    assert "name message ids, or choose with" in capsys.readouterr().err
 
 
 def test_an_export_is_discarded_by_one_command(service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
