@@ -1,0 +1,109 @@
+"""Copying between a SQLite file and a real PostgreSQL: what one of them refuses, and how much is in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from local.postgres import Postgres, postgres
+from tests.entries import CATALOG
+from worker.database import connections, copying, postgresql, schema
+from worker.database.models import Rejection
+from worker.database.postgresql import Server
+from worker.errors import MoveFailed
+from worker.operations.move import _copy, _export
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    """A server."""
+    with postgres() as running:
+        yield running
+
+
+def silent(_: str) -> None:
+    """Say nothing."""
+
+
+def gone(_: str) -> None:
+    """The bytes of no large message are there."""
+
+
+def store(folder: Path, *statements: str) -> Path:
+    """A SQLite store in which these statements were run."""
+    file = folder / "users.db"
+    schema.migrate(file, CATALOG)
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        for statement in statements:
+            database.execute(statement)
+        database.commit()
+    return file
+
+
+def target(server: Postgres, name: str) -> Server:
+    """A new database with all tables."""
+    found = Server(url=server.create(name))
+    postgresql.migrate(found, CATALOG)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "statement"),
+    [
+        ("nul", "INSERT INTO users VALUES (1, 'a' || char(0) || 'b', 0, 0, NULL)"),
+        ("words", "INSERT INTO users VALUES (1, NULL, 'yesterday', 0, NULL)"),
+        ("fraction", "INSERT INTO users VALUES (1, NULL, 1.5, 0, NULL)"),
+        ("bytes", "INSERT INTO users VALUES (1, x'6162', 0, 0, NULL)"),
+    ],
+)
+def test_a_value_that_only_sqlite_holds_fails_the_move(server: Postgres, tmp_path: Path, name: str, statement: str) -> None:
+    """A file of another service may hold any value in any column. It is no other value afterwards, and not a traceback."""
+    there = target(server, name)
+    with pytest.raises(MoveFailed, match="users"):
+        _copy(store(tmp_path, statement), there, CATALOG, gone, silent)
+    assert server.execute("SELECT count(*) FROM users", database=name) == [(0,)]
+
+
+def test_a_row_that_sqlite_refuses_fails_the_export(server: Postgres, tmp_path: Path) -> None:
+    """A table that is stricter in the file: no traceback, and no half a file."""
+    there = target(server, "strict")
+    server.execute("INSERT INTO users VALUES (1, NULL, 0, 0, NULL)", database="strict")
+    file = store(tmp_path, "CREATE TRIGGER strict BEFORE INSERT ON users BEGIN SELECT RAISE(ABORT, 'too strict'); END")
+    with pytest.raises(MoveFailed, match="users"):
+        _export(file, there, CATALOG, silent)
+
+
+def test_few_large_rows_are_in_memory_at_once(tmp_path: Path) -> None:
+    """INV-7: PostgreSQL's rejections hold the bytes of messages of any size; a thousand of 10 MB would be 10 GB."""
+    made = (
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60) "
+        "INSERT INTO rejections (message_id, reason, detail, data, attributes, publish_time, received_at) "
+        "SELECT 'm' || i, 'not_json', '', zeroblob(1000000), '{}', 0, 0 FROM n"
+    )
+    database = connections.connect(store(tmp_path, made), read_only=True)
+    with database.connection_context():
+        tracemalloc.start()
+        try:
+            count = sum(1 for _ in copying.rows_of(database, Rejection))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert (count, peak < 30_000_000) == (60, True)
+
+
+def test_a_large_message_whose_bytes_are_gone_is_moved_as_that(server: Postgres, tmp_path: Path) -> None:
+    """A retry would take a message without bytes for one that is not JSON; the name of its object says what happened."""
+    named = (
+        "INSERT INTO rejections (message_id, reason, detail, data, attributes, publish_time, received_at, body, bytes) "
+        "VALUES ('m1', 'not_json', '', x'', '{}', 0, 0, 'rejected/1/a', 300000)"
+    )
+    there = target(server, "deleted")
+    _copy(store(tmp_path, named), there, CATALOG, gone, silent)
+    assert server.execute("SELECT length(data), body FROM rejections", database="deleted") == [(0, "rejected/1/a")]
