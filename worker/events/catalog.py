@@ -281,7 +281,7 @@ class Catalog:
             if type(value) is int and 0 < value <= MAX_INTEGER:
                 return str(value)
             if not self._numbers[name] and isinstance(value, str) and 0 < len(value.encode()) <= MAX_SUBJECT_BYTES:
-                return value
+                return value if "\0" not in value else None  # PostgreSQL's texts hold none: the rejection could not be kept
         return None
 
     def _content(self, event: Event, fields: msgspec.Struct, publish_time: int) -> Content:
