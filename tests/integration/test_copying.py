@@ -107,3 +107,17 @@ def test_a_large_message_whose_bytes_are_gone_is_moved_as_that(server: Postgres,
     there = target(server, "deleted")
     _copy(store(tmp_path, named), there, CATALOG, gone, silent)
     assert server.execute("SELECT length(data), body FROM rejections", database="deleted") == [(0, "rejected/1/a")]
+
+
+def test_a_store_of_more_events_than_the_command_knows_is_not_moved(server: Postgres, tmp_path: Path) -> None:
+    """A laptop's EVENTS is not the service's: the orders would stay behind, and each table that is copied would be right."""
+    file = store(tmp_path, "CREATE TABLE schema_migration_acme_orders (name TEXT)", "CREATE TABLE orders (id INTEGER)")
+    with pytest.raises(MoveFailed, match="set EVENTS as the service has it"):
+        _copy(file, target(server, "fewer"), CATALOG, gone, silent)
+
+
+def test_a_table_that_no_event_writes_is_named(server: Postgres, tmp_path: Path) -> None:
+    """It is of the service before, and stays in the bucket."""
+    told: list[str] = []
+    _copy(store(tmp_path, "CREATE TABLE posts (id INTEGER)"), target(server, "other"), CATALOG, gone, told.append)
+    assert "    posts is not copied: no event of EVENTS writes it" in told

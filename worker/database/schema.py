@@ -19,7 +19,7 @@ from worker.errors import SchemaDiffers
 from worker.events.catalog import Catalog, Table
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
-_HISTORY: Final = "schema_migration"
+HISTORY: Final = "schema_migration"
 _SQLITE_ERROR: Final = 1
 """SQLite's code of a statement that cannot be run. Source: SQLite documentation, "Result and Error Codes"."""
 _KINDS: Final = {"INT": "integer", "CHAR": "text", "CLOB": "text", "TEXT": "text", "BLOB": "bytes", "BYTEA": "bytes"}
@@ -42,9 +42,9 @@ def migrate(path: Path, catalog: Catalog, *, busy_timeout_seconds: float = BUSY_
 
 def up(database: Connection, catalog: Catalog) -> list[str]:
     """Bring an open database to the newest schema; see `migrate`."""
-    applied: list[str] = Runner(database, str(MIGRATIONS), table_name=_HISTORY).up()
+    applied: list[str] = Runner(database, str(MIGRATIONS), table_name=HISTORY).up()
     for package, folder in catalog.migrations.items():
-        history = f"{_HISTORY}_{re.sub(r'[^0-9A-Za-z]', '_', package)}"
+        history = history_of(package)
         try:
             applied += [f"{package}/{name}" for name in Runner(database, str(folder), table_name=history).up()]
         except Exception as error:
@@ -59,6 +59,11 @@ def up(database: Connection, catalog: Catalog) -> list[str]:
             "folder that MIGRATIONS names beside the event (docs/events.md), or correct the model"
         )
     return applied
+
+
+def history_of(package: str) -> str:
+    """The table in which a database remembers the migrations of a package of events."""
+    return f"{HISTORY}_{re.sub(r'[^0-9A-Za-z]', '_', package)}"
 
 
 def _is_statements(error: peewee.OperationalError) -> bool:

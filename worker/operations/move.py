@@ -27,7 +27,7 @@ from worker.database.copying import Copied, Row
 from worker.database.models import Connection, Receipt, Rejection, columns
 from worker.database.postgresql import Server
 from worker.errors import MoveFailed
-from worker.events.catalog import Catalog
+from worker.events.catalog import OWN_TABLES, Catalog
 from worker.operations.restore import restore
 from worker.replica.litestream import find_binary
 from worker.replica.restoring import Wanted
@@ -158,12 +158,26 @@ def _each(
     say: Callable[[str], None],
     changes: Mapping[Any, Callable[[Row], Row]],
 ) -> list[Copied]:
+    _refuse_fewer_events(source, catalog, say)
     tables = []
     for model in copying.models(catalog):
         copied = copying.copy_table(source, target, model, changes.get(model, lambda row: row))
         say(f"    {copied.table}: {copied.rows:,} rows, {copied.digest[:16]}")
         tables.append(copied)
     return tables
+
+
+def _refuse_fewer_events(source: Connection, catalog: Catalog, say: Callable[[str], None]) -> None:
+    """Refuse where the service writes tables that would be left behind; say which other tables are."""
+    ours = {schema.HISTORY, *OWN_TABLES, *catalog.tables, *map(schema.history_of, catalog.migrations)}
+    left = sorted(name for name in set(source.get_tables()) - ours if not name.startswith(("sqlite_", "_litestream")))
+    for name in left:
+        if name.startswith(f"{schema.HISTORY}_"):
+            raise MoveFailed(
+                f"the store has a table {name}: it holds events that EVENTS does not name here, and their tables would be "
+                "left behind; set EVENTS as the service has it. Nothing was kept"
+            )
+        say(f"    {name} is not copied: no event of EVENTS writes it")
 
 
 def _refuse_rows(target: Connection, catalog: Catalog) -> None:
