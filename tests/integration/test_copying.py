@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 import tracemalloc
@@ -16,6 +17,7 @@ from worker.database import connections, copying, postgresql, schema
 from worker.database.models import Rejection
 from worker.database.postgresql import Server
 from worker.errors import MoveFailed
+from worker.operations import move
 from worker.operations.move import _copy, _export
 
 pytestmark = pytest.mark.slow
@@ -121,3 +123,26 @@ def test_a_table_that_no_event_writes_is_named(server: Postgres, tmp_path: Path)
     told: list[str] = []
     _copy(store(tmp_path, "CREATE TABLE posts (id INTEGER)"), target(server, "other"), CATALOG, gone, told.append)
     assert "    posts is not copied: no event of EVENTS writes it" in told
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-journal"])
+def test_nothing_is_exported_beside_what_another_database_left(server: Postgres, tmp_path: Path, suffix: str) -> None:
+    """SQLite would take a journal that lies beside the new file for its own, and change the file by it."""
+    there, output = target(server, f"beside{suffix[1:]}"), tmp_path / "users.db"
+    left = output.with_name(f"users.db{suffix}")
+    left.write_bytes(b"left")
+    with pytest.raises(MoveFailed, match="is there already"):
+        asyncio.run(move.export(CATALOG, there, output, say=silent))
+    assert (left.read_bytes(), list(tmp_path.iterdir())) == (b"left", [left])
+
+
+def test_a_file_that_appears_while_another_is_exported_stays(server: Postgres, tmp_path: Path) -> None:
+    """The export fails in one line, and leaves nothing beside it."""
+    there, output = target(server, "appears"), tmp_path / "users.db"
+
+    def appear(_: str) -> None:
+        output.write_bytes(b"mine")
+
+    with pytest.raises(MoveFailed, match="cannot be written: File exists"):
+        asyncio.run(move.export(CATALOG, there, output, say=appear))
+    assert (output.read_bytes(), list(tmp_path.iterdir())) == (b"mine", [output])

@@ -91,21 +91,32 @@ async def export(catalog: Catalog, server: Server, output: Path, *, say: Callabl
         MoveFailed: The file is there already, or the copy is not the same; there is no file then.
     """
     began = datetime.now(UTC)
-    if output.exists() or output.is_symlink() or not output.parent.is_dir():
-        raise MoveFailed(f"{output} is there already, or its folder is not; name a new file in a folder that exists")
-    with tempfile.TemporaryDirectory(prefix=".exported-", dir=output.parent) as scratch:
-        file = Path(scratch, "exported.db")
-        await asyncio.to_thread(schema.migrate, file, catalog)
-        say(f"copying one state of {without_secrets(server.url)}")
-        try:
+    _refuse_output(output)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".exported-", dir=output.parent) as scratch:
+            file = Path(scratch, "exported.db")
+            await asyncio.to_thread(schema.migrate, file, catalog)
+            say(f"copying one state of {without_secrets(server.url)}")
             tables = await asyncio.to_thread(_export, file, server, catalog, say)
-        except peewee.PeeweeException as error:
-            postgresql.refuse_unusable(error, server.url)
-            raise MoveFailed(f"the copy broke off, and there is no file: {error}") from error
-        await asyncio.to_thread(connections.close_journal, file)
-        os.link(file, output)
+            await asyncio.to_thread(connections.close_journal, file)
+            os.link(file, output)  # unlike a rename, never over a file that came meanwhile
+    except peewee.PeeweeException as error:
+        postgresql.refuse_unusable(error, server.url)
+        raise MoveFailed(f"the copy broke off, and there is no file: {error}") from error
+    except OSError as error:
+        raise MoveFailed(f"{output} cannot be written: {error.strerror}; name a new file") from error
     seconds = (datetime.now(UTC) - began).total_seconds()
     return Moved(to=str(output), tables=tables, replay_from=None, seconds=round(seconds, 3))
+
+
+def _refuse_output(output: Path) -> None:
+    """Refuse a file that is there, or beside which another database left what SQLite would take for this one's."""
+    names = (output.with_name(output.name + suffix) for suffix in ("", *connections.SIDE_FILES))
+    there = next((each for each in names if each.exists() or each.is_symlink()), None)
+    if there is not None or not output.parent.is_dir():
+        raise MoveFailed(
+            f"{there or output} is there already, or its folder is not; name a new file in a folder that exists"
+        )
 
 
 def server_at(settings: Settings, url: str, password_file: str | None) -> Server:
