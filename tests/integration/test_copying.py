@@ -146,3 +146,22 @@ def test_a_file_that_appears_while_another_is_exported_stays(server: Postgres, t
     with pytest.raises(MoveFailed, match="cannot be written: File exists"):
         asyncio.run(move.export(CATALOG, there, output, say=appear))
     assert (output.read_bytes(), list(tmp_path.iterdir())) == (b"mine", [output])
+
+
+def test_a_table_is_read_once_however_its_keys_are_sorted(server: Postgres) -> None:
+    """An index of another collation serves no page of keys by their bytes: page by page a table would be read as often."""
+    there = target(server, "collated")
+    server.execute('ALTER TABLE rejections ALTER message_id TYPE text COLLATE "POSIX"', database="collated")
+    columns = "(message_id, reason, detail, data, attributes, publish_time, received_at)"
+    rows = "SELECT 'm' || i, 'not_json', '', ''::bytea, '{}', 0, 0 FROM generate_series(1, 35) i"
+    server.execute(f"INSERT INTO rejections {columns} {rows}", database="collated")
+    database = there.connect()
+    database.connect()
+    try:
+        with database.atomic():
+            keys = [row[0] for row in copying.rows_of(database, Rejection)]
+            scans = "SELECT seq_scan + idx_scan FROM pg_stat_xact_user_tables WHERE relname = 'rejections'"
+            assert database.execute_sql(scans).fetchone() == (1,)  # type: ignore[no-untyped-call]
+    finally:
+        postgresql.drop(database)
+    assert keys == sorted(f"m{number}" for number in range(1, 36))

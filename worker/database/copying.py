@@ -46,22 +46,34 @@ def models(catalog: Catalog) -> Sequence[type[Model]]:
 
 
 def rows_of(database: Connection, model: type[Model]) -> Iterator[Row]:
-    """The rows of a table in the order of their keys, as tuples in the columns' order."""
-    fields, most = model._meta.sorted_fields, _at_once(model)
+    """The rows of a table in the order of their keys, as tuples in the columns' order; of PostgreSQL, in a transaction."""
+    fields: Sequence[Any] = model._meta.sorted_fields
     converted = [(at, field.python_value) for at, field in enumerate(fields) if not isinstance(field, _AS_STORED)]
-    meta: Any = model._meta
-    key = meta.primary_key
-    postgresql = isinstance(database, peewee.PostgresqlDatabase)
-    by = SQL(f'"{key.column_name}" COLLATE "C"') if postgresql and key.field_type in ("TEXT", "VARCHAR") else key
+    read = _rows_of_server if isinstance(database, peewee.PostgresqlDatabase) else _rows_of_file
+    for stored in read(database, model, _at_once(model)):
+        yield _row(stored, converted)
+
+
+def _rows_of_server(database: Connection, model: type[Model], most: int) -> Iterator[Row]:
+    """By a cursor: the table is sorted once, also where no index has its keys in the order of their bytes."""
+    key: Any = model._meta.primary_key
+    by = SQL(f'"{key.column_name}" COLLATE "C"') if key.field_type in ("TEXT", "VARCHAR") else key
+    text, values = model.select().order_by(by).bind(database).sql()
+    connection: Any = database.connection()  # type: ignore[no-untyped-call]
+    with connection.cursor(name="rows") as cursor:
+        cursor.itersize = most
+        yield from cursor.execute(text, values)
+
+
+def _rows_of_file(database: Connection, model: type[Model], most: int) -> Iterator[Row]:
+    key: Any = model._meta.primary_key
     at = columns(model).index(key.name)
     after: Any = None
     while True:
-        query = model.select().order_by(by).limit(most)
-        if after is not None:
-            query = query.where(SQL(f'"{key.column_name}" COLLATE "C" > %s', (after,)) if by is not key else key > after)
-        text, values = query.bind(database).sql()
+        query = model.select().order_by(key).limit(most)
+        text, values = (query if after is None else query.where(key > after)).bind(database).sql()
         found: Any = database.execute_sql(text, values)  # type: ignore[no-untyped-call]
-        some: list[Row] = [_row(row, converted) for row in found.fetchall()]
+        some: list[Row] = found.fetchall()
         yield from some
         if len(some) < most:
             return
