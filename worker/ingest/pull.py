@@ -146,7 +146,9 @@ class Pull:
             self._readers = {streams.create_task(self._keep_open(), name="pull") for _ in range(self._streams)}
 
     def stop(self) -> None:
-        """Take nothing more: what still arrives is given back, once the streams are closed."""
+        """Take nothing more: what still arrives is given back, once the streams are closed. Again it does nothing."""
+        if self._stopping.is_set():
+            return
         self._stopping.set()
         self._freed.set()
         until = asyncio.get_running_loop().time() + _LEFT_OVER_SECONDS

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,13 +12,14 @@ import pytest
 from tests.entries import CATALOG, delivery, turns, until
 from tests.fakes import bodies
 from worker.config import Settings
-from worker.errors import Refused, RequestError, Unwritable
+from worker.errors import LeaseLost, Refused, RequestError, Unwritable
 from worker.events.catalog import Catalog, Content, Problem
 from worker.events.users import UserCreated
 from worker.ingest import pull as pull_
 from worker.ingest.intake import Intake
 from worker.ingest.messages import Delivery, Entry, Observer
 from worker.ingest.pull import Pull
+from worker.supervisor import _pulling
 
 Response = Sequence[tuple[str, Delivery]]
 
@@ -132,6 +134,7 @@ def pulling(
     hold: float = 55.0,
     catalog: Catalog = CATALOG,
     streams: int = 1,
+    running: bool = True,
 ) -> None:
     """Run `body` while a pull runs, of one stream."""
 
@@ -143,7 +146,7 @@ def pulling(
         counted = Counting()
         hear = lambda outcome, _: heard.append(outcome)  # noqa: E731  # one line
         pull = Pull(topic, intake, catalog, settings, hear, observer=counted, streams=streams)
-        task = asyncio.create_task(pull.run())
+        task = asyncio.create_task(pull.run() if running else asyncio.sleep(0))
         try:
             async with asyncio.timeout(20):
                 await body(Site(topic, writer, intake, pull, heard, counted))
@@ -453,6 +456,25 @@ def test_at_a_stop_a_stream_gives_nothing_back_while_another_is_open() -> None:
         await site.pull.end()
 
     pulling(body, streams=2)
+
+
+def test_a_life_that_fails_gives_back_what_it_held() -> None:
+    """The lease is lost: the next holder gets the messages now, as after a push that is answered 503."""
+
+    async def life(site: Site) -> None:
+        parts: Any = SimpleNamespace(pull=site.pull, intake=site.intake)
+        async with asyncio.TaskGroup() as side, _pulling(parts, side):
+            bring(site, response(1, 2))
+            await until(lambda: len(site.writer.entries) == 2)
+            raise LeaseLost("another instance holds it")
+
+    async def body(site: Site) -> None:
+        with pytest.raises(ExceptionGroup):
+            await life(site)
+        assert (site.topic.given_back, site.topic.acknowledged) == (["ack1", "ack2"], [])
+        assert site.topic.closed
+
+    pulling(body, running=False)
 
 
 def test_what_comes_as_the_last_requests_end_is_acknowledged_as_well() -> None:
