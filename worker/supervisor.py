@@ -135,15 +135,19 @@ async def _life(stop: asyncio.Event, parts: Common) -> None:
 
 @contextlib.asynccontextmanager
 async def _pulling(parts: Common, side: asyncio.TaskGroup) -> AsyncIterator[None]:
-    """Pull messages while the block runs, if that is asked for; at its end, give back what was not confirmed."""
+    """Pull messages while the block runs, if that is asked for; however it ends, give back what was not confirmed."""
     if parts.pull is None:
         yield
         return
     async with running(side, "pull", parts.pull.run()):
-        yield
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ACKNOWLEDGE_SECONDS):
-                await parts.pull.end()
+        try:
+            yield
+        finally:
+            parts.intake.drain()
+            parts.pull.stop()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ACKNOWLEDGE_SECONDS):
+                    await parts.pull.end()
 
 
 async def _serve(stop: asyncio.Event, parts: Common, side: asyncio.TaskGroup, life: Life) -> None:

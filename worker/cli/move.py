@@ -21,6 +21,7 @@ _MOVE: Final = """\
 Copy the store at REPLICA_URL into an empty PostgreSQL database, and prove by counts and digests that the copy is the same.
 The bucket is not changed, and the service may go on serving. Afterwards switch it over, as the last lines say.
 
+  python -m worker checkpoint --name before-move
   python -m worker move --to postgresql://worker@10.0.0.5/users --password-file password.txt
 
 A move that is broken off leaves an empty database, and can be made again. `worker export` is the way back.
@@ -58,6 +59,8 @@ def command(settings: Settings, options: Options) -> int:
             "\nnow switch, and replay what came meanwhile:\n"
             "  1. deploy with DATABASE_URL set and REPLICA_URL unset; the old instances end\n"
             f"  2. python -m worker replay --from {since}\n"
+            "     or, where older messages waited in the subscription, of a checkpoint that was made before this move:\n"
+            "     python -m worker replay --snapshot projects/PROJECT/snapshots/solowriter.SUBSCRIPTION.NAME\n"
             "  what was taken before the switch is delivered again, and is a duplicate where it was copied"
         )
     return 0

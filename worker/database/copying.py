@@ -6,12 +6,14 @@ It is the same whatever engine holds the rows.
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 import peewee
-from peewee import SQL, Model
+import psycopg
+from peewee import SQL, BlobField, BooleanField, CharField, FloatField, IntegerField, Model, TextField
 
 from worker.database.models import Connection, Erased, Receipt, Rejection, Version, columns
 from worker.errors import MoveFailed
@@ -19,6 +21,13 @@ from worker.events.catalog import Catalog
 
 _AT_ONCE: Final = 1_000
 """Rows read at once: few round trips, and no table is ever held whole."""
+_AT_ONCE_WITH_BYTES: Final = 10
+"""The same where rows hold bytes: one of a rejection may have the 10 MB of a message."""
+_AS_STORED: Final = (IntegerField, FloatField, BooleanField, TextField, CharField, BlobField)
+"""Fields whose values are copied as they are. Peewee would make 1 of a 1.5 that SQLite holds in an integer column."""
+_PLACE: Final = re.compile(r"line \d+, column \w+")
+"""Where PostgreSQL met a value that it refuses, in the context of its error; the value stands behind it."""
+_DRIVERS_ERRORS: Final = (psycopg.Error, peewee.sqlite3.Error, ValueError)  # type: ignore[attr-defined]  # not in its stubs
 Row = tuple[Any, ...]
 encode: Final = msgspec.json.Encoder().encode
 
@@ -37,21 +46,36 @@ def models(catalog: Catalog) -> Sequence[type[Model]]:
 
 
 def rows_of(database: Connection, model: type[Model]) -> Iterator[Row]:
-    """The rows of a table in the order of their keys, as tuples in the columns' order."""
-    meta: Any = model._meta
-    key = meta.primary_key
-    postgresql = isinstance(database, peewee.PostgresqlDatabase)
-    by = SQL(f'"{key.column_name}" COLLATE "C"') if postgresql and key.field_type in ("TEXT", "VARCHAR") else key
+    """The rows of a table in the order of their keys, as tuples in the columns' order; of PostgreSQL, in a transaction."""
+    fields: Sequence[Any] = model._meta.sorted_fields
+    converted = [(at, field.python_value) for at, field in enumerate(fields) if not isinstance(field, _AS_STORED)]
+    read = _rows_of_server if isinstance(database, peewee.PostgresqlDatabase) else _rows_of_file
+    for stored in read(database, model, _at_once(model)):
+        yield _row(stored, converted)
+
+
+def _rows_of_server(database: Connection, model: type[Model], most: int) -> Iterator[Row]:
+    """By a cursor: the table is sorted once, also where no index has its keys in the order of their bytes."""
+    key: Any = model._meta.primary_key
+    by = SQL(f'"{key.column_name}" COLLATE "C"') if key.field_type in ("TEXT", "VARCHAR") else key
+    text, values = model.select().order_by(by).bind(database).sql()
+    connection: Any = database.connection()  # type: ignore[no-untyped-call]
+    with connection.cursor(name="rows") as cursor:
+        cursor.itersize = most
+        yield from cursor.execute(text, values)
+
+
+def _rows_of_file(database: Connection, model: type[Model], most: int) -> Iterator[Row]:
+    key: Any = model._meta.primary_key
     at = columns(model).index(key.name)
     after: Any = None
     while True:
-        query = model.select().order_by(by).limit(_AT_ONCE).tuples()
-        if after is not None:
-            query = query.where(SQL(f'"{key.column_name}" COLLATE "C" > %s', (after,)) if by is not key else key > after)
-        found: Any = query.bind(database)
-        some: list[Row] = [tuple(map(_plain, row)) for row in found]
+        query = model.select().order_by(key).limit(most)
+        text, values = (query if after is None else query.where(key > after)).bind(database).sql()
+        found: Any = database.execute_sql(text, values)  # type: ignore[no-untyped-call]
+        some: list[Row] = found.fetchall()
         yield from some
-        if len(some) < _AT_ONCE:
+        if len(some) < most:
             return
         after = some[-1][at]
 
@@ -77,8 +101,15 @@ def copy_table(
         change: Makes the target's row of the source's.
 
     Raises:
-        MoveFailed: What was read back is not what was written.
+        MoveFailed: A value was refused, or what was read back is not what was written.
     """
+    try:
+        return _copied(source, target, model, change)
+    except _DRIVERS_ERRORS as error:
+        raise MoveFailed(f"{model._meta.table_name} cannot be copied: {_without_value(error)}") from error
+
+
+def _copied(source: Connection, target: Connection, model: type[Model], change: Callable[[Row], Row]) -> Copied:
     table = str(model._meta.table_name)
     found, count = hashlib.sha256(), 0
     with _writer(target, model) as write:
@@ -107,15 +138,37 @@ def _writer(database: Connection, model: type[Model]) -> Iterator[Callable[[Row]
         return
     statement = f'INSERT INTO "{table}" ({names}) VALUES ({", ".join("?" * len(columns(model)))})'
     waiting: list[Row] = []
+    most = _at_once(model)
 
     def write(row: Row) -> None:
         waiting.append(row)
-        if len(waiting) == _AT_ONCE:
+        if len(waiting) == most:
             connection.executemany(statement, waiting)
             waiting.clear()
 
     yield write
     connection.executemany(statement, waiting)
+
+
+def _at_once(model: type[Model]) -> int:
+    with_bytes = any(isinstance(field, BlobField) for field in model._meta.sorted_fields)
+    return _AT_ONCE_WITH_BYTES if with_bytes else _AT_ONCE
+
+
+def _without_value(error: Exception) -> str:
+    """What a driver's error says, without the value at fault."""
+    name = type(error).__name__
+    if not isinstance(error, psycopg.Error) or not (error.sqlstate or "").startswith(("22", "23")):
+        return f"{name}: {error}"
+    place = _PLACE.search(error.diag.context or "")
+    return f"{name}, in {place[0]}, in the order of the keys" if place is not None else name
+
+
+def _row(stored: Sequence[Any], converted: Sequence[tuple[int, Callable[[Any], Any]]]) -> Row:
+    row = list(map(_plain, stored))
+    for at, convert in converted:
+        row[at] = _plain(convert(row[at]))
+    return tuple(row)
 
 
 def _plain(value: Any) -> Any:

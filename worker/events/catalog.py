@@ -324,7 +324,7 @@ class Catalog:
             if type(value) is int and 0 < value <= MAX_INTEGER:
                 yield str(value)
             elif not self._numbers[name] and isinstance(value, str) and 0 < len(value.encode()) <= MAX_SUBJECT_BYTES:
-                yield value
+                yield from () if "\0" in value else (value,)  # a text of PostgreSQL holds none: it could not be kept
 
     def _named(self, event: Event | None) -> Sequence[str]:
         """The names of fields and columns that may say whose something is."""

@@ -131,6 +131,9 @@ class Pull:
         self._readers: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()  # set when a response has been handled, and at a stop
         self._stopping = asyncio.Event()
+        self._open = 0  # streams that are opened or open
+        self._closed = asyncio.Event()  # set while there are none
+        self._closed.set()
         self._limits: set[asyncio.Timeout] = set()  # of the open streams; a stop sets them
         self._complained = ("", float("-inf"))  # about what, and when
 
@@ -143,7 +146,9 @@ class Pull:
             self._readers = {streams.create_task(self._keep_open(), name="pull") for _ in range(self._streams)}
 
     def stop(self) -> None:
-        """Take nothing more: what still arrives is given back, once the streams are closed."""
+        """Take nothing more: what still arrives is given back, once the streams are closed. Again it does nothing."""
+        if self._stopping.is_set():
+            return
         self._stopping.set()
         self._freed.set()
         until = asyncio.get_running_loop().time() + _LEFT_OVER_SECONDS
@@ -182,6 +187,8 @@ class Pull:
             messages=max(1, self._most // self._streams), size=max(1, self._most_bytes // self._streams)
         )
         opened = brought = False
+        self._open += 1
+        self._closed.clear()
         try:
             async with contextlib.aclosing(stream), asyncio.timeout(None) as limit:
                 self._limits.add(limit)
@@ -198,6 +205,9 @@ class Pull:
                 raise
         finally:
             self.counts.streams -= opened
+            self._open -= 1
+            if not self._open:
+                self._closed.set()
         return brought
 
     async def _take(self, response: Sequence[Received], left: list[str]) -> None:
@@ -339,6 +349,8 @@ class Pull:
         log.log(level, "the subscription cannot be pulled: %s", error, extra={"action": "pull.retry"})
 
     async def _give_back(self, ids: Sequence[str]) -> None:
+        if self._stopping.is_set():
+            await self._closed.wait()  # of all streams: each that is open would bring it again at once
         if ids and await self._returns.send(ids):
             self.counts.given_back += len(ids)
 
@@ -369,20 +381,28 @@ class _Requests:
             answers.append(asyncio.get_running_loop().create_future())
             self._waiting.append((ids[first : first + IDS_MAX], answers[-1]))
         if len(self._senders) < _REQUESTS:
-            sender = asyncio.create_task(self._send(), name="pub/sub request")
-            self._senders.add(sender)
-            sender.add_done_callback(self._senders.discard)
+            self._senders.add(asyncio.create_task(self._send(), name="pub/sub request"))
         return all([await answer for answer in answers])
 
     async def _send(self) -> None:
-        while self._waiting:
-            ids: list[str] = []
-            answers: list[asyncio.Future[bool]] = []
-            while self._waiting and len(ids) + len(self._waiting[0][0]) <= IDS_MAX:
-                some, taken = self._waiting.popleft()
-                ids += some
-                answers.append(taken)
+        try:
+            while self._waiting:
+                await self._send_some()
+        finally:
+            # In the same step as the last look at what waits: what comes after it gets a sender of its own.
+            self._senders.discard(asyncio.current_task())
+
+    async def _send_some(self) -> None:
+        ids: list[str] = []
+        answers: list[asyncio.Future[bool]] = []
+        while self._waiting and len(ids) + len(self._waiting[0][0]) <= IDS_MAX:
+            some, taken = self._waiting.popleft()
+            ids += some
+            answers.append(taken)
+        result = False
+        try:
             result = await self._attempt(ids)
+        finally:
             for taken in answers:
                 if not taken.done():  # who waited may be cancelled
                     taken.set_result(result)

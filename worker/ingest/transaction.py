@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from worker.database.bulk import batches, find, holds_any, insert, upsert
-from worker.database.models import CONFLICT, DISCARDED, Connection, Erased, Receipt, Rejection, Version
+from worker.database.models import CONFLICT, DISCARDED, Connection, Erased, Receipt, Rejection, Version, columns
 from worker.errors import NotAConflict, NotFound, Refused, Resolved
 from worker.events.catalog import DEFAULT_EVENT, Catalog, Content, Table
 from worker.events.declaration import EVENT_TYPE_ATTRIBUTE, MAX_INTEGER
@@ -209,10 +209,11 @@ class Transaction:
         return (message_id for (message_id,) in find(self.database, Receipt, message_ids, only_key=True))
 
     def _open(self, message_id: str) -> dict[str, Any]:
-        query = Rejection.select().where(Rejection.message_id == message_id).dicts()
-        row: dict[str, Any] | None = query.bind(self.database).first()
-        if row is None:
+        # Locked: an operator who decides at another instance waits, and is told what this one has decided.
+        found = next(iter(find(self.database, Rejection, [message_id], lock=True)), None)
+        if found is None:
             raise NotFound("there is no rejection with this message id; `worker rejections list --all` shows all")
+        row: dict[str, Any] = dict(zip(columns(Rejection), found, strict=True))
         if row["resolved_at"] is not None:
             raise Resolved(f"this rejection has been resolved already: {row['resolution']}")
         return row

@@ -27,7 +27,7 @@ from worker.database.copying import Copied, Row
 from worker.database.models import Connection, Receipt, Rejection, columns
 from worker.database.postgresql import Server
 from worker.errors import MoveFailed
-from worker.events.catalog import Catalog
+from worker.events.catalog import HISTORY, OWN_TABLES, Catalog, history
 from worker.operations.restore import restore
 from worker.replica.litestream import find_binary
 from worker.replica.restoring import Wanted
@@ -73,9 +73,9 @@ async def move(settings: Settings, store: Objects, catalog: Catalog, server: Ser
         say(f"2/4 making the tables of {without_secrets(server.url)}")
         try:
             await asyncio.to_thread(postgresql.migrate, server, catalog)
-            bodies = await _bodies(store, file)
             say("3/4 copying, in one transaction")
-            tables = await asyncio.to_thread(_copy, file, server, catalog, bodies, say)
+            body = _bodies(store, asyncio.get_running_loop())
+            tables = await asyncio.to_thread(_copy, file, server, catalog, body, say)
         except peewee.PeeweeException as error:
             postgresql.refuse_unusable(error, server.url)
             raise MoveFailed(f"PostgreSQL did not take the copy, and nothing was kept: {error}") from error
@@ -93,21 +93,32 @@ async def export(catalog: Catalog, server: Server, output: Path, *, say: Callabl
         MoveFailed: The file is there already, or the copy is not the same; there is no file then.
     """
     began = datetime.now(UTC)
-    if output.exists() or output.is_symlink() or not output.parent.is_dir():
-        raise MoveFailed(f"{output} is there already, or its folder is not; name a new file in a folder that exists")
-    with tempfile.TemporaryDirectory(prefix=".exported-", dir=output.parent) as scratch:
-        file = Path(scratch, "exported.db")
-        await asyncio.to_thread(schema.migrate, file, catalog)
-        say(f"copying one state of {without_secrets(server.url)}")
-        try:
+    _refuse_output(output)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".exported-", dir=output.parent) as scratch:
+            file = Path(scratch, "exported.db")
+            await asyncio.to_thread(schema.migrate, file, catalog)
+            say(f"copying one state of {without_secrets(server.url)}")
             tables = await asyncio.to_thread(_export, file, server, catalog, say)
-        except peewee.PeeweeException as error:
-            postgresql.refuse_unusable(error, server.url)
-            raise MoveFailed(f"the copy broke off, and there is no file: {error}") from error
-        await asyncio.to_thread(connections.close_journal, file)
-        os.link(file, output)
+            await asyncio.to_thread(connections.close_journal, file)
+            os.link(file, output)  # unlike a rename, never over a file that came meanwhile
+    except peewee.PeeweeException as error:
+        postgresql.refuse_unusable(error, server.url)
+        raise MoveFailed(f"the copy broke off, and there is no file: {error}") from error
+    except OSError as error:
+        raise MoveFailed(f"{output} cannot be written: {error.strerror}; name a new file") from error
     seconds = (datetime.now(UTC) - began).total_seconds()
     return Moved(to=str(output), tables=tables, replay_from=None, seconds=round(seconds, 3))
+
+
+def _refuse_output(output: Path) -> None:
+    """Refuse a file that is there, or beside which another database left what SQLite would take for this one's."""
+    names = (output.with_name(output.name + suffix) for suffix in ("", *connections.SIDE_FILES))
+    there = next((each for each in names if each.exists() or each.is_symlink()), None)
+    if there is not None or not output.parent.is_dir():
+        raise MoveFailed(
+            f"{there or output} is there already, or its folder is not; name a new file in a folder that exists"
+        )
 
 
 def server_at(settings: Settings, url: str, password_file: str | None) -> Server:
@@ -116,29 +127,25 @@ def server_at(settings: Settings, url: str, password_file: str | None) -> Server
     return Server.of(target)
 
 
-async def _bodies(store: Objects, file: Path) -> Mapping[str, bytes]:
-    """The bytes of large rejected messages, which are objects of the bucket, by the objects' names."""
-    source = connections.connect(file)
-    with source.connection_context():
-        query = Rejection.select(Rejection.body).where(Rejection.body.is_null(False)).tuples()
-        rows: Any = query.bind(source)
-        names: list[str] = [name for (name,) in rows]
-    found = {}
-    for name in names:
-        stored = await store.read(name, timeout=_BODY_SECONDS)
-        found[name] = b"" if stored is None else stored[0]
-    return found
+def _bodies(store: Objects, loop: asyncio.AbstractEventLoop) -> Callable[[str], bytes | None]:
+    """What reads the bytes of a large rejected message, on another thread than the loop's: one at a time is in memory."""
+
+    def read(name: str) -> bytes | None:
+        stored = asyncio.run_coroutine_threadsafe(store.read(name, timeout=_BODY_SECONDS), loop).result()
+        return None if stored is None else stored[0]
+
+    return read
 
 
 def _copy(
-    file: Path, server: Server, catalog: Catalog, bodies: Mapping[str, bytes], say: Callable[[str], None]
+    file: Path, server: Server, catalog: Catalog, body: Callable[[str], bytes | None], say: Callable[[str], None]
 ) -> list[Copied]:
     source, target = connections.connect(file, read_only=True), server.connect()
     try:
         target.connect()
         with source.connection_context(), source.atomic(), target.atomic():
             _refuse_rows(target, catalog)
-            tables = _each(source, target, catalog, say, {Rejection: _with_bytes(bodies)})
+            tables = _each(source, target, catalog, say, {Rejection: _with_bytes(body)})
             newest = Receipt.select(peewee.fn.MAX(Receipt.epoch)).bind(source).scalar()
             instances.begin_after(target, int(newest or 1))
         return tables
@@ -164,12 +171,26 @@ def _each(
     say: Callable[[str], None],
     changes: Mapping[Any, Callable[[Row], Row]],
 ) -> list[Copied]:
+    _refuse_fewer_events(source, catalog, say)
     tables = []
     for model in copying.models(catalog):
         copied = copying.copy_table(source, target, model, changes.get(model, lambda row: row))
         say(f"    {copied.table}: {copied.rows:,} rows, {copied.digest[:16]}")
         tables.append(copied)
     return tables
+
+
+def _refuse_fewer_events(source: Connection, catalog: Catalog, say: Callable[[str], None]) -> None:
+    """Refuse where the service writes tables that would be left behind; say which other tables are."""
+    ours = {HISTORY, *OWN_TABLES, *catalog.tables, *map(history, catalog.migrations)}
+    left = sorted(name for name in set(source.get_tables()) - ours if not name.startswith(("sqlite_", "_litestream")))
+    for name in left:
+        if name.startswith(f"{HISTORY}_"):
+            raise MoveFailed(
+                f"the store has a table {name}: it holds events that EVENTS does not name here, and their tables would be "
+                "left behind; set EVENTS as the service has it. Nothing was kept"
+            )
+        say(f"    {name} is not copied: no event of EVENTS writes it")
 
 
 def _refuse_rows(target: Connection, catalog: Catalog) -> None:
@@ -181,16 +202,19 @@ def _refuse_rows(target: Connection, catalog: Catalog) -> None:
             )
 
 
-def _with_bytes(bodies: Mapping[str, bytes]) -> Callable[[Row], Row]:
-    """Put the bytes of a large rejected message into its row: PostgreSQL holds them there."""
+def _with_bytes(read: Callable[[str], bytes | None]) -> Callable[[Row], Row]:
+    """Put the bytes of a large rejected message into its row: PostgreSQL holds them there.
+
+    Bytes that are gone leave the row as it is: it goes on naming their object, and a retry is told that it was deleted.
+    """
     names: Sequence[str] = columns(Rejection)
     data, body = names.index("data"), names.index("body")
 
     def change(row: Row) -> Row:
-        if row[body] is None:
+        if row[body] is None or (stored := read(row[body])) is None:
             return row
         changed = list(row)
-        changed[data], changed[body] = bodies[row[body]], None
+        changed[data], changed[body] = stored, None
         return tuple(changed)
 
     return change

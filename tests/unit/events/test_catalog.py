@@ -156,6 +156,7 @@ def test_without_the_built_in_event_a_message_must_name_its_own() -> None:
         (b'{"customer":7}', "7"),
         (b'{"customer":["ann"]}', None),
         (b'{"customer":""}', None),
+        (b'{"customer":"a\\u0000b"}', None),
         (b'{"user_id":"7","customer":"ann"}', "ann"),
     ],
 )

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,13 +12,14 @@ import pytest
 from tests.entries import CATALOG, delivery, turns, until
 from tests.fakes import bodies
 from worker.config import Settings
-from worker.errors import Refused, RequestError, Unwritable
+from worker.errors import LeaseLost, Refused, RequestError, Unwritable
 from worker.events.catalog import Catalog, Content, Problem
 from worker.events.users import UserCreated
 from worker.ingest import pull as pull_
 from worker.ingest.intake import Intake
 from worker.ingest.messages import Delivery, Entry, Observer
 from worker.ingest.pull import Pull
+from worker.supervisor import _pulling
 
 Response = Sequence[tuple[str, Delivery]]
 
@@ -35,14 +37,15 @@ class Topic:
     lost: int = 0
     """So many acknowledgements are not answered."""
     more: asyncio.Event = field(default_factory=asyncio.Event)
-    open: bool = False
+    streams: int = 0
+    """Open now."""
     given_back_while_open: list[str] = field(default_factory=list)
     closed: bool = False
 
     async def stream(self, *, messages: int, size: int) -> AsyncGenerator[Response, None]:
         """See `worker.ingest.pull.Subscription`."""
         self.opened += 1
-        self.open = True
+        self.streams += 1
         try:
             yield ()
             while True:
@@ -55,7 +58,7 @@ class Topic:
                     self.more.clear()
                     await self.more.wait()
         finally:
-            self.open = False
+            self.streams -= 1
 
     async def acknowledge(self, ids: Sequence[str]) -> None:
         """See `worker.ingest.pull.Subscription`."""
@@ -68,7 +71,7 @@ class Topic:
     async def give_back(self, ids: Sequence[str]) -> None:
         """See `worker.ingest.pull.Subscription`."""
         self.given_back += ids
-        self.given_back_while_open += ids if self.open else ()
+        self.given_back_while_open += ids if self.streams else ()
 
     async def close(self) -> None:
         """See `worker.ingest.pull.Subscription`."""
@@ -125,9 +128,15 @@ class Site:
 
 
 def pulling(
-    body: Callable[[Site], Coroutine[Any, Any, None]], *, messages: int = 9, hold: float = 55.0, catalog: Catalog = CATALOG
+    body: Callable[[Site], Coroutine[Any, Any, None]],
+    *,
+    messages: int = 9,
+    hold: float = 55.0,
+    catalog: Catalog = CATALOG,
+    streams: int = 1,
+    running: bool = True,
 ) -> None:
-    """Run `body` while a pull of one stream runs."""
+    """Run `body` while a pull runs, of one stream."""
 
     async def run() -> None:
         settings = Settings(replica_url="gs://bucket/prefix", queue_max_messages=messages)
@@ -135,8 +144,9 @@ def pulling(
         writer, topic, heard = Holding(), Topic(), list[str]()
         intake.serve(writer)  # type: ignore[arg-type]  # a stand-in
         counted = Counting()
-        pull = Pull(topic, intake, catalog, settings, lambda outcome, _: heard.append(outcome), observer=counted, streams=1)
-        task = asyncio.create_task(pull.run())
+        hear = lambda outcome, _: heard.append(outcome)  # noqa: E731  # one line
+        pull = Pull(topic, intake, catalog, settings, hear, observer=counted, streams=streams)
+        task = asyncio.create_task(pull.run() if running else asyncio.sleep(0))
         try:
             async with asyncio.timeout(20):
                 await body(Site(topic, writer, intake, pull, heard, counted))
@@ -412,3 +422,80 @@ def test_a_stream_that_ends_after_a_while_is_no_trouble(
 
     monkeypatch.setattr(pull_, "_LASTED_SECONDS", 0.0)
     pulling(body)
+
+
+def test_at_a_stop_what_was_refused_is_given_back_once_the_streams_are_closed() -> None:
+    """Its second has not passed, and it waits no longer; but an open stream would bring it again at once.
+
+    Each time counts towards the dead letters: a stop must cost a message one delivery, and not two.
+    """
+
+    async def body(site: Site) -> None:
+        bring(site, response(1, 2))
+        await until(lambda: len(site.writer.entries) == 2)
+        site.writer.entries[0].done.set_exception(Refused("the database is out", reason="database"))
+        site.writer.entries[1].done.set_result("created")
+        await until(lambda: site.topic.acknowledged == ["ack2"])
+        site.intake.drain()
+        site.pull.stop()
+        await until(lambda: site.topic.given_back == ["ack1"])
+        assert site.topic.given_back_while_open == []
+        await site.pull.end()
+
+    pulling(body)
+
+
+def test_at_a_stop_a_stream_gives_nothing_back_while_another_is_open() -> None:
+    """The other would bring it again at once."""
+
+    async def body(site: Site) -> None:
+        await until(lambda: site.topic.streams == 2)
+        site.intake.drain()
+        site.pull.stop()
+        bring(site, response(1), OSError("UNAVAILABLE: gone"))
+        await until(lambda: site.topic.given_back == ["ack1"])
+        assert site.topic.given_back_while_open == []
+        await site.pull.end()
+
+    pulling(body, streams=2)
+
+
+def test_a_life_that_fails_gives_back_what_it_held() -> None:
+    """The lease is lost: the next holder gets the messages now, as after a push that is answered 503."""
+
+    async def life(site: Site) -> None:
+        parts: Any = SimpleNamespace(pull=site.pull, intake=site.intake)
+        async with asyncio.TaskGroup() as side, _pulling(parts, side):
+            bring(site, response(1, 2))
+            await until(lambda: len(site.writer.entries) == 2)
+            raise LeaseLost("another instance holds it")
+
+    async def body(site: Site) -> None:
+        with pytest.raises(ExceptionGroup):
+            await life(site)
+        assert (site.topic.given_back, site.topic.acknowledged) == (["ack1", "ack2"], [])
+        assert site.topic.closed
+
+    pulling(body, running=False)
+
+
+def test_what_comes_as_the_last_requests_end_is_acknowledged_as_well() -> None:
+    """A request that has just ended takes nothing more along: another one is made, or the message would wait for ever."""
+
+    async def run() -> None:
+        sent: list[str] = []
+        late: list[asyncio.Task[bool]] = []
+
+        async def call(ids: Sequence[str]) -> None:
+            sent.extend(ids)
+            if "last" in ids:  # its first step is taken when all requests have ended, and the loop knows it of none
+                late.append(asyncio.create_task(requests.send(["late"])))
+
+        requests = pull_._Requests(call, attempts=1)  # the race is not to be had from outside
+        async with asyncio.timeout(5):
+            first = [asyncio.create_task(requests.send([name])) for name in ("last", "b", "c", "d")]
+            await asyncio.gather(*first)
+            assert await late[0]
+        assert sorted(sent) == ["b", "c", "d", "last", "late"]
+
+    asyncio.run(run())
