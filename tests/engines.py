@@ -45,6 +45,9 @@ class Place(Protocol):
     def refuse(self, table: str, column: str, value: str) -> None:
         """Have the database refuse each new row of a table with this value, as text, in a column."""
 
+    def refuse_no_more(self, table: str) -> None:
+        """Have the database take all rows of a table again."""
+
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """Let no writer in while the block runs."""
 
@@ -58,7 +61,8 @@ class SqlitePlace:
     name: str = "sqlite"
 
     def __post_init__(self) -> None:
-        schema.migrate(self.path, self.catalog, busy_timeout_seconds=5)
+        if not self.path.exists():
+            schema.migrate(self.path, self.catalog, busy_timeout_seconds=5)
 
     def engine(self, *, wait_seconds: float = 5.0) -> Engine:
         """See `Place.engine`."""
@@ -74,6 +78,10 @@ class SqlitePlace:
             f"CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} WHEN CAST(new.{column} AS TEXT) = '{value}' "
             "BEGIN SELECT RAISE(ABORT, 'no'); END"
         )
+
+    def refuse_no_more(self, table: str) -> None:
+        """See `Place.refuse_no_more`."""
+        self._run(f"DROP TRIGGER IF EXISTS refuse_{table}")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -113,9 +121,14 @@ class PostgresqlPlace:
         """See `Place.refuse`."""
         self.run(
             f"CREATE FUNCTION refuse_{table}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-            f"IF new.{column}::text = '{value}' THEN RAISE 'no'; END IF; RETURN new; END $$",
+            f"IF new.{column}::text = '{value}' THEN RAISE 'no' USING ERRCODE = 'check_violation'; END IF; "
+            "RETURN new; END $$",
             f"CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION refuse_{table}()",
         )
+
+    def refuse_no_more(self, table: str) -> None:
+        """See `Place.refuse_no_more`."""
+        self.run(f"DROP FUNCTION IF EXISTS refuse_{table} CASCADE")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
