@@ -7,7 +7,7 @@ MINUTES ?= 480
 SOAK_MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup site demo demo-recover example run test test-fast test-engine torture check format bench soak docs lock deploy smoke destroy clean
+.PHONY: help setup site demo demo-recover demo-many example run test test-fast test-engine torture check format bench soak docs lock deploy smoke destroy clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ demo: $(READY)  ## Publish 1,000 users, kill -9 and wipe the worker twice, prove
 
 demo-recover: $(READY)  ## Recover to a checkpoint beside a running worker, replay, prove that everything came back
 	@$(BIN)/python -m local demo-recover
+
+demo-many: $(READY)  ## 100,000 messages pulled by three instances on PostgreSQL; one and the database killed -9, the proof
+	@$(BIN)/python -m local demo-many
 
 example: $(READY)  ## Orders beside users, as an adopter declares them: published, read, changed, erased, restored
 	@$(BIN)/python -m local example
