@@ -7,7 +7,7 @@ MINUTES ?= 480
 SOAK_MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup site demo demo-recover example run test test-fast torture check format bench soak docs lock deploy smoke destroy clean
+.PHONY: help setup site demo demo-recover demo-many example run test test-fast test-engine torture check format bench soak docs lock deploy smoke destroy clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo: $(READY)  ## Publish 1,000 users, kill -9 and wipe the worker twice, prove
 demo-recover: $(READY)  ## Recover to a checkpoint beside a running worker, replay, prove that everything came back
 	@$(BIN)/python -m local demo-recover
 
+demo-many: $(READY)  ## 100,000 messages pulled by three instances on PostgreSQL; one and the database killed -9, the proof
+	@$(BIN)/python -m local demo-many
+
 example: $(READY)  ## Orders beside users, as an adopter declares them: published, read, changed, erased, restored
 	@$(BIN)/python -m local example
 
@@ -38,6 +41,10 @@ test: $(READY)  ## Every test: unit, property, integration (real Litestream, rea
 
 test-fast: $(READY)  ## The tests that start no other process
 	$(BIN)/python -m pytest -m "not slow"
+
+test-engine: $(READY)  ## The tests of PostgreSQL on a server of yours, in databases of their own (URL=postgresql://...)
+	@$(if $(URL),,$(error say where: make test-engine URL=postgresql://USER@HOST/DATABASE; USER may create databases))
+	TEST_DATABASE_URL='$(URL)' $(BIN)/python -m pytest -m postgresql -n 2 --dist worksteal
 
 torture: $(READY)  ## Each crash test N times (make torture N=10), and longer histories, for at most MINUTES
 	timeout $(MINUTES)m env PROPERTY_EXAMPLES=400 $(BIN)/python -m pytest tests/crash tests/property tests/integration/test_bench.py tests/integration/test_stops.py -n 4 --dist worksteal --cycles $(N)

@@ -15,6 +15,7 @@ _COMMANDS = {
     "run": "run",
     "demo": "demo",
     "demo-recover": "demo_recover",
+    "demo-many": "demo_many",
     "example": "example",
     "cost": "cost",
     "docs": "docs",

@@ -65,7 +65,7 @@ class Stack:
         """
         if self.pubsub is not None:
             push = {"pushConfig": {"pushEndpoint": endpoint}} if self.delivery == "push" else {}
-            _subscribe(self.pubsub, {**push, **(options or {})})
+            create_subscription(self.pubsub, {**push, **(options or {})})
 
 
 class ConsoleProcess:
@@ -199,7 +199,7 @@ def _log(directory: Path, name: str) -> Path:
     return directory / f"{name}.log"
 
 
-def _subscribe(pubsub: Emulator, options: Mapping[str, object]) -> None:
+def create_subscription(pubsub: Emulator, options: Mapping[str, object]) -> None:
     """Create topic and subscription as the REST reference says (projects.topics.create, projects.subscriptions.create)."""
     topic, dead_letters = (f"projects/{PROJECT}/topics/{name}" for name in (TOPIC, DEAD_LETTERS))
     subscription = {

@@ -28,6 +28,7 @@ SEAMS: dict[str, set[str]] = {
         "worker.database.bulk",
         "worker.database.bulk_postgresql",
         "worker.database.copying",
+        "worker.database.driver_errors",
         "worker.operations.move",
         "worker.operations.provider_restore",
         "worker.operations.doctor.postgresql",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,3 +86,17 @@ def _waiting(running: Stack) -> int:
         f"{running.worker.url}/receipts", params={"since": "2020-01-01T00:00:00Z"}, trust_env=False, timeout=10
     )
     return USERS + 1 - int(answer.json()["total"]) if answer.status_code == 200 else USERS
+
+
+def test_many_instances_pull_and_the_demo_proves_that_nothing_was_lost(tmp_path: Path) -> None:
+    """`make demo-many` in small: exit code 0, and the figures it prints agree with each other."""
+    command = [sys.executable, "-m", "local", "demo-many", "--messages", "1000", "--instances", "2", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    if done.returncode == 2 and not os.environ.get("CI"):
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["passed"] is True
+    assert figures["receipts"] == "conflict 10, created 940, exists 50"
+    assert [figures[name] for name in ("published", "users", "lost", "doubled")] == ["1,000", "940", "0", "0"]
+    assert re.fullmatch(r"an instance at [\d,]+, the database at [\d,]+", figures["killed -9"])

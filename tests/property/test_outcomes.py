@@ -1,4 +1,4 @@
-"""INV-3: one message, one effect; the real writer on real SQLite against a model of it in dictionaries.
+"""INV-3: one message, one effect; the real writer on both engines against a model of it in dictionaries.
 
 A history is drawn, over two events at once, users and orders: messages with few ids and few keys, so that they repeat,
 contradict and overtake one another; malformed ones; rows that only the database refuses; retries and discards; receipts and
@@ -15,6 +15,7 @@ import base64
 import contextlib
 import copy
 import json
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -32,9 +33,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from publisher import message
-from worker.database import connections, schema
+from tests.engines import Databases, Place, PostgresqlPlace, SqlitePlace
+from worker.database import schema
 from worker.database.models import Connection, Receipt
-from worker.database.sqlite import SqliteEngine
 from worker.errors import NotFound, Resolved, Unwritable
 from worker.events.catalog import Catalog, Content
 from worker.events.users import MAX_CREATED_AT, MAX_USER_ID, USER_CREATED, User, UserCreated
@@ -55,10 +56,8 @@ RECEIPT_DAYS: Final = 32.0
 REJECTION_DAYS: Final = 90.0
 REFUSED_USER: Final = 3
 """The user whose row the database refuses while it is broken."""
-BREAK: Final = (
-    f"CREATE TRIGGER refuse BEFORE INSERT ON users WHEN new.user_id = {REFUSED_USER} BEGIN SELECT RAISE(ABORT, 'no'); END"
-)
 EXAMPLES: Final = 200
+POSTGRESQL_EXAMPLES: Final = 40
 MUTANT_EXAMPLES: Final = 1500
 
 
@@ -353,20 +352,64 @@ class Holding:
         return self._all_lost
 
 
-class Service:
-    """One store over its lives: the file, and the writer that has it open."""
+TABLES: Final = ("users", "receipts", "rejections", "orders", "versions", "erased")
 
-    def __init__(self, path: Path, group_max: int) -> None:
-        self.path, self._group_max = path, group_max
-        self.now, self.epoch = START, 0
+
+class Store:
+    """A new file; what a life finds may be what an earlier one had left."""
+
+    def __init__(self, path: Path) -> None:
         shutil.copy(empty_database(), path)
+        self.place: Place = SqlitePlace(path, CATALOG)
+
+    def copy(self) -> Callable[[], None]:
+        """Keep what is committed now; the result goes back to it, as a restore does."""
+        assert isinstance(self.place, SqlitePlace)
+        other = self.place.path.with_name(f"{secrets.token_hex(4)}.db")
+        connection = self.place.outside()
+        with connection.connection_context():
+            connection.execute_sql("VACUUM INTO ?", (str(other),))  # type: ignore[no-untyped-call]
+
+        def go_back() -> None:
+            self.place = SqlitePlace(other, CATALOG)
+
+        return go_back
+
+
+class PostgresqlStore(Store):
+    """One database for all histories, emptied before each: to make one takes as long as a history."""
+
+    def __init__(self, place: PostgresqlPlace) -> None:
+        self.place = place
+        place.refuse_no_more("users")
+        place.run("; ".join(f"CREATE TABLE IF NOT EXISTS kept_{table} (LIKE {table})" for table in TABLES))
+        place.run("; ".join(f"DELETE FROM {table}" for table in TABLES))
+
+    def copy(self) -> Callable[[], None]:
+        """See `Store.copy`."""
+        place = self.place
+        assert isinstance(place, PostgresqlPlace)
+        place.run("; ".join(f"DELETE FROM kept_{table}; INSERT INTO kept_{table} TABLE {table}" for table in TABLES))
+
+        def go_back() -> None:
+            rows = "; ".join(f"DELETE FROM {table}; INSERT INTO {table} TABLE kept_{table}" for table in TABLES)
+            place.run(f"ALTER TABLE users DISABLE TRIGGER USER; {rows}; ALTER TABLE users ENABLE TRIGGER USER")
+
+        return go_back
+
+
+class Service:
+    """One store over its lives: the database, and the writer that has it open."""
+
+    def __init__(self, store: Store, group_max: int) -> None:
+        self.store, self._group_max = store, group_max
+        self.now, self.epoch = START, 0
 
     @contextlib.asynccontextmanager
     async def _life(self) -> Any:
-        connection = connections.connect(self.path, busy_timeout_seconds=5)
         self.committed = Holding()
         async with Writer(
-            SqliteEngine(connection),
+            self.store.place.engine(),
             self.committed,
             CATALOG,
             epoch=self.epoch,
@@ -413,26 +456,20 @@ class Service:
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         """See `worker.ingest.expiry.Database`."""
-        return connections.Reader(self.path, busy_timeout_seconds=5).read(query)
-
-    def copy(self) -> Path:
-        """Another file with what is committed now: what a restore makes."""
-        other = self.path.with_suffix(f".{self.epoch}")
-        connection = connections.connect(self.path, busy_timeout_seconds=5)
-        with connection.connection_context():
-            connection.execute_sql("VACUUM INTO ?", (str(other),))  # type: ignore[no-untyped-call]
-        return other
+        database = self.store.place.outside()
+        with database.connection_context():
+            return query(database)
 
     def rows(self) -> Model:
-        """What the file holds, read past the worker's tables."""
+        """What the database holds, read past the worker's tables."""
         tables: list[dict[Any, dict[str, Any]]] = []
         # Through Peewee's SQLite: a second library in this process would drop the first one's locks on the file.
-        reader = connections.connect(self.path, busy_timeout_seconds=5, read_only=True)
+        reader = self.store.place.outside()
         with reader.connection_context():
             for table in ("users", "receipts", "rejections", "orders"):
                 cursor = reader.execute_sql(f"SELECT * FROM {table}")  # type: ignore[no-untyped-call]
                 _, *columns = [column[0] for column in cursor.description]
-                tables.append({key: dict(zip(columns, row, strict=True)) for key, *row in cursor})
+                tables.append({key: dict(zip(columns, row, strict=True)) for key, *row in cursor.fetchall()})
         users, receipts, rejections, orders = tables
         for row in rejections.values():
             assert row.pop("detail"), "a rejection says what is wrong"
@@ -510,11 +547,12 @@ class Both:
         return [self.model.deliver(sent, self.service.epoch, self._now) for sent in messages]
 
     async def _crash(self, crash: Crash) -> None:
-        before, model = self.service.copy(), copy.deepcopy(self.model)
+        go_back, model = self.service.store.copy(), copy.deepcopy(self.model)
         self._model(crash.messages)
         await self.service.commit_unanswered(crash.messages)
         if not crash.kept:
-            self.service.path, self.model = before, model
+            go_back()
+            self.model = model
         await self.service.begin()
 
     async def _resolve(self, step: Resolve) -> None:
@@ -546,7 +584,11 @@ class Both:
             )
         elif model.broken != (step.verb == "break"):
             model.broken = step.verb == "break"
-            await self.service.change(partial(_execute, BREAK if model.broken else "DROP TRIGGER refuse"))
+            place = self.service.store.place
+            if model.broken:
+                place.refuse("users", "user_id", str(REFUSED_USER))
+            else:
+                place.refuse_no_more("users")
 
     def _unresolved(self, number: int) -> str:
         """One of the rejections, those first that a retry may resolve; now and then a message that is none."""
@@ -577,10 +619,14 @@ def _execute(statement: str, opened: Transaction) -> None:
     opened.database.execute_sql(statement)  # type: ignore[no-untyped-call]
 
 
-async def lead(history: Sequence[Any], group_max: int) -> Both:
+Stores = Callable[[Path], Store]
+"""Makes an empty store; the folder is one's own."""
+
+
+async def lead(history: Sequence[Any], group_max: int, stores: Stores) -> Both:
     """A new store through a history, which ends with every message delivered once more in a later life."""
     with tempfile.TemporaryDirectory() as directory:
-        service = Service(Path(directory) / "users.db", group_max)
+        service = Service(stores(Path(directory) / "users.db"), group_max)
         await service.begin()
         both = Both(service)
         try:
@@ -591,7 +637,7 @@ async def lead(history: Sequence[Any], group_max: int) -> Both:
         return both
 
 
-def check(examples: int = EXAMPLES, **options: Any) -> None:
+def check(examples: int = EXAMPLES, stores: Stores = Store, **options: Any) -> None:
     """Hold the writer against the model through so many histories."""
 
     @settings(
@@ -602,7 +648,7 @@ def check(examples: int = EXAMPLES, **options: Any) -> None:
     )
     @given(HISTORIES, GROUP_MAX)
     def agree(history: list[Any], group_max: int) -> None:
-        asyncio.run(lead(history, group_max))
+        asyncio.run(lead(history, group_max, stores))
 
     agree()
 
@@ -610,6 +656,14 @@ def check(examples: int = EXAMPLES, **options: Any) -> None:
 def test_the_writer_does_what_the_documents_promise() -> None:
     """INV-3: the same rows and the same answers as the model, through any history."""
     check()
+
+
+@pytest.mark.slow
+@pytest.mark.postgresql
+def test_the_writer_on_postgresql_does_what_the_documents_promise(databases: Databases) -> None:
+    """INV-3: the same model, and so the same outcomes as over SQLite."""
+    with databases.place(CATALOG) as place:
+        check(POSTGRESQL_EXAMPLES, lambda _: PostgresqlStore(place))
 
 
 # Repetition, grouping and order.
@@ -629,7 +683,7 @@ def landed(groups: Sequence[Sequence[Sent]], group_max: int, lives: Sequence[boo
         return service.rows()
 
     with tempfile.TemporaryDirectory() as directory:
-        rows = asyncio.run(body(Service(Path(directory) / "users.db", group_max)))
+        rows = asyncio.run(body(Service(Store(Path(directory) / "users.db"), group_max)))
     for row in (*rows.receipts.values(), *rows.rejections.values()):
         for name in ("processed_at", "epoch", "received_at", "delivery_attempt"):
             row.pop(name, None)

@@ -16,7 +16,7 @@ from unittest import mock
 
 import pytest
 
-from tests.property.test_outcomes import Sent, Service
+from tests.property.test_outcomes import Sent, Service, Store
 from worker.ingest import outcomes
 
 HISTORIES: Final = 50
@@ -98,10 +98,10 @@ async def deliver(service: Service, sent: Sequence[Sent], draw: random.Random) -
         if draw.random() < 0.1:
             await service.end()
             await service.begin()
-            older = service.copy()
+            older = service.store.copy()
     if older is not None:  # a recovery to an earlier state, and the replay of everything, in another order
         await service.end()
-        service.path = older
+        older()
         await service.begin()
         waiting += (again := draw.sample(sent, len(sent)))
         await service.deliver(again)
@@ -124,7 +124,7 @@ def check(seeds: Sequence[int]) -> int:
         draw = random.Random(seed)
         sent = messages(draw)
         with tempfile.TemporaryDirectory() as directory:
-            service = Service(Path(directory) / "users.db", draw.randrange(1, 9))
+            service = Service(Store(Path(directory) / "users.db"), draw.randrange(1, 9))
             count += asyncio.run(deliver(service, sent, draw))
             rows = service.rows()
         assert (rows.users, rows.orders) == expected(sent), f"the rows of history {seed}"

@@ -15,6 +15,7 @@ import peewee
 import psycopg
 from peewee import SQL, BlobField, BooleanField, CharField, FloatField, IntegerField, Model, TextField
 
+from worker.database.driver_errors import translated
 from worker.database.models import Connection, Erased, Receipt, Rejection, Version, columns
 from worker.errors import MoveFailed
 from worker.events.catalog import Catalog
@@ -133,7 +134,7 @@ def _writer(database: Connection, model: type[Model]) -> Iterator[Callable[[Row]
     table = model._meta.table_name
     connection: Any = database.connection()  # type: ignore[no-untyped-call]
     if isinstance(database, peewee.PostgresqlDatabase):
-        with connection.cursor() as cursor, cursor.copy(f'COPY "{table}" ({names}) FROM STDIN') as copy:
+        with translated(), connection.cursor() as cursor, cursor.copy(f'COPY "{table}" ({names}) FROM STDIN') as copy:
             yield copy.write_row
         return
     statement = f'INSERT INTO "{table}" ({names}) VALUES ({", ".join("?" * len(columns(model)))})'

@@ -39,6 +39,7 @@ from worker.config import Settings
 from worker.config.addresses import without_secrets
 from worker.config.limits import BUSY_TIMEOUT_SECONDS
 from worker.database import schema
+from worker.database.driver_errors import sqlstate, text_of, translated
 from worker.database.engine import Raced
 from worker.database.instances import Instance
 from worker.database.models import Connection
@@ -122,7 +123,10 @@ class Server:
 
 
 class Database(peewee.PostgresqlDatabase):
-    """Peewee's database, which says when a COMMIT came with a warning, and begins as this engine needs it."""
+    """Peewee's database, which says when a COMMIT came with a warning, and begins as this engine needs it.
+
+    The text of each error that it raises may be logged: see driver_errors.py.
+    """
 
     def init(self, database: str | None, *arguments: Any, password_file: Path | None = None, **options: Any) -> None:
         """See Peewee's own."""
@@ -141,9 +145,25 @@ class Database(peewee.PostgresqlDatabase):
         connection.add_notice_handler(self._notice)
         return connection
 
+    def connect(self, reuse_if_open: bool = False) -> bool:
+        """See Peewee's own."""
+        with translated():
+            connected: bool = super().connect(reuse_if_open)
+        return connected
+
+    def execute_sql(self, sql: str, params: Any = None) -> Any:
+        """See Peewee's own."""
+        with translated():
+            return super().execute_sql(sql, params)  # type: ignore[no-untyped-call]
+
+    def rollback(self) -> None:
+        """See Peewee's own."""
+        with translated():
+            super().rollback()
+
     def begin(self, isolation_level: Any = None) -> None:
         """Begin a transaction, with all that it needs, in one request."""
-        self.execute_sql(self.beginning)  # type: ignore[no-untyped-call]
+        self.execute_sql(self.beginning)
 
     def commit(self) -> None:
         """Commit.
@@ -152,13 +172,14 @@ class Database(peewee.PostgresqlDatabase):
             OperationalError: It is not known whether the transaction is safe.
         """
         self.warnings.clear()
-        super().commit()
+        with translated():
+            super().commit()
         if self.warnings:
             raise peewee.OperationalError(f"the COMMIT came with a warning: {self.warnings[0]}")
 
     def _notice(self, notice: Any) -> None:
         if notice.severity_nonlocalized == "WARNING":
-            self.warnings.append(str(notice.message_primary))
+            self.warnings.append(text_of(notice, "Warning"))
 
 
 class PostgresqlEngine:
@@ -332,14 +353,6 @@ class _Guard:
                         self._socket.shutdown(socket.SHUT_RDWR)
 
 
-def sqlstate(error: BaseException) -> str | None:
-    """The code that the server gave with an error, or None if it gave none."""
-    for each in (error, *error.args[:1], error.__cause__, error.__context__):
-        if isinstance(each, psycopg.Error):
-            return each.sqlstate
-    return None
-
-
 def drop(database: Database) -> None:
     """Close a connection, whatever state it is in."""
     state = database._state  # type: ignore[attr-defined]  # not in its stubs; its close() would first ask the server
@@ -363,7 +376,7 @@ def _beginning(server: Server, *, alone: bool) -> str:
 
 def limit(database: Database, seconds: float) -> None:
     """Bound each statement of a connection that is used without transactions of its own."""
-    database.execute_sql(f"SET statement_timeout = {round(seconds * 1000)}")  # type: ignore[no-untyped-call]
+    database.execute_sql(f"SET statement_timeout = {round(seconds * 1000)}")
 
 
 def migrate(server: Server, catalog: Catalog) -> list[str]:
@@ -376,7 +389,7 @@ def migrate(server: Server, catalog: Catalog) -> list[str]:
     try:
         database.connect()
         limit(database, server.migration_seconds)
-        database.execute_sql(f"SELECT pg_advisory_lock({LOCK}, {MIGRATING})")  # type: ignore[no-untyped-call]
+        database.execute_sql(f"SELECT pg_advisory_lock({LOCK}, {MIGRATING})")
         applied = schema.up(database, catalog)
         with Instance.bind_ctx(database):
             database.create_tables([Instance])
@@ -421,10 +434,7 @@ def refuse_unusable(error: peewee.PeeweeException, url: str) -> None:
     """
     state = sqlstate(error)
     text = str(error).strip().splitlines()[-1] if str(error).strip() else ""
-    wrong = ("3D000", "28P01", "28000")
-    if (state in wrong) or any(
-        sign in text for sign in ("password authentication failed", "does not exist", "no pg_hba.conf")
-    ):
+    if state in _REFUSING or (state is None and any(sign in text for sign in _SIGNS_OF_REFUSAL)):
         raise ConfigError(
             f"DATABASE_URL is {without_secrets(url)}, and PostgreSQL refuses it: {text}; correct the address or the rights"
         )

@@ -89,6 +89,7 @@ def configure(
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("httpx", "httpcore", "urllib3", "google", "asyncio", "uvicorn", "peewee", "opentelemetry"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # it quotes errors whole, and raises what matters of them
 
 
 def label(labels: Labels) -> None:

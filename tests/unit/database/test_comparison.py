@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from peewee import SqliteDatabase
 from playhouse.migrations import Runner
 
+from tests.engines import SqlitePlace
 from tests.entries import CATALOG, entry, malformed
 from tests.unit.ingest.test_rejections import Store, conflicting
 from worker.database import connections, schema
 from worker.database.comparison import count, undone
+from worker.database.sqlite import SqliteEngine
 from worker.events.users import User
 from worker.ingest import erasure
 from worker.ingest.messages import Entry
@@ -17,12 +20,17 @@ from worker.ingest.transaction import Transaction
 NOW = 1_700_000_100_000
 
 
+def at_rest(path: Path, connection: SqliteDatabase) -> Store:
+    """A database that no other process has open."""
+    return Store(SqlitePlace(path, CATALOG), SqliteEngine(connection), connection)
+
+
 def state(path: Path, *groups: list[Callable[[], Entry]], then: Callable[[Transaction], object] = lambda _: None) -> Path:
     """A database in which these were handled, and then a change was made."""
     schema.migrate(path, CATALOG, busy_timeout_seconds=5)
     connection = connections.connect(path, busy_timeout_seconds=5)
     with connection.connection_context():
-        store = Store(connection)
+        store = at_rest(path, connection)
         for group in groups:
             store.handle(*group)
         store.transaction(then)
@@ -97,4 +105,4 @@ def test_a_state_of_before_an_event_was_declared_is_counted_and_erased_from(tmp_
     assert erasure.apply(path, CATALOG, ["5", "6"], now=NOW) == 2
     assert erasure.apply(path, CATALOG, ["5", "6"], now=NOW) == 0
     with connection.connection_context():
-        assert Store(connection).handle(lambda: entry(5, "m1"), lambda: entry(7, "m2")) == ["erased", "created"]
+        assert at_rest(path, connection).handle(lambda: entry(5, "m1"), lambda: entry(7, "m2")) == ["erased", "created"]

@@ -1,9 +1,8 @@
-"""The newest version wins, on real SQLite: whatever the order of messages, and whatever groups they come in."""
+"""The newest version wins, on both engines: whatever the order of messages, and whatever groups they come in."""
 
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,9 +11,9 @@ from msgspec import structs
 from msgspec.structs import replace
 from peewee import BigIntegerField, Model, TextField
 
+from tests.engines import Made
 from tests.unit.events.orders import Order, message
-from worker.database import schema
-from worker.database.connections import connect
+from worker.database.engine import Engine
 from worker.database.models import Connection, Erased, Receipt, Rejection, Version
 from worker.errors import NotAConflict
 from worker.events import users
@@ -33,12 +32,13 @@ CATALOG = Catalog.load("worker.events.users,tests.unit.events.orders")
 class Store:
     """A database that knows users and orders."""
 
+    engine: Engine
     database: Connection
+    """Reads and changes it from outside."""
 
     def change(self, apply: Callable[[Transaction], T]) -> T:
         """Make a change in a transaction of its own."""
-        with self.database.atomic():
-            return apply(Transaction(self.database, CATALOG, 7, 1))
+        return self.engine.run(lambda database: apply(Transaction(database, CATALOG, 7, 1)))
 
     def handle(self, *entries: Entry) -> list[str]:
         """The outcomes of messages of one group."""
@@ -46,17 +46,18 @@ class Store:
 
     def rows(self, model: Any) -> list[dict[str, Any]]:
         """A whole table."""
-        return list(model.select().dicts().bind(self.database))
+        return list(model.select().order_by(model._meta.primary_key).dicts().bind(self.database))
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """A new database."""
-    path = tmp_path / "users.db"
-    schema.migrate(path, CATALOG, busy_timeout_seconds=5)
-    database = connect(path, busy_timeout_seconds=5)
+def store(engine: Made) -> Iterator[Store]:
+    """A new database of each engine."""
+    place = engine(CATALOG)
+    writing, database = place.engine(), place.outside()
+    writing.open()
     with database.connection_context():
-        yield Store(database)
+        yield Store(writing, database)
+    writing.close()
 
 
 def created(message_id: str = "c", published: int = 1000, **fields: Any) -> Entry:

@@ -3,16 +3,14 @@
 import asyncio
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.engines import Made
 from tests.unit.events.orders import EVENTS, Order
 from tests.unit.ingest.http.test_app import Erasing, Table, _intake
-from worker.database import schema
-from worker.database.connections import connect
 from worker.events import users
 from worker.events.catalog import Catalog
 from worker.events.users import User
@@ -43,11 +41,9 @@ class Pages:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Any]:
-    """A database with users, of whom every third is deleted, and orders of unusual keys."""
-    path = tmp_path / "users.db"
-    schema.migrate(path, Catalog.load("worker.events.users,tests.unit.events.orders"), busy_timeout_seconds=5)
-    opened = connect(path, busy_timeout_seconds=5)
+def database(engine: Made) -> Iterator[Any]:
+    """A database of each engine with users, of whom every third is deleted, and orders of unusual keys."""
+    opened = engine(Catalog.load("worker.events.users,tests.unit.events.orders")).outside()
     with opened.connection_context():
         people = [{"user_id": number, "deleted": [0, None, 1][number % 3]} for number in range(1, 13)]
         User.insert_many(people).execute(opened)

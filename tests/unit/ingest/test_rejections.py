@@ -1,20 +1,20 @@
-"""Rejections on real SQLite: kept, listed, retried, discarded, and deleted when their time has come."""
+"""Rejections on both engines: kept, listed, retried, discarded, and deleted when their time has come."""
 
 import asyncio
 import base64
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import msgspec
-import peewee
 import pytest
 from msgspec.structs import replace
 
+from tests.engines import Made, Place, SqlitePlace
 from tests.entries import CATALOG, PUBLISHED, entry, malformed, read
-from worker.database import connections, rejections, schema
+from worker.database import rejections
+from worker.database.engine import Engine
 from worker.database.models import Connection, Erased, Receipt, Rejection
 from worker.database.rejections import Filter
 from worker.errors import NotFound, Refused, Resolved
@@ -35,14 +35,16 @@ DAY = 86_400_000
 class Store:
     """A database with the newest schema. Also what `Expiry` reads and changes."""
 
-    connection: peewee.SqliteDatabase
+    place: Place
+    engine: Engine
+    connection: Connection
+    """Reads and changes it from outside."""
     steps: list[int] = field(default_factory=list)
     error: Exception | None = None
 
     def transaction(self, apply: Callable[[Transaction], T], *, now: int = NOW, epoch: int = 7) -> T:
         """What `apply` returns, committed."""
-        with self.connection.atomic("IMMEDIATE"):
-            return apply(Transaction(self.connection, CATALOG, epoch, now))
+        return self.engine.run(lambda database: apply(Transaction(database, CATALOG, epoch, now)))
 
     def handle(self, *make: Callable[[], Entry], now: int = NOW) -> list[str]:
         """Handle messages in one transaction."""
@@ -55,7 +57,7 @@ class Store:
 
     def rows(self, model: Any) -> list[dict[str, Any]]:
         """A whole table."""
-        return list(model.select().dicts().bind(self.connection))
+        return list(model.select().order_by(model._meta.primary_key).dicts().bind(self.connection))
 
     def page(self, **wanted: Any) -> list[str]:
         """The message ids of a page."""
@@ -75,13 +77,14 @@ class Store:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """A new database."""
-    path = tmp_path / "users.db"
-    schema.migrate(path, CATALOG, busy_timeout_seconds=5)
-    connection = connections.connect(path, busy_timeout_seconds=5)
+def store(engine: Made) -> Iterator[Store]:
+    """A new database of each engine."""
+    place = engine(CATALOG)
+    writing, connection = place.engine(), place.outside()
+    writing.open()
     with connection.connection_context():
-        yield Store(connection)
+        yield Store(place, writing, connection)
+    writing.close()
 
 
 def conflicting(message_id: str = "m2") -> Callable[[], Entry]:
@@ -227,12 +230,14 @@ def test_erasing_leaves_the_subject_and_nothing_else(store: Store) -> None:
     )
 
 
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 def test_an_erased_user_is_overwritten(store: Store) -> None:
     """Nothing of the user is left in free pages either: every later generation begins with a copy of the whole file."""
     secret = "only-this-user@example.com"
     store.handle(lambda: entry(5, "m1", email=secret), *[(lambda n=n: entry(n, f"u{n}")) for n in range(6, 40)])
     store.handle(conflicting("m2"), lambda: entry(5, "m3", email=secret.upper() + "x" * 20_000))
-    file = Path(store.connection.database)
+    assert isinstance(store.place, SqlitePlace)
+    file = store.place.path
     checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)"
     store.connection.execute_sql(checkpoint)  # type: ignore[no-untyped-call]
     assert file.read_bytes().count(secret.encode()) >= 2

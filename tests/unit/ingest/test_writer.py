@@ -1,4 +1,4 @@
-"""The writer on real SQLite: what each message does, and that one that cannot be written fails alone."""
+"""The writer on both engines: what each message does, and that one that cannot be written fails alone."""
 
 import asyncio
 import contextlib
@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.engines import Made, Place, SqlitePlace, rows_of
 from tests.entries import CATALOG, PUBLISHED, delivery, entry, malformed, read, turns, until
-from worker.database import connections, schema
+from worker.database import connections
 from worker.database.sqlite import SqliteEngine
 from worker.errors import Refused, Unwritable
 from worker.events.users import UserCreated
@@ -23,10 +24,6 @@ from worker.ingest.outcomes import Key, ReceiptRow, Row, Stored, VersionRow, pla
 from worker.ingest.writer import Writer
 
 NOW = 1_700_000_100.25
-REFUSE = (
-    "CREATE TRIGGER refuse BEFORE INSERT ON {table} "
-    "WHEN CAST(new.{column} AS TEXT) = '13' BEGIN SELECT RAISE(ABORT, 'no'); END"
-)
 
 
 @dataclass
@@ -62,13 +59,18 @@ class Confirmed:
 class Bench:
     """A database with the newest schema, read and changed from outside the writer."""
 
-    path: Path
+    place: Place
+
+    @property
+    def on_sqlite(self) -> SqlitePlace:
+        """The database of a test that is about SQLite's own bounds."""
+        assert isinstance(self.place, SqlitePlace)
+        return self.place
 
     def rows(self, query: str) -> list[dict[str, Any]]:
         """What a query finds."""
         with self._connection() as connection:
-            cursor = connection.execute_sql(query)
-            return [dict(zip([column[0] for column in cursor.description], row, strict=True)) for row in cursor]
+            return rows_of(connection, query)
 
     def execute(self, statement: str) -> None:
         """Change the database as nobody in the worker would."""
@@ -83,15 +85,7 @@ class Bench:
     @property
     def outcomes(self) -> dict[str, str]:
         """What each handled message did, as its receipt says."""
-        return {row["message_id"]: row["outcome"] for row in self.rows("SELECT * FROM receipts")}
-
-    @contextlib.contextmanager
-    def locked(self) -> Any:
-        """Hold the database's one write lock."""
-        with self._connection() as connection:
-            connection.execute_sql("BEGIN IMMEDIATE")
-            yield
-            connection.execute_sql("ROLLBACK")
+        return {row["message_id"]: row["outcome"] for row in self.rows("SELECT * FROM receipts ORDER BY message_id")}
 
     @contextlib.asynccontextmanager
     async def writing(
@@ -105,11 +99,12 @@ class Bench:
         has_room: Callable[[], bool] = lambda: True,
     ) -> AsyncIterator[tuple[Writer, "asyncio.Task[None]"]]:
         """A running writer and its task."""
-        connection = connections.connect(self.path, busy_timeout_seconds=busy)
+        engine = self.place.engine(wait_seconds=busy)
         if pages is not None:
-            connection.init(str(self.path), pragmas={"journal_mode": "wal", "max_page_count": pages})
+            assert isinstance(engine, SqliteEngine)
+            engine.database.init(str(self.on_sqlite.path), pragmas={"journal_mode": "wal", "max_page_count": pages})
         async with Writer(
-            SqliteEngine(connection),
+            engine,
             committed,
             CATALOG,
             epoch=7,
@@ -139,7 +134,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _connection(self) -> Any:
-        connection = peewee.SqliteDatabase(str(self.path), pragmas={"busy_timeout": 5000}, autoconnect=False)
+        connection = self.place.outside()
         with connection.connection_context():
             yield connection
 
@@ -164,11 +159,13 @@ def kinds(answers: list[object]) -> list[object]:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    """A new database."""
-    path = tmp_path / "users.db"
-    schema.migrate(path, CATALOG, busy_timeout_seconds=5)
-    return Bench(path)
+def bench(engine: Made) -> Bench:
+    """A new database of each engine."""
+    return Bench(engine(CATALOG))
+
+
+on_sqlite = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+"""For a test that is about SQLite's own bounds."""
 
 
 def test_a_new_user_is_created(bench: Bench) -> None:
@@ -306,15 +303,10 @@ def test_a_replay_after_its_receipt_was_pruned_keeps_one_rejection(bench: Bench)
     assert bench.rows("SELECT message_id, resolved_at FROM rejections") == [{"message_id": "m2", "resolved_at": 1}]
 
 
-REFUSE_ALL = (
-    "CREATE TRIGGER refuse BEFORE INSERT ON {table} WHEN new.message_id = 'm13' BEGIN SELECT RAISE(ABORT, 'no'); END"
-)
-
-
 @pytest.mark.parametrize(("table", "column"), [("users", "user_id"), ("receipts", "subject")])
 def test_a_row_that_only_the_database_refuses_fails_alone(bench: Bench, table: str, column: str) -> None:
     """INV-6: the group is written again one message at a time, everybody else is committed, and it is kept."""
-    bench.execute(REFUSE.format(table=table, column=column))
+    bench.place.refuse(table, column, "13")
     answers = bench.write(lambda: [entry(user, f"m{user}") for user in (11, 12, 13, 14)])
     assert answers == ["created", "created", "rejected", "created"]
     assert bench.users == [11, 12, 14]
@@ -357,8 +349,8 @@ def test_a_rejection_that_another_constraint_refuses_is_not_taken_for_kept(bench
 @pytest.mark.parametrize("table", ["receipts", "rejections"])
 def test_what_cannot_even_be_kept_stays_in_the_queue(bench: Bench, table: str) -> None:
     """INV-3: receipt and rejection are one transaction; without both there is neither, and no acknowledgement."""
-    bench.execute(REFUSE.format(table="users", column="user_id"))
-    bench.execute(REFUSE_ALL.format(table=table).replace("refuse", "refuse_all"))
+    bench.place.refuse("users", "user_id", "13")
+    bench.place.refuse(table, "message_id", "m13")
     assert kinds(bench.write(lambda: [entry(12, "m12"), entry(13, "m13")])) == ["created", Unwritable]
     assert bench.rows("SELECT * FROM rejections") == []
     assert bench.outcomes == {"m12": "created"}
@@ -366,7 +358,7 @@ def test_what_cannot_even_be_kept_stays_in_the_queue(bench: Bench, table: str) -
 
 def test_effect_and_receipt_are_one_transaction(bench: Bench) -> None:
     """INV-3: where the receipt cannot be written, neither can the user."""
-    bench.execute(REFUSE_ALL.format(table="receipts"))
+    bench.place.refuse("receipts", "message_id", "m13")
     assert kinds(bench.write(lambda: [entry(13, "m13")])) == [Unwritable]
     assert bench.users == []
 
@@ -376,7 +368,7 @@ def test_a_locked_database_is_an_outage(bench: Bench) -> None:
 
     async def body() -> None:
         async with bench.writing(Confirmed(), busy=0.02) as (writer, _):
-            with bench.locked():
+            with bench.place.locked():
                 refused = await submitted(writer, [entry(1, "m1"), entry(2, "m2")])
             assert kinds(refused) == [Refused, Refused]
             assert await submitted(writer, [entry(1, "m1"), entry(2, "m2")]) == ["created", "created"]
@@ -385,6 +377,7 @@ def test_a_locked_database_is_an_outage(bench: Bench) -> None:
     assert bench.rows("SELECT * FROM rejections") == []
 
 
+@on_sqlite
 def test_a_full_disk_is_an_outage(bench: Bench) -> None:
     """INV-9: the transaction is gone as a whole, and what fits is still written afterwards."""
     bench.execute("VACUUM")
@@ -420,9 +413,10 @@ def test_messages_leave_room_for_changes(bench: Bench) -> None:
     asyncio.run(body())
 
 
+@on_sqlite
 def test_an_outage_in_the_middle_of_isolation_refuses_the_rest(bench: Bench) -> None:
     """What was committed singly before the disk filled up is answered 503 too, and its redelivery is a duplicate."""
-    bench.execute(REFUSE.format(table="users", column="user_id"))
+    bench.place.refuse("users", "user_id", "13")
     (size,) = bench.rows("PRAGMA page_count")
 
     async def body() -> None:
@@ -593,7 +587,7 @@ def test_cancelled_during_a_commit_the_group_is_refused_at_once(bench: Bench) ->
     async def body() -> None:
         committed = Confirmed()
         async with bench.writing(committed, busy=20) as (writer, task):
-            with bench.locked():
+            with bench.place.locked():
                 waiting = entry()
                 writer.submit(waiting)
                 await turns()
@@ -624,11 +618,12 @@ def test_a_bug_ends_the_writer_and_answers_its_group(bench: Bench, monkeypatch: 
     asyncio.run(body())
 
 
+@on_sqlite
 def test_leaving_closes_the_connection(bench: Bench) -> None:
     """The database's last connection is gone, so Litestream alone has it open for the final sync."""
 
     async def body() -> peewee.SqliteDatabase:
-        connection = connections.connect(bench.path, busy_timeout_seconds=5)
+        connection = connections.connect(bench.on_sqlite.path, busy_timeout_seconds=5)
         async with Writer(SqliteEngine(connection), Confirmed(), CATALOG, epoch=1, group_max=1, gather_seconds=0):
             pass
         return connection
@@ -664,7 +659,7 @@ def test_repr_says_what_is_pending(bench: Bench) -> None:
 
     async def body() -> str:
         async with Writer(
-            SqliteEngine(connections.connect(bench.path, busy_timeout_seconds=5)),
+            bench.place.engine(),
             Confirmed(),
             CATALOG,
             epoch=7,

@@ -1,28 +1,25 @@
 """`GET /receipts` and `GET /outcomes`, through the real application: what a replay is planned with, and followed by."""
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from publisher import message
+from tests.engines import Made
 from tests.entries import CATALOG, PUBLISHED, entry, malformed
 from tests.unit.ingest.http.test_app import Site, Table
 from tests.unit.ingest.http.test_operator_api import ANN, PUSHER, bearer, verified
-from worker.database import connections, schema
 from worker.errors import Refused
 from worker.ingest.http import app
 from worker.ingest.http.delivery_counts import Tally
 from worker.ingest.transaction import Transaction
 
 
-def test_receipts_are_counted_by_outcome_from_a_publish_time(tmp_path: Path) -> None:
+def test_receipts_are_counted_by_outcome_from_a_publish_time(engine: Made) -> None:
     """That time is part of the span; an empty span has no ends."""
-    path = tmp_path / "users.db"
-    schema.migrate(path, CATALOG, busy_timeout_seconds=5)
-    connection = connections.connect(path, busy_timeout_seconds=5)
+    connection = engine(CATALOG).outside()
 
     async def fill() -> None:
         given = [entry(user, f"m{user}", publish_time=PUBLISHED + user - 1) for user in range(1, 6)]
