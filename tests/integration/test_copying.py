@@ -161,7 +161,7 @@ def test_a_table_is_read_once_however_its_keys_are_sorted(server: Postgres) -> N
         with database.atomic():
             keys = [row[0] for row in copying.rows_of(database, Rejection)]
             scans = "SELECT seq_scan + idx_scan FROM pg_stat_xact_user_tables WHERE relname = 'rejections'"
-            assert database.execute_sql(scans).fetchone() == (1,)  # type: ignore[no-untyped-call]
+            assert database.execute_sql(scans).fetchone() == (1,)
     finally:
         postgresql.drop(database)
     assert keys == sorted(f"m{number}" for number in range(1, 36))

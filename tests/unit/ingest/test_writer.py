@@ -321,11 +321,10 @@ def test_a_row_that_only_the_database_refuses_fails_alone(bench: Bench, table: s
 
 
 def test_the_log_says_what_refused_a_row_and_not_what_it_held(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """PostgreSQL quotes the row in the lines below the first one."""
-    quoting = REFUSE.format(table="users", column="user_id").replace("'no'", "'unique constraint x\nDETAIL: (s3cret)'")
-    bench.execute(quoting)
-    assert bench.write(lambda: [entry(13, "m13")]) == ["rejected"]
-    assert "IntegrityError: unique constraint x" in caplog.text
+    """On either database; PostgreSQL quotes the row in what it says of the error."""
+    bench.place.refuse("users", "user_id", "13")
+    assert bench.write(lambda: [entry(13, "m13", email="s3cret")]) == ["rejected"]
+    assert "IntegrityError" in caplog.text
     assert "s3cret" not in caplog.text
 
 
