@@ -421,6 +421,8 @@ class Durability:
         """Why the server would lose what it has committed, and what to do; None if it would not."""
         if self.synchronous_commit == "off":
             return "synchronous_commit is off, so a crash loses what was acknowledged; set it to on for this role"
+        if self.synchronous_commit == "local" and self.standbys:
+            return "synchronous_commit is local, so the standby lacks what was acknowledged; set it to on for this role"
         if self.fsync == "off":
             return "fsync is off, so a crash of the machine loses the database; set it to on"
         return None
