@@ -6,12 +6,13 @@ It is the same whatever engine holds the rows.
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 import peewee
-from peewee import SQL, Model
+from peewee import Model
 
 from worker.database.driver_errors import translated
 from worker.database.models import Connection, Erased, Receipt, Rejection, Version, columns
@@ -20,6 +21,10 @@ from worker.events.catalog import Catalog
 
 _AT_ONCE: Final = 1_000
 """Rows read at once: few round trips, and no table is ever held whole."""
+_PLAIN: Final = (peewee.IntegerField, peewee.TextField, peewee.CharField, peewee.BlobField)
+"""The fields whose values the drivers give as they are."""
+_numbers = itertools.count(1)
+"""Names of cursors: two tables may be read on one connection."""
 Row = tuple[Any, ...]
 encode: Final = msgspec.json.Encoder().encode
 
@@ -37,24 +42,34 @@ def models(catalog: Catalog) -> Sequence[type[Model]]:
     return [*(table.model for table in catalog.tables.values()), Receipt, Rejection, Erased, Version]
 
 
-def rows_of(database: Connection, model: type[Model]) -> Iterator[Row]:
-    """The rows of a table in the order of their keys, as tuples in the columns' order."""
+def rows_of(database: Connection, model: type[Model]) -> Generator[Row, None, None]:
+    """The rows of a table in the order of their keys, as tuples in the columns' order; in a transaction.
+
+    It is one query, whose rows come in as they are taken. A query for each part would have PostgreSQL sort the whole table
+    each time, where its collation is not C: its index has another order then.
+    """
     meta: Any = model._meta
-    key = meta.primary_key
-    postgresql = isinstance(database, peewee.PostgresqlDatabase)
-    by = SQL(f'"{key.column_name}" COLLATE "C"') if postgresql and key.field_type in ("TEXT", "VARCHAR") else key
-    at = columns(model).index(key.name)
-    after: Any = None
-    while True:
-        query = model.select().order_by(by).limit(_AT_ONCE).tuples()
-        if after is not None:
-            query = query.where(SQL(f'"{key.column_name}" COLLATE "C" > %s', (after,)) if by is not key else key > after)
-        found: Any = query.bind(database)
-        some: list[Row] = [tuple(map(_plain, row)) for row in found]
-        yield from some
-        if len(some) < _AT_ONCE:
-            return
-        after = some[-1][at]
+    key = f'"{meta.primary_key.column_name}"'
+    names = ", ".join(f'"{field.column_name}"' for field in meta.sorted_fields)
+    converters = [None if isinstance(field, _PLAIN) else field.python_value for field in meta.sorted_fields]
+    plain = not any(converters)
+    for row in _streamed(database, f'SELECT {names} FROM "{meta.table_name}" ORDER BY {key}', meta.primary_key.field_type):
+        if plain:
+            yield tuple(map(_plain, row))
+        else:
+            yield tuple(_plain(convert(value) if convert else value) for convert, value in zip(converters, row, strict=True))
+
+
+def _streamed(database: Connection, query: str, key_type: str) -> Iterator[Row]:
+    connection: Any = database.connection()  # type: ignore[no-untyped-call]
+    if not isinstance(database, peewee.PostgresqlDatabase):
+        yield from connection.execute(query)
+        return
+    text = f'{query} COLLATE "C"' if key_type in ("TEXT", "VARCHAR") else query
+    with translated(), connection.cursor(name=f"rows{next(_numbers)}") as cursor:
+        cursor.itersize = _AT_ONCE
+        cursor.execute(text)
+        yield from cursor
 
 
 def digest(table: str, rows: Iterable[Row]) -> Copied:

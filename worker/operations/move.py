@@ -73,9 +73,8 @@ async def move(settings: Settings, store: Objects, catalog: Catalog, server: Ser
         say(f"2/4 making the tables of {without_secrets(server.url)}")
         try:
             await asyncio.to_thread(postgresql.migrate, server, catalog)
-            bodies = await _bodies(store, file)
             say("3/4 copying, in one transaction")
-            tables = await asyncio.to_thread(_copy, file, server, catalog, bodies, say)
+            tables = await asyncio.to_thread(_copy, file, server, catalog, _reader(store), say)
         except peewee.PeeweeException as error:
             postgresql.refuse_unusable(error, server.url)
             raise MoveFailed(f"PostgreSQL did not take the copy, and nothing was kept: {error}") from error
@@ -116,29 +115,29 @@ def server_at(settings: Settings, url: str, password_file: str | None) -> Server
     return Server.of(target)
 
 
-async def _bodies(store: Objects, file: Path) -> Mapping[str, bytes]:
-    """The bytes of large rejected messages, which are objects of the bucket, by the objects' names."""
-    source = connections.connect(file)
-    with source.connection_context():
-        query = Rejection.select(Rejection.body).where(Rejection.body.is_null(False)).tuples()
-        rows: Any = query.bind(source)
-        names: list[str] = [name for (name,) in rows]
-    found = {}
-    for name in names:
-        stored = await store.read(name, timeout=_BODY_SECONDS)
-        found[name] = b"" if stored is None else stored[0]
-    return found
+def _reader(store: Objects) -> Callable[[str], bytes]:
+    """What reads the bytes of a large rejected message, an object of the bucket; another thread than the loop's calls it.
+
+    One is read at a time, when its row is copied: all of them may be more than fits into memory.
+    """
+    loop = asyncio.get_running_loop()
+
+    def read(name: str) -> bytes:
+        stored = asyncio.run_coroutine_threadsafe(store.read(name, timeout=_BODY_SECONDS), loop).result()
+        return b"" if stored is None else stored[0]
+
+    return read
 
 
 def _copy(
-    file: Path, server: Server, catalog: Catalog, bodies: Mapping[str, bytes], say: Callable[[str], None]
+    file: Path, server: Server, catalog: Catalog, body: Callable[[str], bytes], say: Callable[[str], None]
 ) -> list[Copied]:
     source, target = connections.connect(file, read_only=True), server.connect()
     try:
         target.connect()
         with source.connection_context(), source.atomic(), target.atomic():
             _refuse_rows(target, catalog)
-            tables = _each(source, target, catalog, say, {Rejection: _with_bytes(bodies)})
+            tables = _each(source, target, catalog, say, {Rejection: _with_bytes(body)})
             newest = Receipt.select(peewee.fn.MAX(Receipt.epoch)).bind(source).scalar()
             instances.begin_after(target, int(newest or 1))
         return tables
@@ -181,7 +180,7 @@ def _refuse_rows(target: Connection, catalog: Catalog) -> None:
             )
 
 
-def _with_bytes(bodies: Mapping[str, bytes]) -> Callable[[Row], Row]:
+def _with_bytes(read: Callable[[str], bytes]) -> Callable[[Row], Row]:
     """Put the bytes of a large rejected message into its row: PostgreSQL holds them there."""
     names: Sequence[str] = columns(Rejection)
     data, body = names.index("data"), names.index("body")
@@ -190,7 +189,7 @@ def _with_bytes(bodies: Mapping[str, bytes]) -> Callable[[Row], Row]:
         if row[body] is None:
             return row
         changed = list(row)
-        changed[data], changed[body] = bodies[row[body]], None
+        changed[data], changed[body] = read(row[body]), None
         return tuple(changed)
 
     return change
