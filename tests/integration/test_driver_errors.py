@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import secrets
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from worker.database import copying, postgresql, schema
 from worker.database.connections import connect
 from worker.database.driver_errors import sqlstate, translated
 from worker.database.postgresql import PostgresqlEngine, PostgresqlReader
-from worker.errors import Refused, SchemaDiffers
+from worker.errors import MoveFailed, Refused, SchemaDiffers
 from worker.events.users import User
 from worker.ingest.messages import Change
 from worker.ingest.writer import Writer
@@ -182,12 +183,11 @@ def test_a_copy_that_fails_is_told_without_values(place: PostgresqlPlace, tmp_pa
     try:
         with source.connection_context():
             User.insert(user_id=5, email_address=ADDRESS).execute(source)
-            with pytest.raises(peewee.IntegrityError) as raised, target.atomic():
+            with pytest.raises(MoveFailed, match=r"^users cannot be copied: CheckViolation") as raised, target.atomic():
                 copying.copy_table(source, target, User)
     finally:
         postgresql.drop(target)
-    assert str(raised.value) == "23514 CheckViolation: constraint short, table users"
-    assert sqlstate(raised.value) == "23514"
+    assert ADDRESS not in "".join(traceback.format_exception(raised.value))
 
 
 def test_a_migration_that_fails_is_told_without_values(databases: Databases, place: PostgresqlPlace) -> None:

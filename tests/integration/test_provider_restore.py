@@ -127,6 +127,8 @@ def test_a_database_that_cannot_be_read_seeks_nothing(site: Site) -> None:
     assert "postgresql://127.0.0.1:1/c cannot be read" in gone.stderr
     assert "nothing was sought" in gone.stderr
     assert "secret" not in gone.stderr
+    same = site.worker.run("replay", "--newer", site.server.url("before"), "--yes")
+    assert (same.returncode, "name one database" in same.stderr) == (1, True)
     missing = site.worker.run("replay", "--newer", site.server.url("absent"), "--yes")
     assert missing.returncode == 1
     assert "does not exist" in missing.stderr

@@ -7,7 +7,7 @@ It is the same whatever engine holds the rows.
 import contextlib
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +15,6 @@ import peewee
 import psycopg
 from peewee import SQL, BlobField, BooleanField, CharField, FloatField, IntegerField, Model, TextField
 
-from worker.database.driver_errors import translated
 from worker.database.models import Connection, Erased, Receipt, Rejection, Version, columns
 from worker.errors import MoveFailed
 from worker.events.catalog import Catalog
@@ -46,7 +45,7 @@ def models(catalog: Catalog) -> Sequence[type[Model]]:
     return [*(table.model for table in catalog.tables.values()), Receipt, Rejection, Erased, Version]
 
 
-def rows_of(database: Connection, model: type[Model]) -> Iterator[Row]:
+def rows_of(database: Connection, model: type[Model]) -> Generator[Row, None, None]:
     """The rows of a table in the order of their keys, as tuples in the columns' order; of PostgreSQL, in a transaction."""
     fields: Sequence[Any] = model._meta.sorted_fields
     converted = [(at, field.python_value) for at, field in enumerate(fields) if not isinstance(field, _AS_STORED)]
@@ -107,7 +106,8 @@ def copy_table(
     try:
         return _copied(source, target, model, change)
     except _DRIVERS_ERRORS as error:
-        raise MoveFailed(f"{model._meta.table_name} cannot be copied: {_without_value(error)}") from error
+        # Without its cause, which quotes the row.
+        raise MoveFailed(f"{model._meta.table_name} cannot be copied: {_without_value(error)}") from None
 
 
 def _copied(source: Connection, target: Connection, model: type[Model], change: Callable[[Row], Row]) -> Copied:
@@ -134,7 +134,7 @@ def _writer(database: Connection, model: type[Model]) -> Iterator[Callable[[Row]
     table = model._meta.table_name
     connection: Any = database.connection()  # type: ignore[no-untyped-call]
     if isinstance(database, peewee.PostgresqlDatabase):
-        with translated(), connection.cursor() as cursor, cursor.copy(f'COPY "{table}" ({names}) FROM STDIN') as copy:
+        with connection.cursor() as cursor, cursor.copy(f'COPY "{table}" ({names}) FROM STDIN') as copy:
             yield copy.write_row
         return
     statement = f'INSERT INTO "{table}" ({names}) VALUES ({", ".join("?" * len(columns(model)))})'
