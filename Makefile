@@ -15,6 +15,7 @@ help:  ## Show this list
 setup: $(READY)  ## Make .venv from the hash-pinned lock file
 
 $(READY): requirements-dev.lock
+	@test ! -L .venv || { echo ".venv is a link to $$(readlink .venv), another clone's: it is not cleared; make it there" >&2; exit 1; }
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
