@@ -6,8 +6,9 @@ It is the same whatever engine holds the rows.
 
 import contextlib
 import hashlib
+import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -29,6 +30,8 @@ _AS_STORED: Final = (IntegerField, FloatField, BooleanField, TextField, CharFiel
 _PLACE: Final = re.compile(r"line \d+, column \w+")
 """Where PostgreSQL met a value that it refuses, in the context of its error; the value stands behind it."""
 _DRIVERS_ERRORS: Final = (psycopg.Error, peewee.sqlite3.Error, ValueError)  # type: ignore[attr-defined]  # not in its stubs
+_numbers = itertools.count(1)
+"""Of cursors: one connection may have two."""
 Row = tuple[Any, ...]
 encode: Final = msgspec.json.Encoder().encode
 
@@ -46,7 +49,7 @@ def models(catalog: Catalog) -> Sequence[type[Model]]:
     return [*(table.model for table in catalog.tables.values()), Receipt, Rejection, Erased, Version]
 
 
-def rows_of(database: Connection, model: type[Model]) -> Iterator[Row]:
+def rows_of(database: Connection, model: type[Model]) -> Generator[Row, None, None]:
     """The rows of a table in the order of their keys, as tuples in the columns' order; of PostgreSQL, in a transaction."""
     fields: Sequence[Any] = model._meta.sorted_fields
     converted = [(at, field.python_value) for at, field in enumerate(fields) if not isinstance(field, _AS_STORED)]
@@ -61,7 +64,7 @@ def _rows_of_server(database: Connection, model: type[Model], most: int) -> Iter
     by = SQL(f'"{key.column_name}" COLLATE "C"') if key.field_type in ("TEXT", "VARCHAR") else key
     text, values = model.select().order_by(by).bind(database).sql()
     connection: Any = database.connection()  # type: ignore[no-untyped-call]
-    with connection.cursor(name="rows") as cursor:
+    with translated(), connection.cursor(name=f"rows{next(_numbers)}") as cursor:
         cursor.itersize = most
         yield from cursor.execute(text, values)
 

@@ -4,6 +4,7 @@ A provider restores into another database, and the one before it is usually stil
 receipt of was undone. Both are read in the order of their message ids, so that neither is held whole.
 """
 
+from contextlib import closing
 from datetime import UTC, datetime
 
 import msgspec
@@ -60,12 +61,12 @@ def _only_in(newer: Connection, older: Connection) -> tuple[int, int | None]:
     names = columns(Receipt)
     message_id, publish_time = names.index("message_id"), names.index("publish_time")
     count, oldest = 0, None
-    others = rows_of(older, Receipt)
-    other = next(others, None)
-    for row in rows_of(newer, Receipt):
-        while other is not None and other[message_id].encode() < row[message_id].encode():
-            other = next(others, None)
-        if other is None or other[message_id] != row[message_id]:
-            count += 1
-            oldest = row[publish_time] if oldest is None else min(oldest, row[publish_time])
+    with newer.atomic(), older.atomic(), closing(rows_of(older, Receipt)) as others:
+        other = next(others, None)
+        for row in rows_of(newer, Receipt):
+            while other is not None and other[message_id].encode() < row[message_id].encode():
+                other = next(others, None)
+            if other is None or other[message_id] != row[message_id]:
+                count += 1
+                oldest = row[publish_time] if oldest is None else min(oldest, row[publish_time])
     return count, oldest
