@@ -6,6 +6,7 @@ It is the same whatever engine holds the rows.
 
 import contextlib
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Final
@@ -15,6 +16,7 @@ import peewee
 import psycopg
 from peewee import SQL, BlobField, BooleanField, CharField, FloatField, IntegerField, Model, TextField
 
+from worker.database.driver_errors import translated
 from worker.database.models import Connection, Erased, Receipt, Rejection, Version, columns
 from worker.errors import MoveFailed
 from worker.events.catalog import Catalog
@@ -28,6 +30,8 @@ _AS_STORED: Final = (IntegerField, FloatField, BooleanField, TextField, CharFiel
 _PLACE: Final = re.compile(r"line \d+, column \w+")
 """Where PostgreSQL met a value that it refuses, in the context of its error; the value stands behind it."""
 _DRIVERS_ERRORS: Final = (psycopg.Error, peewee.sqlite3.Error, ValueError)  # type: ignore[attr-defined]  # not in its stubs
+_numbers = itertools.count(1)
+"""Of cursors: one connection may have two."""
 Row = tuple[Any, ...]
 encode: Final = msgspec.json.Encoder().encode
 
@@ -60,7 +64,7 @@ def _rows_of_server(database: Connection, model: type[Model], most: int) -> Iter
     by = SQL(f'"{key.column_name}" COLLATE "C"') if key.field_type in ("TEXT", "VARCHAR") else key
     text, values = model.select().order_by(by).bind(database).sql()
     connection: Any = database.connection()  # type: ignore[no-untyped-call]
-    with connection.cursor(name="rows") as cursor:
+    with translated(), connection.cursor(name=f"rows{next(_numbers)}") as cursor:
         cursor.itersize = most
         yield from cursor.execute(text, values)
 
