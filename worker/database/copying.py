@@ -16,7 +16,7 @@ import peewee
 import psycopg
 from peewee import SQL, BlobField, BooleanField, CharField, FloatField, IntegerField, Model, TextField
 
-from worker.database.driver_errors import translated
+from worker.database.driver_errors import text_of, translated
 from worker.database.models import Connection, Erased, Receipt, Rejection, Version, columns
 from worker.errors import MoveFailed
 from worker.events.catalog import Catalog
@@ -27,7 +27,7 @@ _AT_ONCE_WITH_BYTES: Final = 10
 """The same where rows hold bytes: one of a rejection may have the 10 MB of a message."""
 _AS_STORED: Final = (IntegerField, FloatField, BooleanField, TextField, CharField, BlobField)
 """Fields whose values are copied as they are. Peewee would make 1 of a 1.5 that SQLite holds in an integer column."""
-_PLACE: Final = re.compile(r"line \d+, column \w+")
+_PLACE: Final = re.compile(r"^COPY \w+, (line \d+, column \w+)", re.MULTILINE)
 """Where PostgreSQL met a value that it refuses, in the context of its error; the value stands behind it."""
 _DRIVERS_ERRORS: Final = (psycopg.Error, peewee.sqlite3.Error, ValueError)  # type: ignore[attr-defined]  # not in its stubs
 _numbers = itertools.count(1)
@@ -163,10 +163,11 @@ def _at_once(model: type[Model]) -> int:
 def _without_value(error: Exception) -> str:
     """What a driver's error says, without the value at fault."""
     name = type(error).__name__
-    if not isinstance(error, psycopg.Error) or not (error.sqlstate or "").startswith(("22", "23")):
+    if not isinstance(error, psycopg.Error):
         return f"{name}: {error}"
+    text = name if error.sqlstate is None else text_of(error.diag, name)
     place = _PLACE.search(error.diag.context or "")
-    return f"{name}, in {place[0]}, in the order of the keys" if place is not None else name
+    return f"{text}, in {place[1]}, in the order of the keys" if place is not None else text
 
 
 def _row(stored: Sequence[Any], converted: Sequence[tuple[int, Callable[[Any], Any]]]) -> Row:
