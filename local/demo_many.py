@@ -182,7 +182,7 @@ def demo(directory: Path, *, messages: int, instances: int, console: Console) ->
 
 
 def drawn(messages: int) -> tuple[list[dict[str, object]], dict[str, int]]:
-    """The messages' contents in order, and how many of each outcome they must come to, whoever handles them when."""
+    """The messages' contents in order, and how many of each outcome they must come to, however the instances share them."""
     again, against = round(messages * _AGAIN), round(messages * _AGAINST)
     users = messages - again - against
     lines: list[dict[str, object]] = [_user(number) for number in range(1, users + 1)]
