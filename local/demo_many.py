@@ -46,6 +46,8 @@ _ACK_DEADLINE_SECONDS: Final = 15
 _COME_BACK_SECONDS: Final = _ACK_DEADLINE_SECONDS + 5.0
 _FLOW_SECONDS: Final = 900.0
 _LOOK_SECONDS: Final = 0.2
+_AGAIN_SECONDS: Final = 60.0
+"""So long a message that is refused is delivered again: a worker may not have its connection back yet."""
 
 
 @dataclass(slots=True)
@@ -282,14 +284,20 @@ def _repeat(workers: list[WorkerProcess], messages: list[tuple[str, int]]) -> No
     """Deliver messages by push, to one worker after the other.
 
     Raises:
-        HTTPStatusError: One was not acknowledged.
+        HTTPStatusError: One was not acknowledged, also when it came again after a 503, as Pub/Sub has it.
     """
     subscription = f"projects/{PROJECT}/subscriptions/{SUBSCRIPTION}"
     with httpx.Client(trust_env=False, timeout=60) as client:
         for number, (message_id, user) in enumerate(messages):
             data = json.dumps(_user(user)).encode()
             body = message.envelope(data, {}, message_id, "2026-01-01T00:00:00Z", subscription)
-            client.post(workers[number % len(workers)].url, content=body).raise_for_status()
+            until = time.monotonic() + _AGAIN_SECONDS
+            while True:
+                answer = client.post(workers[number % len(workers)].url, content=body)
+                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > until:
+                    break
+                time.sleep(_LOOK_SECONDS)
+            answer.raise_for_status()
 
 
 def _handled(server: Postgres, before: int) -> int:
