@@ -59,7 +59,7 @@ def handled(running: Stack) -> dict[str, float]:
     return found
 
 
-@pytest.mark.timeout(400)  # what a killed stream had, the emulator gives to another one after 10 s, or only after two minutes
+@pytest.mark.timeout(400)  # what a killed stream had, the emulator gives again after ten seconds, or only after two minutes
 def test_a_backlog_is_pulled_through_a_kill_and_nothing_is_lost_or_doubled(pulling: Stack, tmp_path: Path) -> None:
     """INV-1, INV-3: killed in the middle and started again, every message is in the bucket once, and a conflict is kept."""
     folder = tmp_path / "lines"
